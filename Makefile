@@ -1,0 +1,37 @@
+# `make demo` and `make test` start from nothing: they make .venv and install fastseg into it.
+PYTHON ?= python3
+BIN := .venv/bin
+comma := ,
+ARCH := $(shell uname -m)
+# DALI has wheels for these; elsewhere the torchvision tier does its work.
+EXTRAS := $(if $(filter x86_64 aarch64,$(ARCH)),[dali$(comma)dev],[dev])
+
+
+.PHONY: help demo test lint bench clean
+help: ## say what each target does
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+.venv/done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
+	touch $@
+
+demo: .venv/done ## train SegNet on synthetic street scenes and write a report (no GPU, no data needed)
+	$(BIN)/fastseg train --data synth --recipe fast --size 48x72 --epochs 8
+
+test: .venv/done ## run every test that this machine can run
+	$(BIN)/python -m pytest
+
+# mypy sees the mapped packages only where they are installed, not where they lie: a copy of its own, see pyproject.toml.
+lint: .venv/done ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/lint
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/lint .
+	cd build/lint && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fastseg
+
+bench: .venv/done ## throughput of the data path and of the training step on this machine
+	$(BIN)/fastseg bench
+
+clean: ## remove .venv and build products (runs/ stays)
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,39 @@
+"""Data sets: class maps, layouts, splits, checks, statistics, synthetic scenes."""
+
+import os
+from pathlib import Path
+
+from fastseg.errors import UsageError
+
+# What `--data synth` and `make demo` train on: three times the default training size, so that resizing has work to do.
+SYNTH_COUNTS = {"train": 256, "val": 64, "test": 0}
+SYNTH_SIZE = (144, 216)
+
+
+def home() -> Path:
+    """The folder of data sets: $FASTSEG_DATA where set, else the user's cache folder."""
+    if os.environ.get("FASTSEG_DATA"):
+        return Path(os.environ["FASTSEG_DATA"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastseg"
+
+
+def resolve(name: str) -> Path:
+    """The folder behind `--data`: `camvid` (downloaded on first use), `synth` (drawn on first use), or a path."""
+    if name == "synth":
+        from fastseg.data.synth import VERSION, write
+
+        folder = home() / f"synth-{VERSION}"
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write(folder, counts=SYNTH_COUNTS, size=SYNTH_SIZE)
+        return folder
+    if name == "camvid":
+        from fastseg.data.download import download_camvid
+
+        folder = home() / "camvid"
+        if not folder.exists():
+            download_camvid(folder)
+        return folder
+    if not name:
+        raise UsageError("--data is empty: give `camvid`, `synth` or a path")
+    return Path(name)

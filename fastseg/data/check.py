@@ -1,0 +1,61 @@
+"""`fastseg data check`: read every pair of a data set and name each file that is missing, unreadable or off the map."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from fastseg.data.classes import UNKNOWN, VOID, ClassMap
+from fastseg.data.headers import read_header
+from fastseg.data.layouts import Dataset, Pair, Problem
+from fastseg.errors import FastsegError
+from fastseg.pipelines.reference import decode_image, decode_label, read_label
+
+
+def off_map(path: str, classes: ClassMap) -> str | None:
+    """The commonest value or colour of a label file that is not in the class map, with its pixel count; None if none."""
+    raw = read_label(path, classes)
+    bad = classes.to_classes(raw) == UNKNOWN
+    if not bad.any():
+        return None
+    values, counts = np.unique(raw[bad], axis=0, return_counts=True)
+    value = values[counts.argmax()].tolist()
+    y, x = np.argwhere(bad)[0].tolist()
+    kind = "colour" if classes.is_color else "value"
+    more = f" and {len(values) - 1} more {kind}s" if len(values) > 1 else ""
+    return (
+        f"{kind} {tuple(value) if classes.is_color else value} is not in the class map: {int(counts.max())} pixels{more}, "
+        f"the first at x={x} y={y}; correct the file, or --unknown-colours void to ignore such pixels"
+    )
+
+
+def check_pair(pair: Pair, classes: ClassMap) -> tuple[list[Problem], list[Problem]]:
+    """(errors, warnings) of one pair."""
+    header = read_header(pair)
+    if header.problem:
+        return [header.problem], []
+    errors, warnings = [], []
+    try:
+        decode_image(pair.image)
+    except FastsegError as error:
+        errors.append(Problem(pair.image, str(error).removeprefix(f"{pair.image}: ")))
+    try:
+        label = decode_label(pair.label, classes, UNKNOWN)
+        found = off_map(pair.label, classes)
+        if found:
+            errors.append(Problem(pair.label, found))
+        elif (label == VOID).all():
+            warnings.append(Problem(pair.label, "all pixels are void"))
+    except FastsegError as error:
+        errors.append(Problem(pair.label, str(error).removeprefix(f"{pair.label}: ")))
+    return errors, warnings
+
+
+def check(dataset: Dataset, threads: int) -> tuple[Sequence[Problem], Sequence[Problem]]:
+    """(errors, warnings) of the whole data set: orphans first, then the pairs in order."""
+    errors, warnings = list(dataset.problems), []
+    with ThreadPoolExecutor(threads) as pool:
+        for wrong, odd in pool.map(lambda p: check_pair(p, dataset.classes), dataset.pool):
+            errors += wrong
+            warnings += odd
+    return errors, warnings

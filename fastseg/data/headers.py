@@ -1,0 +1,69 @@
+"""File headers: what each image and label file is, read once before anything is decoded.
+
+Costs about 0.2 ms a file (Pillow reads no pixels). What follows from it: label and image sizes that differ are found
+before the first step, resizing to the same size is skipped, and files which DALI would decode to something else than
+their values (palette or 16-bit labels) go through the torchvision tier.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from PIL import Image
+
+from fastseg.data.layouts import Pair, Problem
+
+# Pillow's modes that DALI's decoders turn into the same bytes as we do: images as RGB, labels as they are.
+_DALI_IMAGES = {"RGB", "L"}
+_DALI_INDEX_LABELS, _DALI_COLOR_LABELS = {"L"}, {"RGB"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """One pair's sizes as (height, width) and Pillow modes; `problem` says what is wrong with it, if anything."""
+
+    image_size: tuple[int, int] = (0, 0)
+    label_size: tuple[int, int] = (0, 0)
+    image_mode: str = ""
+    label_mode: str = ""
+    problem: Problem | None = None
+
+
+def _open(path: str) -> tuple[tuple[int, int], str, str]:
+    with Image.open(path) as file:
+        return (file.height, file.width), file.mode, file.format or ""
+
+
+def read_header(pair: Pair) -> Header:
+    """Header of a pair; an unreadable file or two sizes that differ are reported in `problem`, not raised."""
+    found = []
+    for path in (pair.image, pair.label):
+        try:
+            found.append(_open(path))
+        except OSError as error:
+            return Header(problem=Problem(path, f"cannot be read: {str(error).replace(repr(path), 'the file')}"))
+    (image_size, image_mode, _), (label_size, label_mode, label_format) = found
+    problem = None
+    if label_format == "JPEG":
+        problem = Problem(pair.label, "is a JPEG: its compression changes labels; save labels as PNG")
+    elif image_size != label_size:
+        image, label = (f"{w}x{h}" for h, w in (image_size, label_size))
+        problem = Problem(pair.label, f"image {image}, label {label} (width x height): they must be equal")
+    return Header(image_size, label_size, image_mode, label_mode, problem)
+
+
+def read_headers(pairs: Sequence[Pair], threads: int) -> list[Header]:
+    """Headers of all pairs, in order."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(read_header, pairs, chunksize=16))
+
+
+def dali_obstacle(pairs: Sequence[Pair], headers: Sequence[Header], is_color: bool) -> str | None:
+    """Why DALI cannot decode these files to the right values, or None where it can."""
+    labels = _DALI_COLOR_LABELS if is_color else _DALI_INDEX_LABELS
+    for pair, header in zip(pairs, headers, strict=True):
+        if header.label_mode not in labels:
+            return f"DALI would misread {pair.label} (mode {header.label_mode})"
+        if header.image_mode not in _DALI_IMAGES:
+            return f"DALI would misread {pair.image} (mode {header.image_mode})"
+    return None

@@ -1,0 +1,16 @@
+"""Errors that a user can cause: one line each, which names the file or option and the cure.
+
+The command line prints them without a traceback (`--debug` shows one) and exits with `exit_code`.
+"""
+
+
+class FastsegError(Exception):
+    """Work that failed: bad data, a missing file, a run that cannot go on."""
+
+    exit_code = 1
+
+
+class UsageError(FastsegError):
+    """Wrong use: an option, a recipe or a path that cannot be what was meant."""
+
+    exit_code = 2

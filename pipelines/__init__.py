@@ -1,0 +1,1 @@
+"""The data path: from a sample plan to a batch on the device."""

@@ -1,0 +1,172 @@
+"""The DALI tier: decode, resize, index, mirror and move in one graph, on the GPU or on the CPU's threads.
+
+The plan enters through `external_source`; nothing in Python touches a pixel. `device="gpu"` decodes with the mixed
+decoder and everything after it on the GPU; `device="cpu"` is the same graph without one.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.pipeline import DataNode, Pipeline
+
+from fastseg.data.classes import VOID, ClassMap
+from fastseg.errors import FastsegError
+from fastseg.pipelines.plan import BatchPlan, Plan
+from fastseg.pipelines.reference import decode_image, decode_label
+
+if TYPE_CHECKING:
+    from fastseg.pipelines.source import Spec
+
+PREFETCH = 2
+
+
+def to_classes(raw_HWC: DataNode, classes: ClassMap, unknown: int) -> DataNode:
+    """Decoded label -> class indices uint8[H, W, 1], by exact lookups (two for a colour: see ClassMap.color_tables)."""
+
+    def look_up(keys: DataNode, table: np.ndarray, default: int) -> DataNode:
+        (used,) = np.nonzero(table != default)
+        return fn.lookup_table(
+            keys, keys=used.tolist(), values=table[used].tolist(), default_value=default, dtype=types.UINT8
+        )
+
+    if not classes.is_color:
+        return look_up(raw_HWC[:, :, 0:1], classes.index_table(unknown), unknown)
+    first, second = classes.color_tables(unknown)
+    red, green, blue = (fn.cast(raw_HWC[:, :, c : c + 1], dtype=types.INT32) for c in range(3))
+    ids = fn.cast(look_up(red * 256 + green, first, 0), dtype=types.INT32)
+    return look_up(ids * 256 + blue, second, unknown)
+
+
+def resize_images(images: DataNode, size: tuple[int, int]) -> DataNode:
+    """Antialiased bilinear: the definition that `fastseg.pipelines.resize` restates."""
+    return fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+
+
+def resize_labels(labels: DataNode, size: tuple[int, int], source_size: DataNode) -> DataNode:
+    """Nearest neighbour by the integer rule: the region is nudged by a quarter of 1/size, so that no tie is left.
+
+    Without it DALI's CPU operator, which adds up source rows in fp32, slips by a row at sizes such as 360 -> 300.
+    """
+    nudge = (1 / (4 * size[0]), 1 / (4 * size[1]))
+    return fn.resize(
+        labels,
+        size=size,
+        interp_type=types.INTERP_NN,
+        roi_start=nudge,
+        roi_end=source_size + types.Constant(np.array(nudge, np.float32)),
+    )
+
+
+def mirror_and_move(pixels: DataNode, mirror: DataNode, start: DataNode, size: tuple[int, int], fill: int) -> DataNode:
+    """Mirror left-right, then cut a window at `start` = -shift; what lies outside becomes `fill`."""
+    mirrored = fn.flip(pixels, horizontal=mirror)
+    return fn.slice(
+        mirrored, start=start, shape=size, axes=(0, 1), out_of_bounds_policy="pad", fill_values=float(fill)
+    )
+
+
+def columns(spec: "Spec", *, augment: bool, with_resized_labels: bool) -> list[str]:
+    """What a graph is fed: file paths, the label files' sizes where they decide a resize, and the plan's draws."""
+    resizing = with_resized_labels and not spec.same_size
+    return ["image", "label", *(["size"] if resizing else []), *(["mirror", "start"] if augment else [])]
+
+
+@pipeline_def
+def graph(source: Any, spec: "Spec", *, gpu: bool, augment: bool, with_resized_labels: bool) -> tuple[DataNode, ...]:
+    """The graph of both devices. `source` yields what `columns` names, in that order."""
+    names = columns(spec, augment=augment, with_resized_labels=with_resized_labels)
+    fed = dict(zip(names, fn.external_source(source=source, num_outputs=len(names)), strict=True))
+    decoder = "mixed" if gpu else "cpu"
+    images = fn.decoders.image(
+        fn.io.file.read(fed["image"]), device=decoder, output_type=types.RGB, adjust_orientation=False
+    )
+    labels = fn.decoders.image(
+        fn.io.file.read(fed["label"]),
+        device=decoder,
+        output_type=types.RGB if spec.classes.is_color else types.ANY_DATA,
+        adjust_orientation=False,
+    )
+    if not spec.same_size:
+        images = resize_images(images, spec.size)
+        if with_resized_labels:
+            labels = resize_labels(labels, spec.size, fed["size"])
+    # Colours become indices before anything moves: the fill of an uncovered edge is a class index, not a colour.
+    labels = to_classes(labels, spec.classes, spec.unknown)
+    if augment:
+        images = mirror_and_move(images, fed["mirror"], fed["start"], spec.size, 0)
+        labels = mirror_and_move(labels, fed["mirror"], fed["start"], spec.size, VOID)
+    return images, labels
+
+
+class DaliTier:
+    """See `fastseg.pipelines.source.Tier`."""
+
+    def __init__(self, spec: "Spec") -> None:
+        self.spec = spec
+
+    def _feeds(self, parts: Iterable[BatchPlan], names: list[str]) -> Iterator[tuple[Any, ...]]:
+        for part in parts:
+            pairs = [self.spec.pairs[i] for i in part.indices]
+            feed = {
+                "image": [np.frombuffer(p.image.encode(), np.uint8) for p in pairs],
+                "label": [np.frombuffer(p.label.encode(), np.uint8) for p in pairs],
+                "size": np.array([self.spec.headers[i].label_size for i in part.indices], np.float32),
+                "mirror": part.mirror.astype(np.int32),
+                "start": -part.shift.astype(np.int32),
+            }
+            yield tuple(feed[name] for name in names)
+
+    def build(self, parts: Iterable[BatchPlan], batch: int, **kind: bool) -> Pipeline:
+        """The pipeline over `parts`, of at most `batch` samples each; `kind` is `graph`'s augment, with_resized_labels."""
+        gpu = self.spec.device.type == "cuda"
+        return graph(
+            self._feeds(parts, columns(self.spec, **kind)),
+            self.spec,
+            gpu=gpu,
+            batch_size=batch,
+            num_threads=self.spec.threads,
+            device_id=(self.spec.device.index or 0) if gpu else None,
+            prefetch_queue_depth=PREFETCH,
+            # All chance is in the plan; a fixed seed keeps DALI's own from mattering.
+            seed=0,
+            **kind,
+        )
+
+    def _run(self, pipe: Pipeline, in_flight: list[np.ndarray]) -> tuple[Any, Any]:
+        """One batch; DALI's error names no file, so the files of the batches in flight are opened again to find it."""
+        try:
+            return pipe.run()
+        except (RuntimeError, ValueError) as error:
+            faults = []
+            for index in dict.fromkeys(int(i) for indices in in_flight for i in indices):
+                pair = self.spec.pairs[index]
+                try:
+                    decode_image(pair.image)
+                    decode_label(pair.label, self.spec.classes, self.spec.unknown)
+                except FastsegError as fault:
+                    faults.append(str(fault))
+            if faults:
+                raise FastsegError("; ".join(faults)) from error
+            raise
+
+    def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        parts = (plan.shard(step, rank, world) for step in itertools.count(start))
+        local = len(plan.shard(start, rank, world).indices)
+        pipe = self.build(parts, local, augment=True, with_resized_labels=True)
+        for step in itertools.count(start):
+            near = [plan.shard(s, rank, world).indices for s in range(step, step + PREFETCH + 2)]
+            images, labels = self._run(pipe, near)
+            yield torch.from_dlpack(images.as_tensor()), torch.from_dlpack(labels.as_tensor())[..., 0]
+
+    def evaluate(
+        self, batches: list[np.ndarray], *, resize_labels: bool
+    ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
+        parts = (BatchPlan(i, np.zeros(len(i), bool), np.zeros((len(i), 2), np.int32)) for i in batches)
+        pipe = self.build(parts, len(batches[0]), augment=False, with_resized_labels=resize_labels)
+        for position in range(len(batches)):
+            images, labels = self._run(pipe, batches[position : position + PREFETCH + 2])
+            yield torch.from_dlpack(images.as_tensor()), [torch.from_dlpack(label)[..., 0] for label in labels]

@@ -1,0 +1,106 @@
+"""The torchvision tier: the readable reference, and the fallback where DALI has no wheel.
+
+Pillow decodes (it gives palette and 16-bit labels as they are), `resize` resizes, torchvision mirrors and moves. A few
+threads work ahead by two batches; decoding leaves Python's lock.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as tvf
+
+from fastseg.data.classes import VOID, ClassMap
+from fastseg.errors import FastsegError
+from fastseg.pipelines.plan import Plan
+from fastseg.pipelines.resize import resize_image, resize_label
+
+if TYPE_CHECKING:
+    from fastseg.pipelines.source import Spec
+
+BATCHES_AHEAD = 2
+
+
+def _decode(path: str, convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    try:
+        with Image.open(path) as file:
+            return np.array(convert(file))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise FastsegError(f"{path}: cannot be decoded: {error}") from None
+
+
+def decode_image(path: str) -> np.ndarray:
+    """uint8[H, W, 3]: the file's pixels as RGB, as they are stored (an EXIF orientation is not applied)."""
+    return _decode(path, lambda file: file.convert("RGB"))
+
+
+def read_label(path: str, classes: ClassMap) -> np.ndarray:
+    """A label as its file has it: indices [H, W] by value (palettes ignored), or colours uint8[H, W, 3]."""
+    raw = _decode(path, lambda file: file.convert("RGB") if classes.is_color else file)
+    if not classes.is_color and (raw.ndim != 2 or raw.dtype.kind not in "ui"):
+        raise FastsegError(f"{path}: an index label must be a grey or palette image, this one is {raw.dtype} {raw.shape}")
+    return raw
+
+
+def decode_label(path: str, classes: ClassMap, unknown: int) -> np.ndarray:
+    """uint8[H, W] of class indices; values outside the class map become `unknown`."""
+    return classes.to_classes(read_label(path, classes), unknown)
+
+
+def mirror_and_move(pixels: torch.Tensor, mirror: bool, shift: np.ndarray, fill: int) -> torch.Tensor:
+    """[C, H, W] mirrored left-right, then moved by (dy, dx) whole pixels; what is uncovered becomes `fill`."""
+    if mirror:
+        pixels = tvf.horizontal_flip(pixels)
+    dy, dx = (int(v) for v in shift)
+    height, width = pixels.shape[-2:]
+    padded = tvf.pad(pixels, [max(dx, 0), max(dy, 0), max(-dx, 0), max(-dy, 0)], fill=fill)
+    return tvf.crop(padded, max(-dy, 0), max(-dx, 0), height, width)
+
+
+class TorchvisionTier:
+    """See `fastseg.pipelines.source.Tier`."""
+
+    def __init__(self, spec: "Spec") -> None:
+        self.spec = spec
+
+    def _sample(self, index: int, resize_labels: bool) -> tuple[np.ndarray, np.ndarray]:
+        pair = self.spec.pairs[index]
+        image = resize_image(decode_image(pair.image), self.spec.size)
+        label = decode_label(pair.label, self.spec.classes, self.spec.unknown)
+        return image, resize_label(label, self.spec.size) if resize_labels else label
+
+    def _augmented(self, index: int, mirror: bool, shift: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        image, label = self._sample(index, resize_labels=True)
+        image_CHW = mirror_and_move(torch.from_numpy(image).permute(2, 0, 1), mirror, shift, 0)
+        label_1HW = mirror_and_move(torch.from_numpy(label)[None], mirror, shift, VOID)
+        return image_CHW.permute(1, 2, 0), label_1HW[0]
+
+    def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        device = self.spec.device
+        with ThreadPoolExecutor(self.spec.threads) as pool:
+            ahead: deque[list[Future]] = deque()
+            step = start
+            while True:
+                while len(ahead) <= BATCHES_AHEAD:
+                    part = plan.shard(step, rank, world)
+                    ahead.append([pool.submit(self._augmented, *s) for s in zip(*vars(part).values(), strict=True)])
+                    step += 1
+                images, labels = zip(*(future.result() for future in ahead.popleft()), strict=True)
+                yield torch.stack(images).to(device), torch.stack(labels).to(device)
+
+    def evaluate(
+        self, batches: list[np.ndarray], *, resize_labels: bool
+    ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
+        device = self.spec.device
+        with ThreadPoolExecutor(self.spec.threads) as pool:
+            ahead: deque[list[Future]] = deque()
+            for indices in [*batches, *[np.array([], int)] * BATCHES_AHEAD]:
+                ahead.append([pool.submit(self._sample, int(i), resize_labels) for i in indices])
+                if len(ahead) > BATCHES_AHEAD:
+                    images, labels = zip(*(future.result() for future in ahead.popleft()), strict=True)
+                    stacked = torch.from_numpy(np.stack(images)).to(device)
+                    yield stacked, [torch.from_numpy(label).to(device) for label in labels]

@@ -1,0 +1,163 @@
+"""Batches: the one interface of the data path, and the choice between its tiers.
+
+    for batch in train_source(spec, plan): batch.images, batch.labels, batch.indices
+
+Whatever the tier, uint8 pixels come out of it (mirrored and moved for training), and `normalise` below makes the
+network's input from them on the training device: one definition for all tiers, in fp32, cast once. (DALI could
+normalise in its graph, but has no bf16, and uint8 is a quarter of the bytes to move.)
+"""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from fastseg.data.classes import UNKNOWN, VOID, ClassMap
+from fastseg.data.headers import Header, dali_obstacle
+from fastseg.data.layouts import Pair
+from fastseg.errors import FastsegError, UsageError
+from fastseg.pipelines.plan import Plan, in_order
+
+LOADERS = ("auto", "dali", "torchvision")
+
+# ImageNet's mean and standard deviation in 0..255, as torchvision's VGG weights expect their input.
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+class Batch(NamedTuple):
+    """Images [B, 3, H, W] channels-last, normalised; labels uint8, VOID = 255; indices into the split.
+
+    Labels are one tensor [B, H, W] in training and a list of [H, W] tensors of each file's own size in evaluation.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor | list[torch.Tensor]
+    indices: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What a source reads and what it makes of it."""
+
+    pairs: Sequence[Pair]
+    headers: Sequence[Header]
+    classes: ClassMap
+    size: tuple[int, int]
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    unknown_void: bool = False
+
+    @property
+    def unknown(self) -> int:
+        """What a label value outside the class map becomes."""
+        return VOID if self.unknown_void else UNKNOWN
+
+    @property
+    def same_size(self) -> bool:
+        """True where all files have the network's size already, so that no tier needs to resize."""
+        return all(h.image_size == self.size for h in self.headers)
+
+
+class Tier(Protocol):
+    """A way to get pixels: uint8 images [B, H, W, 3] and labels on the device, for batch after batch."""
+
+    def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+
+    def evaluate(
+        self, batches: list[np.ndarray], *, resize_labels: bool
+    ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]: ...
+
+
+def choose_loader(requested: str, spec: Spec) -> tuple[str, str]:
+    """The tier to use and why.
+
+    Raises:
+        UsageError: the requested tier does not exist or cannot read these files.
+    """
+    if requested not in LOADERS:
+        raise UsageError(f"--loader {requested}: choose one of {', '.join(LOADERS)}")
+    if requested == "torchvision":
+        return requested, "as asked"
+    missing = importlib.util.find_spec("nvidia.dali") is None if importlib.util.find_spec("nvidia") else True
+    obstacle = "DALI is not installed" if missing else dali_obstacle(spec.pairs, spec.headers, spec.classes.is_color)
+    if obstacle is None:
+        return "dali", "as asked" if requested == "dali" else "DALI is installed and reads these files exactly"
+    if requested == "dali":
+        cure = "install nvidia-dali-cuda130 (Linux)" if missing else "use --loader torchvision"
+        raise UsageError(f"--loader dali: {obstacle}; {cure}")
+    return "torchvision", obstacle
+
+
+def make_tier(loader: str, spec: Spec) -> Tier:
+    """The tier of that name; imports DALI only where it is used."""
+    if loader == "dali":
+        from fastseg.pipelines.dali import DaliTier
+
+        return DaliTier(spec)
+    from fastseg.pipelines.reference import TorchvisionTier
+
+    return TorchvisionTier(spec)
+
+
+def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> (x - MEAN) / STD as `dtype` [B, 3, H, W] in channels-last memory."""
+    mean, std = (torch.tensor(v, device=images_BHWC.device) for v in (MEAN, STD))
+    out = (images_BHWC.to(torch.float32) - mean).div_(std).to(dtype)
+    return out.permute(0, 3, 1, 2)
+
+
+@dataclass
+class TrainSource:
+    """Endless training batches from step `start` on, for shard `rank` of `world`.
+
+    Counts label pixels outside the class map on the device; `check` reads the count, which waits for the device.
+    """
+
+    spec: Spec
+    plan: Plan
+    loader: str
+    start: int = 0
+    rank: int = 0
+    world: int = 1
+    _unknown: torch.Tensor = field(init=False)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._unknown = torch.zeros((), dtype=torch.int64, device=self.spec.device)
+        pixels = make_tier(self.loader, self.spec).train(self.plan, self.start, self.rank, self.world)
+        for step, (images, labels) in enumerate(pixels, self.start):
+            self._unknown += (labels == UNKNOWN).sum()
+            indices = self.plan.shard(step, self.rank, self.world).indices
+            yield Batch(normalise(images, self.spec.dtype), labels, indices)
+
+    def check(self) -> None:
+        """Raise FastsegError, naming the files, if a label so far held a value outside the class map."""
+        if int(self._unknown):
+            raise FastsegError(unknown_values(self.spec))
+
+
+def evaluation_batches(spec: Spec, loader: str, batch: int, *, resize_labels: bool) -> Iterator[Batch]:
+    """Each sample once, in order; the last batch may be short. Labels keep their own size unless `resize_labels`."""
+    batches = in_order(len(spec.pairs), batch)
+    pixels = make_tier(loader, spec).evaluate(batches, resize_labels=resize_labels)
+    unknown = 0
+    for indices, (images, labels) in zip(batches, pixels, strict=True):
+        unknown += sum(int((label == UNKNOWN).sum()) for label in labels)
+        yield Batch(normalise(images, spec.dtype), labels, indices)
+    if unknown:
+        raise FastsegError(unknown_values(spec))
+
+
+def unknown_values(spec: Spec) -> str:
+    """One line that names the first label file with a value outside the class map, the value and its pixel count."""
+    from fastseg.data.check import off_map
+
+    for pair in spec.pairs:
+        found = off_map(pair.label, spec.classes)
+        if found:
+            return f"{pair.label}: {found}"
+    return "labels changed while they were read: values outside the class map were seen and are gone"
