@@ -1,0 +1,150 @@
+"""SegNet: VGG's convolutions as encoder, mirrored as decoder, pooling positions handed across.
+
+Badrinarayanan, Kendall, Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image Segmentation",
+IEEE TPAMI 2017. Every convolution is 3x3 and followed by batch normalisation and ReLU, but for the last, which gives
+the class scores. Convolutions carry no bias, since batch normalisation subtracts it again.
+"""
+
+import urllib.error
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastseg.errors import FastsegError, UsageError
+from fastseg.kernels.pool import pool, unpool
+
+# Convolutions per stage (Simonyan and Zisserman 2015, configurations D and E) and channels per stage.
+BACKBONES = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+CHANNELS = (64, 128, 256, 512, 512)
+
+
+def _conv(channels_in: int, channels_out: int) -> list[nn.Module]:
+    conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+    return [conv, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
+
+
+class SegNet(nn.Module):
+    """Class scores for each pixel.
+
+    Args:
+        num_classes: C, channels of the output.
+        backbone: "vgg16" or "vgg19".
+        depth: 1 to 5 encoder stages, each with its decoder stage (MATLAB's segnetLayers offers the same).
+    """
+
+    def __init__(self, num_classes: int, backbone: str = "vgg16", depth: int = 5) -> None:
+        super().__init__()
+        if backbone not in BACKBONES:
+            raise UsageError(f"model.backbone {backbone}: choose one of {', '.join(BACKBONES)}")
+        if not 1 <= depth <= len(CHANNELS):
+            raise UsageError(f"model.depth {depth}: from 1 to {len(CHANNELS)}")
+        self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
+        stages = list(zip(BACKBONES[backbone][:depth], CHANNELS[:depth], strict=True))
+        channels = 3
+        for convs, width in stages:
+            layers: list[nn.Module] = []
+            for _ in range(convs):
+                layers += _conv(channels, width)
+                channels = width
+            self.encoder.append(nn.Sequential(*layers))
+        for stage in reversed(range(depth)):
+            convs, width = stages[stage]
+            layers = [layer for _ in range(convs - 1) for layer in _conv(width, width)]
+            if stage > 0:
+                layers += _conv(width, CHANNELS[stage - 1])
+            else:
+                layers += [nn.Conv2d(width, num_classes, 3, padding=1)]
+            self.decoder.append(nn.Sequential(*layers))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                # He et al. 2015, eq. 10, as SegNet's authors initialise: variance 2 / fan-in.
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] -> scores [B, C, H, W], for any H and W."""
+        x, skipped = images_BCHW, []
+        for stage in self.encoder:
+            x = stage(x)
+            size = (x.shape[-2], x.shape[-1])
+            x, positions = pool(x)
+            skipped.append((positions, size))
+        for stage in self.decoder:
+            x = stage(unpool(x, *skipped.pop()))
+        return x
+
+
+def load_vgg(model: SegNet, state: dict[str, torch.Tensor], name: str) -> None:
+    """Fill the encoder from a torchvision VGG's state dict (vgg16, vgg16_bn, vgg19, vgg19_bn).
+
+    The classifier is dropped. A convolution's bias is folded into its batch normalisation: running_mean -= bias where
+    the VGG has one, else scale 1, mean 0, variance 1 and shift = bias, so that the eval-mode features are equal.
+
+    Raises:
+        FastsegError: a key that is missing, left over or of another shape, by name.
+    """
+    left = {k: v for k, v in state.items() if not k.startswith("classifier.")}
+    has_bn = any(k.endswith("running_mean") for k in left)
+
+    def take(key: str, like: torch.Tensor) -> torch.Tensor:
+        if key not in left:
+            raise FastsegError(f"{name}: no key {key}; it is not a torchvision VGG that fits this encoder")
+        value = left.pop(key)
+        if value.shape != like.shape:
+            raise FastsegError(f"{name}: {key} has shape {tuple(value.shape)}, the encoder needs {tuple(like.shape)}")
+        return value
+
+    position = 0  # index in torchvision's flat `features`, where pooling layers count too
+    with torch.no_grad():
+        for stage in model.encoder:
+            for conv, bn in zip(stage[0::3], stage[1::3], strict=True):
+                conv.weight.copy_(take(f"features.{position}.weight", conv.weight))
+                bias = take(f"features.{position}.bias", bn.bias)
+                if has_bn:
+                    source = f"features.{position + 1}"
+                    for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+                        target = getattr(bn, key)
+                        target.copy_(take(f"{source}.{key}", target))
+                    bn.running_mean -= bias
+                else:
+                    bn.weight.fill_(1)
+                    bn.bias.copy_(bias)
+                    bn.running_mean.zero_()
+                    bn.running_var.fill_(1 - bn.eps)
+                position += 3 if has_bn else 2
+            position += 1
+    # A shallower encoder leaves whole deeper stages over; anything else left over is a mistake.
+    stray = [k for k in left if not (k.startswith("features.") and int(k.split(".")[1]) >= position)]
+    if stray or (left and len(model.encoder) == len(CHANNELS)):
+        raise FastsegError(f"{name}: keys that fit nowhere: {', '.join(stray or left)}")
+
+
+def initialise(model: SegNet, init: str) -> None:
+    """Set the encoder's weights: "none" keeps He's, a torchvision VGG's name downloads ImageNet weights, else a file.
+
+    Raises:
+        UsageError: no such file, or a download that fails, with the cure. FastsegError: a file that does not fit.
+    """
+    if init == "none":
+        return
+    if init in ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn"):
+        from torchvision.models import get_model_weights
+
+        try:
+            state = get_model_weights(init).DEFAULT.get_state_dict(progress=False)
+        except (urllib.error.URLError, OSError) as error:
+            raise UsageError(
+                f"--init {init}: its weights could not be downloaded ({getattr(error, 'reason', error)}); "
+                "use --init FILE of a torchvision state dict you have, or --init none to start from random weights"
+            ) from None
+    else:
+        path = Path(init)
+        if not path.is_file():
+            raise UsageError(f"--init {init}: no such file; give none, vgg16, vgg16_bn, vgg19, vgg19_bn or a file")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise FastsegError(f"--init {init}: not a readable state dict ({type(error).__name__}: {error})") from None
+    load_vgg(model, state, f"--init {init}")

@@ -1,0 +1,1 @@
+"""Operations of a SegNet step, each with its PyTorch reference."""
