@@ -64,9 +64,7 @@ def resize_labels(labels: DataNode, size: tuple[int, int], source_size: DataNode
 def mirror_and_move(pixels: DataNode, mirror: DataNode, start: DataNode, size: tuple[int, int], fill: int) -> DataNode:
     """Mirror left-right, then cut a window at `start` = -shift; what lies outside becomes `fill`."""
     mirrored = fn.flip(pixels, horizontal=mirror)
-    return fn.slice(
-        mirrored, start=start, shape=size, axes=(0, 1), out_of_bounds_policy="pad", fill_values=float(fill)
-    )
+    return fn.slice(mirrored, start=start, shape=size, axes=(0, 1), out_of_bounds_policy="pad", fill_values=float(fill))
 
 
 def columns(spec: "Spec", *, augment: bool, with_resized_labels: bool) -> list[str]:
@@ -121,7 +119,7 @@ class DaliTier:
             yield tuple(feed[name] for name in names)
 
     def build(self, parts: Iterable[BatchPlan], batch: int, **kind: bool) -> Pipeline:
-        """The pipeline over `parts`, of at most `batch` samples each; `kind` is `graph`'s augment, with_resized_labels."""
+        """The pipeline over `parts`, at most `batch` samples each; `kind` is augment and with_resized_labels."""
         gpu = self.spec.device.type == "cuda"
         return graph(
             self._feeds(parts, columns(self.spec, **kind)),

@@ -98,7 +98,7 @@ class Plan:
         return BatchPlan(np.concatenate(indices), np.concatenate(mirror), np.concatenate(shift))
 
     def shard(self, step: int, rank: int, world: int) -> BatchPlan:
-        """Rank `rank`'s part of the batch: every `world`-th sample, so that shards never overlap or differ in length."""
+        """Rank `rank`'s part of the batch: every `world`-th sample, so shards never overlap or differ in length."""
         whole = self.global_batch(step)
         return BatchPlan(whole.indices[rank::world], whole.mirror[rank::world], whole.shift[rank::world])
 

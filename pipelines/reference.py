@@ -42,7 +42,9 @@ def read_label(path: str, classes: ClassMap) -> np.ndarray:
     """A label as its file has it: indices [H, W] by value (palettes ignored), or colours uint8[H, W, 3]."""
     raw = _decode(path, lambda file: file.convert("RGB") if classes.is_color else file)
     if not classes.is_color and (raw.ndim != 2 or raw.dtype.kind not in "ui"):
-        raise FastsegError(f"{path}: an index label must be a grey or palette image, this one is {raw.dtype} {raw.shape}")
+        raise FastsegError(
+            f"{path}: an index label must be a grey or palette image, this one is {raw.dtype} {raw.shape}"
+        )
     return raw
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 @lru_cache(maxsize=32)
 def triangle_weights(size_in: int, size_out: int) -> np.ndarray:
-    """float32[size_out, size_in]: row o holds the weights of the input pixels that make output pixel o; rows sum to 1."""
+    """float32[size_out, size_in]: row o weighs the input pixels that make output pixel o; rows sum to 1."""
     scale = size_in / size_out
     radius = max(1.0, scale)
     centres = (np.arange(size_out) + 0.5) * scale - 0.5

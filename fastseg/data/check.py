@@ -24,8 +24,8 @@ def off_map(path: str, classes: ClassMap) -> str | None:
     kind = "colour" if classes.is_color else "value"
     more = f" and {len(values) - 1} more {kind}s" if len(values) > 1 else ""
     return (
-        f"{kind} {tuple(value) if classes.is_color else value} is not in the class map: {int(counts.max())} pixels{more},"
-        f" the first at x={x} y={y}; correct the file, or --unknown-colours void to ignore such pixels"
+        f"{kind} {tuple(value) if classes.is_color else value} is not in the class map: {int(counts.max())} pixels"
+        f"{more}, the first at x={x} y={y}; correct the file, or --unknown-colours void to ignore such pixels"
     )
 
 

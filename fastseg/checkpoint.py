@@ -1,0 +1,88 @@
+"""Checkpoints: one file that holds all it takes to go on or to predict, written whole or not at all.
+
+Schema 1: schema, step, weights ("model"; batch-norm statistics included), averaged weights ("ema" or None), optimiser
+kind and state, gradient scaler, best score and how many validations ago, training seconds, CPU threads, the resolved
+config, class names and colours, mean and std of the input, and the training split's digest. The file loads with
+`weights_only=True`. No random state is in it, since nothing in a step draws a number: the sample plan is a function of
+seed and step, the learning rate of the step.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastseg import config as configs
+from fastseg.errors import FastsegError
+from fastseg.model import SegNet
+from fastseg.pipelines.source import MEAN, STD
+
+SCHEMA = 1
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint beside `path`, flush it to the disk, and put it in its place."""
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with partial.open("wb") as file:
+            torch.save({"schema": SCHEMA, "mean": list(MEAN), "std": list(STD), **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise FastsegError(f"{path} could not be written ({error}); the checkpoint before it is kept") from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents, on the CPU.
+
+    Raises:
+        FastsegError: no such file, not a checkpoint of fastseg, or of another schema.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FastsegError(f"{path}: no such checkpoint; a run keeps them in RUN/checkpoints/") from None
+    except Exception as error:  # torch.load fails in many ways on a file that is none of its own
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise FastsegError(f"{path}: not a readable checkpoint ({type(error).__name__}: {reason})") from None
+    if not isinstance(state, dict) or "schema" not in state:
+        raise FastsegError(f"{path}: not a checkpoint of fastseg (for a torchvision VGG's weights use --init FILE)")
+    if state["schema"] != SCHEMA:
+        raise FastsegError(f"{path}: checkpoint schema {state['schema']}, this fastseg reads {SCHEMA}")
+    return state
+
+
+def build_model(state: Mapping[str, Any]) -> SegNet:
+    """The network of a checkpoint with its weights: the averaged ones where the run kept an average."""
+    model = configs.from_dict(state["config"], "checkpoint").model
+    network = SegNet(len(state["classes"]), model.backbone, model.depth)
+    network.load_state_dict(state["ema"] or state["model"])
+    return network.to(memory_format=torch.channels_last).eval()
+
+
+def load(path: str | Path) -> SegNet:
+    """The trained network of a checkpoint file, in evaluation mode on the CPU.
+
+    Feed it [B, 3, H, W], normalised by `fastseg.pipelines.source.normalise`.
+    """
+    return build_model(read(Path(path)))
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restore an optimiser; momentum buffers get their parameters' strides, which the fused kernels rely on."""
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        buffer = values.get("momentum_buffer")
+        if isinstance(buffer, torch.Tensor) and buffer.stride() != parameter.stride():
+            values["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel, or itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

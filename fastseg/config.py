@@ -1,0 +1,244 @@
+"""The configuration of a run: one frozen tree of dataclasses, read from a TOML recipe, `--set key=value` and flags.
+
+Each default stands once, here; a recipe states what it changes. A run folder holds the resolved tree as config.toml.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import tomli_w
+
+from fastseg.errors import UsageError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Size = tuple[int, int]
+
+
+def parse_size(text: str) -> Size:
+    """(height, width) of "HEIGHTxWIDTH".
+
+    Raises:
+        ValueError: not two positive whole numbers with an x between them.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise ValueError(f"{text!r} is no size: write HEIGHTxWIDTH, such as 360x480")
+    return int(parts[0]), int(parts[1])
+
+
+def _option(default: Any, text: str, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
+    """A field with its meaning, and what its value may be."""
+    return field(default=default, metadata={"help": text, "choices": choices, "least": least})
+
+
+class _Checked:
+    """Checks every field against what `_option` said of it."""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, choices, least = getattr(self, f.name), f.metadata["choices"], f.metadata["least"]
+            if choices and value not in choices:
+                near = difflib.get_close_matches(str(value), choices, 1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                raise ValueError(f"{f.name} = {value!r}: choose one of {', '.join(choices)}{hint}")
+            # Written so that NaN fails too.
+            if least is not None and not value >= least:
+                raise ValueError(f"{f.name} = {value!r}: {least} or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(_Checked):
+    path: str = _option("camvid", "camvid, synth, a data set's folder, or a .toml file that describes one")
+    size: Size = _option((360, 480), "the network's input, HEIGHTxWIDTH in pixels")
+    split_scheme: str = _option("auto", "which pairs train", ("auto", "segnet", "random-60-40", "video"))
+    unknown_colours: str = _option("error", "label values outside the class map", ("error", "void"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment(_Checked):
+    mirror: bool = _option(True, "mirror half of the training samples left-right")
+    translate: int = _option(10, "largest shift each way, in pixels at 360 rows; scales with the height", least=0)
+
+    def max_shift(self, size: Size) -> tuple[int, int]:
+        """The largest shift (rows, columns) in pixels at this input size."""
+        pixels = round(self.translate * size[0] / 360)
+        return pixels, pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(_Checked):
+    backbone: str = _option("vgg16", "whose convolutions make the encoder", ("vgg16", "vgg19"))
+    depth: int = _option(5, "encoder stages, 1 to 5", least=1)
+    init: str = _option("none", "the encoder's start: none (He et al.), a torchvision VGG to download, or a file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(_Checked):
+    epochs: int = _option(100, "passes over the training images", least=1)
+    batch: int = _option(4, "images per device and backward pass", least=1)
+    accumulate: int = _option(1, "backward passes per optimiser step", least=1)
+    drop_remainder: bool = _option(False, "end each epoch with its last full batch, instead of batches across epochs")
+    weighting: str = _option(
+        "median-frequency", "class weights of the loss", ("median-frequency", "sqrt-median-frequency", "none")
+    )
+    optimizer: str = _option("auto", "which SGD: auto is apex where it fits, else torch", ("auto", "apex", "torch"))
+    lr: float = _option(1e-3, "learning rate; the highest of the schedule", least=0)
+    momentum: float = _option(0.9, "of SGD", least=0)
+    weight_decay: float = _option(5e-4, "L2", least=0)
+    decay_norms: bool = _option(True, "weight decay on batch norms and biases too")
+    schedule: str = _option("constant", "the learning rate over the run", ("constant", "step", "poly", "one-cycle"))
+    warmup: float = _option(0.3, "one-cycle: share of the run in which the learning rate rises", least=0)
+    step_epochs: int = _option(30, "step: epochs between two drops", least=1)
+    step_factor: float = _option(0.1, "step: what each drop multiplies by", least=0)
+    power: float = _option(0.9, "poly: (1 - progress) to this power", least=0)
+    clip: float = _option(0.0, "largest norm of the gradient; 0 leaves it alone", least=0)
+    ema: float = _option(0.0, "decay per step of the averaged weights that are evaluated; 0 for none", least=0)
+    validate_every: int = _option(1, "epochs between validations; each also writes a checkpoint", least=1)
+    patience: int = _option(0, "stop after so many validations without a better mIoU; 0 never", least=0)
+    keep_every: int = _option(0, "keep a checkpoint of every so many epochs beside last and best; 0 for none", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.warmup < 1 or not self.ema < 1 or not self.momentum < 1:
+            raise ValueError("warmup, ema and momentum: below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime(_Checked):
+    seed: int = _option(0, "of the sample plan, the split and the initial weights", least=0)
+    device: str = _option("auto", "auto is cuda where there is a GPU", ("auto", "cpu", "cuda"))
+    dtype: str = _option("fp32", "auto is the fastest that the device does well", ("auto", "bf16", "fp16", "fp32"))
+    loader: str = _option(
+        "auto", "what decodes: auto is DALI where it reads the files", ("auto", "dali", "torchvision")
+    )
+    threads: int = _option(0, "CPU threads per process; 0 shares the cores out", least=0)
+    log_every: int = _option(10, "steps between two log lines", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides a run. Keys are written SECTION.FIELD, as in config.toml."""
+
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    model: Model = field(default_factory=Model)
+    train: Train = field(default_factory=Train)
+    runtime: Runtime = field(default_factory=Runtime)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by section, as TOML and checkpoints hold them."""
+        tree = dataclasses.asdict(self)
+        tree["data"]["size"] = "{}x{}".format(*self.data.size)
+        return tree
+
+    def dumps(self) -> str:
+        """The tree as TOML."""
+        return tomli_w.dumps(self.as_dict())
+
+
+SECTIONS: dict[str, type] = get_type_hints(Config)
+
+
+def _converted(value: Any, wanted: Any, key: str) -> Any:
+    if wanted == Size:
+        if isinstance(value, str):
+            try:
+                return parse_size(value)
+            except ValueError as error:
+                raise UsageError(f"{key}: {error}") from None
+    elif wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is wanted:
+        return value
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    raise UsageError(f"{key} = {value!r}: wants {names.get(wanted, 'a size such as 360x480')}")
+
+
+def override(config: Config, changes: dict[str, Any], source: str = "--set") -> Config:
+    """A config with {"section.field": value} changed.
+
+    Raises:
+        UsageError: an unknown key or a value that does not fit; it names `source` (a file or an option) and the key.
+    """
+    known = [f"{name}.{f.name}" for name, cls in SECTIONS.items() for f in dataclasses.fields(cls)]
+    sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    for key, value in changes.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; sections are {', '.join(SECTIONS)}"
+            raise UsageError(f"{source}: unknown key {key}{hint}")
+        section, name = key.split(".")
+        wanted = get_type_hints(SECTIONS[section])[name]
+        sections[section][name] = _converted(value, wanted, f"{source}: {key}")
+    parts = {}
+    for section, new in sections.items():
+        try:
+            parts[section] = dataclasses.replace(getattr(config, section), **new)
+        except ValueError as error:
+            raise UsageError(f"{source}: {section}.{error}") from None
+    return Config(**parts)
+
+
+def from_dict(tree: dict[str, Any], source: str) -> Config:
+    """The defaults with a {section: {field: value}} tree laid over them.
+
+    Raises:
+        UsageError: as `override`.
+    """
+    changes = {}
+    for section, values in tree.items():
+        if not isinstance(values, dict):
+            raise UsageError(f"{source}: {section} is no section; sections are {', '.join(SECTIONS)}")
+        changes |= {f"{section}.{name}": value for name, value in values.items()}
+    return override(Config(), changes, source)
+
+
+def read(path: Path) -> Config:
+    """The config of a TOML file over the defaults."""
+    try:
+        return from_dict(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with fastseg."""
+    return sorted(p.stem for p in RECIPES.glob("*.toml"))
+
+
+def load_recipe(recipe: str) -> Config:
+    """The config of a recipe by name, or of a TOML file by path."""
+    if recipe in recipes():
+        return read(RECIPES / f"{recipe}.toml")
+    if Path(recipe).suffix == ".toml":
+        return read(Path(recipe))
+    raise UsageError(f"--recipe {recipe}: choose one of {', '.join(recipes())}, or give a .toml file")
+
+
+def assignments(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """{"section.field": value} of `--set section.field=value` texts; values are TOML, or else plain text."""
+    changes: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair}: write KEY=VALUE, such as train.lr=0.01")
+        try:
+            changes[key.strip()] = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            changes[key.strip()] = text
+    return changes
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Keys whose values differ."""
+    pairs = ((s, getattr(old, s), getattr(new, s)) for s in SECTIONS)
+    return [
+        f"{s}.{f.name}" for s, a, b in pairs for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)
+    ]

@@ -1,0 +1,121 @@
+"""Evaluation: one confusion matrix over a whole split, and the protocol that makes its scores mean something."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastseg import checkpoint as checkpoints
+from fastseg import config as configs
+from fastseg.config import Config
+from fastseg.data.split import digest
+from fastseg.distributed import World, choose_dtype, join
+from fastseg.errors import FastsegError, UsageError
+from fastseg.inputs import make_spec, open_data
+from fastseg.metrics import Scores, confusion_matrix
+from fastseg.pipelines.source import Spec, choose_loader, evaluation_batches
+
+# The network always sees batches of this shape, the last one padded: convolution kernels, and with them the last bits,
+# change with the batch size, and the same images must give the same counts.
+BATCH = 8
+
+
+@torch.inference_mode()
+def predictions(
+    network: nn.Module, spec: Spec, loader: str, *, at: str
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """(index, prediction int64[H, W], label uint8[H, W]) of each sample in order.
+
+    Scores are upsampled bilinearly (half-pixel centres) to the label's size, then the highest wins; `at` is "original"
+    for the label file's own size, "network" for labels resized to the network's.
+    """
+    network.eval()
+    for batch in evaluation_batches(spec, loader, BATCH, resize_labels=at == "network"):
+        missing = BATCH - len(batch.images)
+        images = F.pad(batch.images, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(spec.device.type, spec.dtype, enabled=spec.dtype != torch.float32):
+            logits = network(images)
+        for index, score, label in zip(batch.indices.tolist(), logits.float(), batch.labels, strict=False):
+            resized = F.interpolate(score[None], label.shape, mode="bilinear", align_corners=False)
+            yield index, resized[0].argmax(0), label
+
+
+def score(
+    network: nn.Module, spec: Spec, loader: str, world: World, *, at: str = "original", keep: int = 0
+) -> tuple[Scores, list[tuple[int, np.ndarray]]]:
+    """Scores over the split, each process taking its share, and the first `keep` predictions of this process."""
+    num_classes = len(spec.classes.names)
+    share = slice(world.rank, None, world.size)
+    mine = dataclasses.replace(spec, pairs=spec.pairs[share], headers=spec.headers[share])
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=spec.device)
+    kept = []
+    for index, prediction, label in predictions(network, mine, loader, at=at) if mine.pairs else ():
+        confusion += confusion_matrix(prediction, label, num_classes)
+        if index < keep:
+            kept.append((index * world.size + world.rank, prediction.to(torch.uint8).cpu().numpy()))
+    return Scores(world.sum(confusion).cpu().numpy()), kept
+
+
+def protocol(config: Config, spec: Spec, split: str, loader: str, at: str) -> dict:
+    """What a score needs beside it to be compared with another."""
+    return {
+        "data": config.data.path,
+        "split": split,
+        "split_scheme": config.data.split_scheme,
+        "images": len(spec.pairs),
+        "digest": digest(spec.pairs),
+        "classes": len(spec.classes.names),
+        "input": "{}x{}".format(*spec.size),
+        "labels": "at their own resolution" if at == "original" else "resized to the input (nearest)",
+        "upsampling": "bilinear scores, then argmax",
+        "void": "ignored",
+        "device": spec.device.type,
+        "dtype": str(spec.dtype).removeprefix("torch."),
+        "loader": loader,
+    }
+
+
+def evaluate(
+    checkpoint: str | Path,
+    *,
+    data: str | None = None,
+    split: str = "val",
+    at: str = "original",
+    changes: dict | None = None,
+) -> dict:
+    """Scores of a checkpoint on a split: the document that `fastseg eval --json` prints.
+
+    Args:
+        data: another data set than the run's.
+        at: "original" or "network": the resolution of the labels.
+        changes: {"section.field": value} laid over the run's configuration, such as runtime.device.
+
+    Raises:
+        FastsegError: the checkpoint cannot be read, or the data has other classes than the network.
+    """
+    if at not in ("original", "network"):
+        raise UsageError(f"--at {at}: choose original or network")
+    state = checkpoints.read(Path(checkpoint))
+    changes = {**(changes or {}), **({"data.path": data} if data else {})}
+    config = configs.override(configs.from_dict(state["config"], str(checkpoint)), changes)
+    world, _ = join(config.runtime.device, config.runtime.threads)
+    dtype, _ = choose_dtype(config.runtime.dtype, world.device.type)
+    dataset, splits = open_data(config)
+    if list(dataset.classes.names) != state["classes"]:
+        raise FastsegError(
+            f"{dataset.root}: its classes ({', '.join(dataset.classes.names)}) are not those of {checkpoint} "
+            f"({', '.join(state['classes'])})"
+        )
+    spec = make_spec(config, dataset, splits, split, device=world.device, dtype=dtype)
+    loader, _ = choose_loader(config.runtime.loader, spec)
+    network = checkpoints.build_model(state).to(world.device)
+    scores, _ = score(network, spec, loader, world, at=at)
+    return {
+        **scores.summary(dataset.classes.names),
+        "confusion": scores.confusion.tolist(),
+        "protocol": protocol(config, spec, split, loader, at) | {"step": state["step"], "averaged": bool(state["ema"])},
+    }

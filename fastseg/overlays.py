@@ -1,0 +1,43 @@
+"""Pictures of predictions: photo, label and prediction side by side."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fastseg.data.classes import VOID
+from fastseg.pipelines.reference import decode_image, decode_label
+from fastseg.pipelines.source import Spec
+
+PANEL_WIDTH = 320
+
+
+def colored(classes_HW: np.ndarray, colors: tuple[tuple[int, int, int], ...]) -> np.ndarray:
+    """uint8[H, W, 3]: each class in its colour, everything else black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(colors)] = colors
+    return table[classes_HW]
+
+
+def write_strip(path: Path, spec: Spec, index: int, prediction: np.ndarray) -> None:
+    """Save photo | label | prediction of one sample as a PNG, put in place whole."""
+    pair = spec.pairs[index]
+    label = decode_label(pair.label, spec.classes, VOID)
+    panels = []
+    for pixels, how in (
+        (decode_image(pair.image), Image.Resampling.BILINEAR),
+        (colored(label, spec.classes.colors), Image.Resampling.NEAREST),
+        (colored(prediction, spec.classes.colors), Image.Resampling.NEAREST),
+    ):
+        height = round(PANEL_WIDTH * label.shape[0] / label.shape[1])
+        panels.append(np.asarray(Image.fromarray(pixels).resize((PANEL_WIDTH, height), how)))
+    partial = path.with_name(f".{path.name}.partial")
+    Image.fromarray(np.concatenate(panels, axis=1)).save(partial, format="PNG")
+    partial.replace(path)
+
+
+def write_strips(folder: Path, spec: Spec, predictions: list[tuple[int, np.ndarray]]) -> None:
+    """One strip per (index, prediction uint8[H, W]), named by its place in the split and the image's stem."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, prediction in predictions:
+        write_strip(folder / f"{index:02d}-{spec.pairs[index].stem}.png", spec, index, prediction)

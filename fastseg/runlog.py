@@ -1,0 +1,154 @@
+"""The record of a run, log.jsonl, and the views of it that are written as it grows: TensorBoard and the terminal."""
+
+import datetime
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from fastseg.runs import read_log
+
+SCALARS = {
+    "train": ("loss", "lr", "img_per_s", "img_per_s_per_device", "data_wait", "memory_mib", "loss_scale"),
+    "val": ("miou", "global_accuracy", "mean_accuracy", "fw_iou"),
+}
+
+
+def now() -> str:
+    """The local time, to the second, with its offset."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def duration(seconds: float) -> str:
+    """ "1:02:03", or "2:03" below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def percent(value: float | None) -> str:
+    """A share as "12.3 %", or a dash where it is undefined."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+class RunLog:
+    """Writes events of one run; only the main process has one that does anything.
+
+    Args:
+        run: the run folder.
+        start: the first step that will be logged; TensorBoard drops what it has from there on.
+        active: False makes every method do nothing.
+    """
+
+    def __init__(self, run: Path, start: int, *, active: bool) -> None:
+        self.active = active
+        if not active:
+            return
+        # TensorBoard's writer looks for TensorFlow and says so; nobody here needs to know.
+        logging.getLogger("tensorboard").setLevel(logging.ERROR)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.file = (run / "log.jsonl").open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(run), purge_step=start + 1)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.progress: Progress | None = None
+
+    def event(self, kind: str, step: int, **fields: Any) -> None:
+        """Append one line, and its numbers to TensorBoard."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"event": kind, "step": step, **fields}, allow_nan=False) + "\n")
+        self.file.flush()
+        for name in SCALARS.get(kind, ()):
+            if fields.get(name) is not None:
+                self.board.add_scalar(f"{kind}/{name}", fields[name], step)
+
+    def say(self, text: str) -> None:
+        """One line on the terminal, above the progress bar."""
+        if self.active:
+            self.console.print(text, markup=False)
+
+    def start(self, step: int, facts: dict[str, str], **fields: Any) -> None:
+        """The start block: one line per fact, always the same ones in the same order."""
+        self.event("start", step, time=now(), **fields)
+        for name, value in facts.items():
+            self.say(f"{name:<10} {value}")
+        if self.active and self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[now]}"),
+            )
+            self.progress = Progress(*columns, console=self.console, transient=True)
+            self.progress.start()
+            self.task = self.progress.add_task("step", total=fields["total_steps"], completed=step, now="")
+
+    def train(self, step: int, *, total: int, epochs: int, left: float, **fields: Any) -> None:
+        """A log interval: a line, or the progress bar's text on a terminal. `left` is the time left in seconds."""
+        self.event("train", step, **fields)
+        if not self.active:
+            return
+        parts = [
+            f"epoch {fields['epoch']:.2f}/{epochs}",
+            f"step {step}/{total}",
+            f"loss {fields['loss']:.4f}",
+            f"lr {fields['lr']:.2e}",
+            f"{fields['img_per_s']:.1f} img/s ({fields['img_per_s_per_device']:.1f} per device)",
+            f"data wait {percent(fields['data_wait'])}",
+            f"{fields['memory_mib']:.0f} MiB",
+            *([f"loss scale {fields['loss_scale']:.0f}"] if fields["loss_scale"] is not None else []),
+            f"{duration(left)} left",
+        ]
+        if self.progress:
+            self.progress.update(self.task, completed=step, now="  ".join([parts[0], *parts[2:]]))
+        else:
+            self.say("  ".join(parts))
+
+    def val(self, step: int, *, epochs: int, **fields: Any) -> None:
+        """A validation: always a line of its own."""
+        self.event("val", step, **fields)
+        best = "  best so far" if fields["best"] else ""
+        figures = f"mIoU {percent(fields['miou'])}  global accuracy {percent(fields['global_accuracy'])}"
+        self.say(f"epoch {fields['epoch']:g}/{epochs}  validation  {figures}  {fields['seconds']:.1f} s{best}")
+
+    def end(self, run: Path, step: int, **fields: Any) -> None:
+        """The last line, and the table per class of the best validation."""
+        self.event("end", step, time=now(), **fields)
+        self.close()
+        if not self.active:
+            return
+        best = [event for event in read_log(run) if event["event"] == "val" and event["best"]]
+        if best:
+            self.console.print(class_table(best[-1], f"best validation, epoch {best[-1]['epoch']:g}"))
+
+    def close(self) -> None:
+        """Stop the progress bar and close the files."""
+        if not self.active:
+            return
+        if self.progress:
+            self.progress.stop()
+        self.file.close()
+        self.board.close()
+
+
+def class_table(scores: dict, title: str) -> Table:
+    """A table per class of a scores document (`Scores.summary`), its means below."""
+    table = Table(title=title, title_justify="left", show_footer=True)
+    table.add_column("class", "mean")
+    table.add_column("IoU", percent(scores["miou"]), justify="right")
+    table.add_column("accuracy", percent(scores["mean_accuracy"]), justify="right")
+    table.add_column("pixels", f"{sum(row['pixels'] for row in scores['classes']):,}", justify="right")
+    for row in scores["classes"]:
+        table.add_row(row["name"], percent(row["iou"]), percent(row["accuracy"]), f"{row['pixels']:,}")
+    absent = f"; in neither labels nor predictions, left out of means: {', '.join(scores['absent'])}"
+    table.caption = (
+        f"global accuracy {percent(scores['global_accuracy'])}, frequency-weighted IoU {percent(scores['fw_iou'])}"
+        + (absent if scores["absent"] else "")
+    )
+    table.caption_justify = "left"
+    return table

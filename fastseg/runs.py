@@ -1,0 +1,89 @@
+"""Run folders: how they are named, begun, resumed and read. Nothing here needs torch.
+
+RUN/config.toml environment.json split.json log.jsonl events.out.tfevents.* checkpoints/ overlays/ report.html
+"""
+
+import datetime
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastseg import config as configs
+from fastseg.config import Config
+from fastseg.errors import UsageError
+
+ROOT = Path("runs")
+
+# What a resumed run may do otherwise than it began; anything else would make it another run.
+CHANGEABLE = {"train.epochs", "train.patience", "train.validate_every", "train.keep_every"}
+CHANGEABLE |= {f"runtime.{name}" for name in ("device", "loader", "threads", "log_every")}
+
+
+def new_folder(config: Config, recipe: str) -> Path:
+    """runs/DATA-RECIPE-YYYYmmdd-HHMMSS, not yet made."""
+    names = [Path(config.data.path).resolve().stem, Path(recipe).stem, f"{datetime.datetime.now():%Y%m%d-%H%M%S}"]
+    return ROOT / "-".join(names)
+
+
+def resumable() -> list[Path]:
+    """Runs that have a configuration and no end, newest first."""
+    runs = [path.parent for path in ROOT.glob("*/config.toml")]
+    unfinished = [run for run in runs if not any(event["event"] == "end" for event in read_log(run))]
+    return sorted(unfinished, key=lambda run: (run / "config.toml").stat().st_mtime, reverse=True)
+
+
+def last_checkpoint(run: Path) -> Path:
+    return run / "checkpoints" / "last.pt"
+
+
+def refuse_existing(run: Path) -> None:
+    """Raise UsageError where a new run would write into something that is there already."""
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UsageError(f"--run {run} exists: continue it with --resume, or give another folder")
+
+
+def reopen(run: Path, change: Callable[[Config], Config]) -> tuple[Config, list[str]]:
+    """The configuration of a run that goes on, and what it does otherwise now.
+
+    Raises:
+        UsageError: no such run, or `change` touches what may not change.
+    """
+    if not (run / "config.toml").is_file():
+        raise UsageError(f"--resume: {run} holds no run (no config.toml); leave --resume out to begin it")
+    old = configs.read(run / "config.toml")
+    new = change(old)
+    changed = configs.differences(old, new)
+    wrong = [key for key in changed if key not in CHANGEABLE]
+    if wrong:
+        raise UsageError(
+            f"--resume: {', '.join(wrong)} cannot change in a run that has begun; begin another run, "
+            f"or change only {', '.join(sorted(CHANGEABLE))}"
+        )
+    return new, changed
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write strictly valid JSON, whole or not at all."""
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def read_log(run: Path) -> list[dict]:
+    """The events of log.jsonl in order; a last line that was cut short is left out, and no file is no event."""
+    path = run / "log.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    # What follows the last line end is an unfinished line, or nothing.
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def cut_back(run: Path, step: int) -> None:
+    """Drop what log.jsonl says of steps after `step`: they are about to be made again."""
+    kept = [event for event in read_log(run) if event["step"] <= step and event["event"] != "end"]
+    write_text(run / "log.jsonl", "".join(json.dumps(event) + "\n" for event in kept))

@@ -1,0 +1,210 @@
+"""The training run: one optimiser step, and the loop around it.
+
+The loss of a step is sum(weight * cross-entropy) / sum(weight) over the global batch: all processes and all backward
+passes of the step together, so that neither their number nor accumulation changes the objective.
+"""
+
+import contextlib
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastseg import checkpoint as checkpoints
+from fastseg import runs
+from fastseg.config import Config
+from fastseg.distributed import leave
+from fastseg.environment import environment
+from fastseg.errors import FastsegError
+from fastseg.evaluation import score
+from fastseg.job import Job, save, set_up
+from fastseg.kernels.cross_entropy import cross_entropy_sum, weight_sum
+from fastseg.metrics import Scores, null_if_nan
+from fastseg.optim import schedule
+from fastseg.overlays import write_strips
+from fastseg.pipelines.source import Batch, TrainSource
+from fastseg.runlog import RunLog
+
+STRIPS = 6  # validation images whose predictions are shown
+
+
+def train(config: Config, run: str | Path, *, resume: bool = False) -> dict[str, Any]:
+    """Train until the configured epochs are done or patience ends; returns what `fastseg train --json` prints.
+
+    Args:
+        config: the whole configuration.
+        run: the run folder; new, or with `resume` one that `runs.reopen` gave `config` for.
+
+    Raises:
+        FastsegError: anything about data, options or a diverging loss that stops the run.
+    """
+    run = Path(run)
+    last = runs.last_checkpoint(run)
+    if not resume:
+        runs.refuse_existing(run)
+    state = checkpoints.read(last) if resume and last.is_file() else None
+    job, block, event = set_up(config, run, state)
+    log = prepare_log(job, run)
+    try:
+        if not finished(job):
+            log.start(job.step, block, **event)
+            loop(job, run, log)
+        img_per_s = job.step * job.plan.batch / job.train_seconds if job.train_seconds else None
+        figures = {"best_miou": job.best_miou, "train_seconds": job.train_seconds, "img_per_s": img_per_s}
+        log.end(run, job.step, **figures)
+    finally:
+        log.close()
+        leave()
+    return {"run": str(run), "steps": job.step, **figures}
+
+
+def prepare_log(job: Job, run: Path) -> RunLog:
+    """Write what a run begins with, or cut its log back to the step it goes on from."""
+    if job.world.is_main:
+        run.mkdir(parents=True, exist_ok=True)
+        runs.write_text(run / "config.toml", job.config.dumps())
+        runs.write_json(run / "environment.json", environment())
+        scheme = {"scheme": job.config.data.split_scheme, "seed": job.config.runtime.seed}
+        stems = {"train": [p.stem for p in job.spec.pairs], "val": [p.stem for p in job.val_spec.pairs]}
+        runs.write_json(run / "split.json", {**scheme, **stems})
+        runs.cut_back(run, job.step)
+    return RunLog(run, job.step, active=job.world.is_main)
+
+
+def finished(job: Job) -> bool:
+    """All steps are done, or patience has run out."""
+    patience = job.config.train.patience
+    return job.step >= job.plan.total_steps(job.config.train.epochs) or 0 < patience <= job.stale
+
+
+def loop(job: Job, run: Path, log: RunLog) -> None:
+    """Steps until `finished`, with a log line every few of them, a validation and a checkpoint every few epochs."""
+    train, plan, world = job.config.train, job.plan, job.world
+    total, rate = plan.total_steps(train.epochs), schedule(train, plan.total_steps(train.epochs))
+    epoch_ends = {plan.total_steps(epoch): epoch for epoch in range(1, train.epochs + 1)}
+    source = TrainSource(job.spec, plan, job.loader, job.step, world.rank, world.size)
+    batches = iter(source)
+    batch = next(batches)
+    loss, since, waited, started = torch.zeros((), device=job.spec.device), job.step, 0.0, time.perf_counter()
+    validation_seconds = 0.0
+    while True:
+        lr = rate(job.step)
+        loss += optimise(job, batch, lr)
+        job.step += 1
+        epoch = epoch_ends.get(job.step)
+
+        # The only place where the host waits for the device.
+        if epoch or job.step % job.config.runtime.log_every == 0:
+            mean_loss = float(world.sum(loss)) / (job.step - since)
+            seconds = time.perf_counter() - started
+            job.train_seconds += seconds
+            source.check()
+            refuse_divergence(job, mean_loss)
+            images_per_s = (job.step - since) * plan.batch / seconds
+            validations = (train.epochs - job.step / plan.steps_per_epoch) / train.validate_every
+            log.train(
+                job.step,
+                total=total,
+                epochs=train.epochs,
+                left=(total - job.step) * plan.batch / images_per_s + validations * validation_seconds,
+                epoch=job.step / plan.steps_per_epoch,
+                loss=mean_loss if math.isfinite(mean_loss) else None,
+                lr=lr,
+                img_per_s=images_per_s,
+                img_per_s_per_device=images_per_s / world.size,
+                data_wait=waited / seconds,
+                memory_mib=memory_mib(job.spec.device),
+                loss_scale=job.scaler.get_scale() if job.scaler.is_enabled() else None,
+                seconds=job.train_seconds,
+            )
+            loss.zero_()
+            since, waited, started = job.step, 0.0, time.perf_counter()
+
+        if epoch and (epoch % train.validate_every == 0 or job.step == total):
+            scores, best = validate(job, run)
+            validation_seconds = time.perf_counter() - started
+            summary = scores.summary(job.spec.classes.names)
+            log.val(job.step, epochs=train.epochs, epoch=epoch, best=best, seconds=validation_seconds, **summary)
+            checkpoint(job, run, epoch)
+            started = time.perf_counter()
+
+        if finished(job):
+            return
+        before = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - before
+
+
+def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:
+    """One optimiser step on this process's share of the global batch; returns that share's part of the loss."""
+    train, total = job.config.train, job.world.sum(weight_sum(batch.labels, job.weights))
+    # A batch of only void pixels has weight 0 and cross-entropy 0: its loss is 0, not 0 / 0.
+    total = total.clamp(min=1e-12)
+    loss = torch.zeros((), device=job.spec.device)
+    parts = list(zip(batch.images.split(train.batch), batch.labels.split(train.batch), strict=True))
+    for position, (images, labels) in enumerate(parts):
+        last = position == len(parts) - 1
+        with contextlib.nullcontext() if last or job.world.size == 1 else job.wrapped.no_sync():
+            with torch.autocast(job.spec.device.type, job.spec.dtype, enabled=job.spec.dtype != torch.float32):
+                logits = job.wrapped(images)
+            part = cross_entropy_sum(logits, labels, job.weights) / total
+            # DistributedDataParallel takes the mean over processes; the parts of the loss are to be summed.
+            job.scaler.scale(part * job.world.size).backward()
+        loss += part.detach()
+    if train.clip:
+        job.scaler.unscale_(job.optimizer)
+        nn.utils.clip_grad_norm_(job.model.parameters(), train.clip)
+    for group in job.optimizer.param_groups:
+        group["lr"] = lr
+    job.scaler.step(job.optimizer)
+    job.scaler.update()
+    job.optimizer.zero_grad(set_to_none=True)
+    if job.average:
+        job.average.update(job.model)
+    return loss
+
+
+def validate(job: Job, run: Path) -> tuple[Scores, bool]:
+    """Scores on the validation split and whether they are the best so far; the best are saved, with pictures."""
+    job.world.sync_buffers(job.evaluated)
+    scores, kept = score(job.evaluated, job.val_spec, job.val_loader, job.world, keep=STRIPS)
+    miou = null_if_nan(scores.miou)
+    best = miou is not None and (job.best_miou is None or miou > job.best_miou)
+    job.stale = 0 if best else job.stale + 1
+    if best:
+        job.best_miou = miou
+        if job.world.is_main:
+            save(job, run / "checkpoints" / "best.pt", whole=False)
+            write_strips(run / "overlays", job.val_spec, kept)
+    return scores, best
+
+
+def checkpoint(job: Job, run: Path, epoch: int) -> None:
+    """Write last.pt, and a copy that stays every `keep_every` epochs."""
+    if job.world.is_main:
+        save(job, runs.last_checkpoint(run))
+        if job.config.train.keep_every and epoch % job.config.train.keep_every == 0:
+            save(job, run / "checkpoints" / f"epoch-{epoch:04d}.pt")
+
+
+def refuse_divergence(job: Job, loss: float) -> None:
+    """Stop a run whose loss is no number any more; under fp16 only once the scaler has nothing left to give."""
+    if math.isfinite(loss) or (job.scaler.is_enabled() and job.scaler.get_scale() >= 1):
+        return
+    raise FastsegError(
+        f"the loss is {loss} at step {job.step}: lower train.lr ({job.config.train.lr:g}) or set train.clip; "
+        "the last checkpoint is from before"
+    )
+
+
+def memory_mib(device: torch.device) -> float:
+    """The most memory used so far, in MiB: the device's on a GPU, else this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
