@@ -19,22 +19,19 @@ from fastseg import config as configs
 from fastseg.errors import FastsegError
 from fastseg.model import SegNet
 from fastseg.pipelines.source import MEAN, STD
+from fastseg.runs import whole
 
 SCHEMA = 1
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint beside `path`, flush it to the disk, and put it in its place."""
-    partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a checkpoint, flush it to the disk, and only then put it in the place of the one before."""
     try:
-        with partial.open("wb") as file:
+        with whole(path) as partial, partial.open("wb") as file:
             torch.save({"schema": SCHEMA, "mean": list(MEAN), "std": list(STD), **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise FastsegError(f"{path} could not be written ({error}); the checkpoint before it is kept") from None
 
 

@@ -122,6 +122,19 @@ def is_worker() -> bool:
     return "RANK" in os.environ
 
 
+def is_main() -> bool:
+    """True in a run's one process, or in the first of several: the one that talks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_gpus(wanted: int) -> None:
+    """Raise UsageError where there are fewer GPUs than that."""
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted > found:
+        cure = f"use --gpus {found}" if found else "use --device cpu"
+        raise UsageError(f"--gpus {wanted}: torch sees {found} usable NVIDIA GPUs here; {cure}")
+
+
 def launch(processes: int, arguments: Sequence[str]) -> None:
     """Run `python -m fastseg ARGUMENTS` in that many processes on this machine, and wait for them.
 

@@ -37,10 +37,17 @@ class Job:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: Average | None
+    choices: dict[str, str]  # what fastseg chose: "value: why"
+    left_out: int  # files of the data set without a partner
     step: int = 0
     best_miou: float | None = None
     stale: int = 0  # validations since the best one
     train_seconds: float = 0.0
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.plan.total_steps(self.config.train.epochs)
 
     @property
     def evaluated(self) -> SegNet:
@@ -48,26 +55,27 @@ class Job:
         return self.average.model if self.average else self.model  # type: ignore[return-value]
 
 
-def set_up(config: Config, run: Path, state: dict[str, Any] | None) -> tuple[Job, dict[str, str], dict[str, Any]]:
-    """A job, at the step of checkpoint `state` if there is one; the start block; the fields of the start event."""
+def set_up(config: Config, state: dict[str, Any] | None) -> Job:
+    """The job of a configuration: new, or where checkpoint `state` left it.
+
+    Raises:
+        FastsegError: data or options that cannot be trained on, by name.
+    """
     world, device_why = join(config.runtime.device, config.runtime.threads)
-    device, threads = world.device, torch.get_num_threads()
+    device = world.device
     dtype, dtype_why = choose_dtype(config.runtime.dtype, device.type)
     dataset, splits = open_data(config)
     spec, val_spec = (make_spec(config, dataset, splits, s, device=device, dtype=dtype) for s in ("train", "val"))
     loader, loader_why = choose_loader(config.runtime.loader, spec)
-    counts = count(spec.pairs, spec.classes, threads, unknown=spec.unknown)
+    counts = count(spec.pairs, spec.classes, spec.threads, unknown=spec.unknown)
     weights = class_weights(counts, config.train.weighting)
-    plan = make_plan(config, len(spec.pairs), world.size)
 
     torch.manual_seed(config.runtime.seed)
     model = SegNet(len(spec.classes.names), config.model.backbone, config.model.depth)
     if state is None:
         initialise(model, config.model.init)
     model = model.to(device, memory_format=torch.channels_last)
-    average = Average(model, config.train.ema) if config.train.ema else None
     optimizer, optimizer_name, optimizer_why = make_optimizer(model, config.train, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     job = Job(
         config=config,
         world=world,
@@ -75,60 +83,65 @@ def set_up(config: Config, run: Path, state: dict[str, Any] | None) -> tuple[Job
         loader=loader,
         val_spec=val_spec,
         val_loader=choose_loader(config.runtime.loader, val_spec)[0],
-        plan=plan,
+        plan=make_plan(config, len(spec.pairs), world.size),
         weights=torch.tensor(weights, dtype=torch.float32, device=device),
         model=model,
         wrapped=model,
         optimizer=optimizer,
-        scaler=scaler,
-        average=average,
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        average=Average(model, config.train.ema) if config.train.ema else None,
+        choices={
+            "loader": f"{loader}: {loader_why}",
+            "device": f"{device.type}: {device_why}",
+            "dtype": f"{str(dtype).removeprefix('torch.')}: {dtype_why}",
+            "optimizer": f"{optimizer_name}: {optimizer_why}",
+        },
+        left_out=len(dataset.problems),
     )
     if state is not None:
         restore(job, state)
     job.wrapped = world.wrap(model, config.train.accumulate)
+    return job
 
-    kind, name = (
-        str(dtype).removeprefix("torch."),
-        torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-    )
-    total, per_step = plan.total_steps(config.train.epochs), plan.batch
-    absent = [n for n, w in zip(spec.classes.names, weights, strict=True) if w == 0]
-    choices = {
-        "loader": f"{loader}: {loader_why}",
-        "device": f"{device.type}: {device_why} ({name}, {world.size} process{'es' * (world.size > 1)}, {threads} threads)",
-        "dtype": f"{kind}: {dtype_why}",
-        "optimizer": f"{optimizer_name}: {optimizer_why}",
+
+def start_block(job: Job, run: Path) -> dict[str, str]:
+    """What a run says first: always the same lines in the same order."""
+    data, train, model = job.config.data, job.config.train, job.config.model
+    files = f"{data.path}, {len(job.spec.pairs)} to train, {len(job.val_spec.pairs)} to validate"
+    absent = [name for name, weight in zip(job.spec.classes.names, job.weights.tolist(), strict=True) if weight == 0]
+    world = f"{job.world.size} process{'es' * (job.world.size > 1)}, {torch.get_num_threads()} threads each"
+    resumed = f", from step {job.step} on" if job.step else ""
+    return {
+        "run": str(run),
+        "data": files + (f"; {job.left_out} files left out, see `fastseg data check`" if job.left_out else ""),
+        "split": data.split_scheme,
+        "model": f"SegNet, {model.backbone}, depth {model.depth}, init {model.init}, input {'{}x{}'.format(*data.size)}",
+        "loss": f"cross-entropy, {train.weighting} weights" + (f", 0 for absent {', '.join(absent)}" if absent else ""),
+        **job.choices,
+        "world": world,
+        "batch": f"{job.plan.batch} = {job.world.size} x {train.batch} x {train.accumulate} accumulated",
+        "steps": f"{job.total_steps} = {train.epochs} epochs x {job.plan.steps_per_epoch:g}{resumed}",
     }
-    block = {
-        "run": f"{run}",
-        "data": f"{config.data.path} ({dataset.layout}), {len(spec.pairs)} to train, {len(val_spec.pairs)} to validate"
-        + (f", {len(dataset.problems)} files left out (see `fastseg data check`)" if dataset.problems else ""),
-        "split": config.data.split_scheme,
-        **choices,
-        "model": f"SegNet, {config.model.backbone}, depth {config.model.depth}, init {config.model.init}",
-        "loss": f"cross-entropy, weights {config.train.weighting}"
-        + (f", 0 for absent {', '.join(absent)}" * bool(absent)),
-        "batch": f"{per_step} = {world.size} x {config.train.batch}"
-        + (f" x {config.train.accumulate} accumulated" if config.train.accumulate > 1 else ""),
-        "steps": f"{total} ({config.train.epochs} epochs of {plan.steps_per_epoch:g})"
-        + (f", from step {job.step} on" if job.step else ""),
-    }
-    rows = zip(spec.classes.names, spec.classes.colors, weights.tolist(), strict=True)
-    event = {
-        "data": config.data.path,
-        "split": {"train": len(spec.pairs), "val": len(val_spec.pairs)},
-        "total_steps": total,
-        "epochs": config.train.epochs,
-        "batch": per_step,
-        "world": world.size,
-        "device": name,
-        "dtype": kind,
-        "loader": loader,
-        "optimizer": optimizer_name,
-        "choices": choices,
+
+
+def start_event(job: Job) -> dict[str, Any]:
+    """The fields of the log's start line."""
+    device = job.spec.device
+    rows = zip(job.spec.classes.names, job.spec.classes.colors, job.weights.tolist(), strict=True)
+    return {
+        "data": job.config.data.path,
+        "split": {"train": len(job.spec.pairs), "val": len(job.val_spec.pairs)},
+        "total_steps": job.total_steps,
+        "epochs": job.config.train.epochs,
+        "batch": job.plan.batch,
+        "world": job.world.size,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "dtype": str(job.spec.dtype).removeprefix("torch."),
+        "loader": job.loader,
+        "optimizer": job.choices["optimizer"].partition(":")[0],
+        "choices": job.choices,
         "classes": [{"name": n, "color": list(c), "weight": w} for n, c, w in rows],
     }
-    return job, block, event
 
 
 def make_plan(config: Config, num_samples: int, world: int) -> Plan:

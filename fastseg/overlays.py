@@ -8,6 +8,7 @@ from PIL import Image
 from fastseg.data.classes import VOID
 from fastseg.pipelines.reference import decode_image, decode_label
 from fastseg.pipelines.source import Spec
+from fastseg.runs import whole
 
 PANEL_WIDTH = 320
 
@@ -31,13 +32,11 @@ def write_strip(path: Path, spec: Spec, index: int, prediction: np.ndarray) -> N
     ):
         height = round(PANEL_WIDTH * label.shape[0] / label.shape[1])
         panels.append(np.asarray(Image.fromarray(pixels).resize((PANEL_WIDTH, height), how)))
-    partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(np.concatenate(panels, axis=1)).save(partial, format="PNG")
-    partial.replace(path)
+    with whole(path) as partial:
+        Image.fromarray(np.concatenate(panels, axis=1)).save(partial, format="PNG")
 
 
 def write_strips(folder: Path, spec: Spec, predictions: list[tuple[int, np.ndarray]]) -> None:
     """One strip per (index, prediction uint8[H, W]), named by its place in the split and the image's stem."""
-    folder.mkdir(parents=True, exist_ok=True)
     for index, prediction in predictions:
         write_strip(folder / f"{index:02d}-{spec.pairs[index].stem}.png", spec, index, prediction)

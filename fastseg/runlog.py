@@ -145,10 +145,13 @@ def class_table(scores: dict, title: str) -> Table:
     table.add_column("pixels", f"{sum(row['pixels'] for row in scores['classes']):,}", justify="right")
     for row in scores["classes"]:
         table.add_row(row["name"], percent(row["iou"]), percent(row["accuracy"]), f"{row['pixels']:,}")
-    absent = f"; in neither labels nor predictions, left out of means: {', '.join(scores['absent'])}"
-    table.caption = (
-        f"global accuracy {percent(scores['global_accuracy'])}, frequency-weighted IoU {percent(scores['fw_iou'])}"
-        + (absent if scores["absent"] else "")
-    )
-    table.caption_justify = "left"
+    labelled = [row["pixels"] for row in scores["classes"]]
+    constant = max(labelled) / max(1, sum(labelled)) / (len(labelled) - len(scores["absent"]) or 1)
+    notes = [
+        f"global accuracy {percent(scores['global_accuracy'])}, frequency-weighted IoU {percent(scores['fw_iou'])}",
+        f"for comparison: the commonest class everywhere gives mIoU {percent(constant)}",
+    ]
+    if scores["absent"]:
+        notes.append(f"in neither labels nor predictions, left out of means: {', '.join(scores['absent'])}")
+    table.caption, table.caption_justify = "\n".join(notes), "left"
     return table

@@ -3,9 +3,10 @@
 RUN/config.toml environment.json split.json log.jsonl events.out.tfevents.* checkpoints/ overlays/ report.html
 """
 
+import contextlib
 import datetime
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,22 @@ def reopen(run: Path, change: Callable[[Config], Config]) -> tuple[Config, list[
     return new, changed
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place when all went well and goes away when not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -76,11 +88,18 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def read_log(run: Path) -> list[dict]:
-    """The events of log.jsonl in order; a last line that was cut short is left out, and no file is no event."""
+    """The events of log.jsonl in order; no file is no event.
+
+    A half line, which a killed run leaves behind, is left out.
+    """
     path = run / "log.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    # What follows the last line end is an unfinished line, or nothing.
-    return [json.loads(line) for line in lines[:-1]]
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
 
 
 def cut_back(run: Path, step: int) -> None:

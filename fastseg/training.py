@@ -22,12 +22,13 @@ from fastseg.distributed import leave
 from fastseg.environment import environment
 from fastseg.errors import FastsegError
 from fastseg.evaluation import score
-from fastseg.job import Job, save, set_up
+from fastseg.job import Job, save, set_up, start_block, start_event
 from fastseg.kernels.cross_entropy import cross_entropy_sum, weight_sum
 from fastseg.metrics import Scores, null_if_nan
 from fastseg.optim import schedule
 from fastseg.overlays import write_strips
 from fastseg.pipelines.source import Batch, TrainSource
+from fastseg.report import write as write_report
 from fastseg.runlog import RunLog
 
 STRIPS = 6  # validation images whose predictions are shown
@@ -48,15 +49,17 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> dict[str,
     if not resume:
         runs.refuse_existing(run)
     state = checkpoints.read(last) if resume and last.is_file() else None
-    job, block, event = set_up(config, run, state)
+    job = set_up(config, state)
     log = prepare_log(job, run)
     try:
         if not finished(job):
-            log.start(job.step, block, **event)
+            log.start(job.step, start_block(job, run), **start_event(job))
             loop(job, run, log)
         img_per_s = job.step * job.plan.batch / job.train_seconds if job.train_seconds else None
         figures = {"best_miou": job.best_miou, "train_seconds": job.train_seconds, "img_per_s": img_per_s}
         log.end(run, job.step, **figures)
+        if job.world.is_main:
+            write_report(run)
     finally:
         log.close()
         leave()
@@ -79,13 +82,13 @@ def prepare_log(job: Job, run: Path) -> RunLog:
 def finished(job: Job) -> bool:
     """All steps are done, or patience has run out."""
     patience = job.config.train.patience
-    return job.step >= job.plan.total_steps(job.config.train.epochs) or 0 < patience <= job.stale
+    return job.step >= job.total_steps or 0 < patience <= job.stale
 
 
 def loop(job: Job, run: Path, log: RunLog) -> None:
     """Steps until `finished`, with a log line every few of them, a validation and a checkpoint every few epochs."""
     train, plan, world = job.config.train, job.plan, job.world
-    total, rate = plan.total_steps(train.epochs), schedule(train, plan.total_steps(train.epochs))
+    total, rate = job.total_steps, schedule(train, job.total_steps)
     epoch_ends = {plan.total_steps(epoch): epoch for epoch in range(1, train.epochs + 1)}
     source = TrainSource(job.spec, plan, job.loader, job.step, world.rank, world.size)
     batches = iter(source)

@@ -1,0 +1,355 @@
+"""The command line: each command parses, calls one function and prints. Heavy imports happen inside commands."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastseg import __version__
+from fastseg.errors import FastsegError, UsageError
+
+Command = Callable[..., Any]
+
+
+class Group(click.Group):
+    """Prints what a user can cause as one line, without a traceback unless --debug is given."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FastsegError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"fastseg: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except BrokenPipeError:  # the reader of our output has gone
+            sys.stderr.close()
+            ctx.exit(1)
+
+
+def print_json(document: dict) -> None:
+    """The one line that `--json` promises on standard output; NaN is refused, not printed."""
+    click.echo(json.dumps(document, allow_nan=False))
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output, no more.")
+data_path = click.argument("path")
+
+
+class SizeType(click.ParamType):
+    """HEIGHTxWIDTH -> (height, width)."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        from fastseg.config import parse_size
+
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="fastseg")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Train SegNet on CamVid-like data as fast as the machine allows.
+
+    First steps: `fastseg train --data synth --recipe fast --size 48x72`, then `fastseg report RUN`.
+    Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+    """
+
+
+# Data
+
+
+@main.group()
+def data() -> None:
+    """Fetch, draw, check and count data sets."""
+
+
+@data.command()
+@click.option("--out", type=click.Path(path_type=Path), help="New folder; default: where --data camvid looks.")
+def download(out: Path | None) -> None:
+    """Fetch CamVid (701 images, about 600 MB; for research use)."""
+    from fastseg.data import home
+    from fastseg.data.download import download_camvid
+
+    out = out or home() / "camvid"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    download_camvid(out)
+    click.echo(out)
+
+
+@data.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--layout", default="segnet", show_default=True, help="segnet, original, kaggle or fastai.")
+@click.option("--train", "train_count", default=256, show_default=True, help="Images to train.")
+@click.option("--val", "val_count", default=64, show_default=True, help="Images to validate.")
+@click.option("--test", "test_count", default=0, show_default=True, help="Images to test.")
+@click.option("--size", type=SizeType(), default="144x216", show_default=True, help="Of the images.")
+@click.option("--seed", default=0, show_default=True)
+def synth(
+    out: Path, layout: str, train_count: int, val_count: int, test_count: int, size: tuple[int, int], seed: int
+) -> None:
+    """Draw a data set of synthetic street scenes with CamVid's 11 classes into the new folder OUT."""
+    from fastseg.data.synth import write
+
+    counts = {"train": train_count, "val": val_count, "test": test_count}
+    write(out, layout=layout, counts=counts, size=size, seed=seed)
+    click.echo(out)
+
+
+@data.command()
+@data_path
+@as_json
+@click.pass_context
+def check(ctx: click.Context, path: str, as_json: bool) -> None:
+    """Read every pair of the data set at PATH and name each file that is missing, unreadable or off the class map."""
+    from dataclasses import asdict
+
+    from fastseg.data import resolve
+    from fastseg.data.check import check as check_files
+    from fastseg.data.layouts import find
+    from fastseg.environment import cores
+
+    dataset = find(resolve(path))
+    errors, warnings = check_files(dataset, cores())
+    if as_json:
+        found = {"errors": [asdict(p) for p in errors], "warnings": [asdict(p) for p in warnings]}
+        print_json({"pairs": len(dataset.pool), **found})
+    else:
+        for kind, problems in (("error", errors), ("warning", warnings)):
+            for problem in problems:
+                click.echo(f"{kind}: {problem.file}: {problem.problem}")
+        sizes = ", ".join(f"{len(pairs)} {name}" for name, pairs in dataset.splits.items())
+        click.echo(
+            f"{dataset.root}: {dataset.layout} layout, {len(dataset.pool)} pairs{f' ({sizes})' if sizes else ''}, "
+            f"{len(errors)} errors, {len(warnings)} warnings"
+        )
+    ctx.exit(1 if errors else 0)
+
+
+@data.command()
+@data_path
+@click.option("--split", "split_name", default="train", show_default=True)
+@click.option("--split-scheme", default="auto", show_default=True, help="auto, segnet, random-60-40 or video.")
+@click.option("--weighting", default="median-frequency", show_default=True, help="Or sqrt-median-frequency, none.")
+@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@as_json
+def stats(path: str, split_name: str, split_scheme: str, weighting: str, seed: int, as_json: bool) -> None:
+    """Count the pixels of each class in the data set at PATH, and print the loss weights that follow."""
+    from fastseg.data import resolve
+    from fastseg.data.layouts import find
+    from fastseg.data.split import apply
+    from fastseg.data.stats import WEIGHTINGS, class_weights, count
+    from fastseg.environment import cores
+
+    if weighting not in WEIGHTINGS:
+        raise UsageError(f"--weighting {weighting}: choose one of {', '.join(WEIGHTINGS)}")
+    dataset = find(resolve(path))
+    splits = apply(dataset, split_scheme, seed)
+    if split_name not in splits:
+        raise UsageError(f"--split {split_name}: this data set has {', '.join(splits)}")
+    counts = count(splits[split_name], dataset.classes, cores())
+    columns = (counts.pixels, counts.image_pixels, counts.frequency, class_weights(counts, weighting))
+    rows = [
+        {"name": n, "pixels": int(p), "image_pixels": int(i), "frequency": float(f), "weight": float(w)}
+        for n, p, i, f, w in zip(dataset.classes.names, *columns, strict=True)
+    ]
+    if as_json:
+        print_json({"images": counts.images, "void_pixels": counts.void_pixels, "classes": rows})
+        return
+    click.echo(f"{counts.images} images of {split_name}, {counts.void_pixels:,} void pixels, weights {weighting}")
+    width = max(len(name) for name in dataset.classes.names)
+    click.echo(f"{'class':<{width}} {'pixels':>14} {'of images with':>16} {'frequency':>10} {'weight':>8}")
+    for row in rows:
+        click.echo(
+            f"{row['name']:<{width}} {row['pixels']:>14,} {row['image_pixels']:>16,} "
+            f"{row['frequency']:>10.5f} {row['weight']:>8.4f}"
+        )
+
+
+# Training and what follows from it
+
+
+def run_options(command: Command) -> Command:
+    """Options that say where and how a command computes."""
+    options = (
+        click.option("--device", help="auto, cpu or cuda."),
+        click.option("--dtype", help="auto, bf16, fp16 or fp32."),
+        click.option("--loader", help="auto, dali or torchvision."),
+        click.option(
+            "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any configuration key, such as train.clip=5."
+        ),
+    )
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+def changes_of(sets: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """{"section.field": value} of --set and of the flags that were given; flags win."""
+    from fastseg.config import assignments
+
+    return assignments(sets) | {key: value for key, value in options.items() if value is not None}
+
+
+@main.command()
+@click.option("--data", "data_name", help="camvid, synth, a folder, or a .toml file.  [default: camvid]")
+@click.option("--recipe", default="baseline", show_default=True, help="baseline, fast, or a .toml file.")
+@click.option("--gpus", type=click.IntRange(1), help="GPUs of this machine, one process each.  [default: 1]")
+@click.option("--nproc", type=click.IntRange(1), help="Processes with --device cpu.  [default: 1]")
+@click.option(
+    "--amp/--no-amp", default=None, help="Mixed precision where the device does it well.  [default: the recipe's]"
+)
+@click.option("--size", help="The network's input, HEIGHTxWIDTH.")
+@click.option("--epochs", type=int, help="Passes over the training images.")
+@click.option("--batch", type=int, help="Images per device and backward pass.")
+@click.option("--lr", type=float, help="Learning rate; the highest of the schedule.")
+@click.option("--init", help="The encoder's start: none, vgg16, vgg16_bn, vgg19, vgg19_bn, or a file.")
+@click.option("--split-scheme", help="auto, segnet, random-60-40 or video.")
+@click.option("--unknown-colours", help="error or void: label values outside the class map.")
+@click.option("--seed", type=int, help="Of the sample plan, the split and the initial weights.")
+@run_options
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-RECIPE-TIME]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --run from its last checkpoint.")
+@as_json
+@click.pass_context
+def train(
+    ctx: click.Context,
+    recipe: str,
+    gpus: int | None,
+    nproc: int | None,
+    amp: bool | None,
+    run: Path | None,
+    resume: bool,
+    as_json: bool,
+    sets: tuple[str, ...],
+    data_name: str | None,
+    **options: Any,
+) -> None:
+    """Train a network; the run folder keeps its configuration, log, checkpoints and report."""
+    from fastseg import config as configs
+    from fastseg import runs
+    from fastseg.distributed import check_gpus, is_main, is_worker, launch
+
+    sections = {"size": "data", "split_scheme": "data", "unknown_colours": "data", "init": "model"}
+    sections |= dict.fromkeys(("epochs", "batch", "lr"), "train")
+    sections |= dict.fromkeys(("seed", "device", "dtype", "loader"), "runtime")
+    flags = {f"{sections[name]}.{name}": value for name, value in options.items()}
+    if amp is not None and options["dtype"] is None:
+        flags["runtime.dtype"] = "auto" if amp else "fp32"
+    if data_name is not None:
+        # A run is resumed from any folder.
+        flags["data.path"] = str(Path(data_name).resolve()) if data_name not in ("camvid", "synth") else data_name
+    if gpus and nproc:
+        raise UsageError("--gpus and --nproc: give one of them")
+    changes = changes_of(sets, flags)
+
+    changed: list[str] = []
+    if resume:
+        if run is None:
+            found = ", ".join(f"--run {path}" for path in runs.resumable()) or "none in runs/"
+            raise UsageError(f"--resume needs --run; unfinished runs: {found}")
+        config, changed = runs.reopen(run, lambda old: configs.override(old, changes, "train --resume"))
+    else:
+        config = configs.override(configs.load_recipe(recipe), changes, "train")
+        run = run or runs.new_folder(config, recipe)
+    if nproc and config.runtime.device != "cpu":
+        raise UsageError("--nproc: processes without GPUs; give --device cpu too, or --gpus")
+
+    if gpus:
+        check_gpus(gpus)
+    if (processes := gpus or nproc or 1) > 1 and not is_worker():
+        if not resume:
+            runs.refuse_existing(run)
+        launch(processes, [*sys.argv[1:], "--run", str(run)])
+        return
+    from fastseg.training import train as run_training
+
+    if changed:
+        click.echo(f"resumed with other {', '.join(changed)}", err=True)
+    try:
+        document = run_training(config, run, resume=resume)
+    except KeyboardInterrupt:
+        click.echo(f"fastseg: interrupted; go on with: fastseg train --resume --run {run}", err=True)
+        ctx.exit(130)
+    if not is_main():
+        return
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(f"run     {run}\nreport  {run / 'report.html'}")
+
+
+@main.command(name="eval")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--data", "data_name", help="Another data set than the run's: camvid, synth, a folder, or a .toml file.")
+@click.option("--split", default="val", show_default=True, help="val, test or train.")
+@click.option(
+    "--at", default="original", show_default=True, help="original: labels at their own size; network: resized."
+)
+@run_options
+@as_json
+def evaluate(
+    checkpoint: Path,
+    data_name: str | None,
+    split: str,
+    at: str,
+    sets: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Score a checkpoint on a split: one confusion matrix over all its pixels."""
+    from rich.console import Console
+
+    from fastseg.evaluation import evaluate as run_evaluation
+    from fastseg.runlog import class_table
+
+    changes = changes_of(sets, {f"runtime.{name}": value for name, value in options.items()})
+    document = run_evaluation(checkpoint, data=data_name, split=split, at=at, changes=changes)
+    if as_json:
+        print_json(document)
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(class_table(document, f"{checkpoint} on {split}"))
+    console.print(", ".join(f"{key} {value}" for key, value in document["protocol"].items()), markup=False)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Write RUN/report.html from the run's log, at any time of the run."""
+    from fastseg.report import write
+
+    click.echo(write(run))
+
+
+@main.command()
+@click.argument("what", default="all")
+@click.option(
+    "--data", "data_name", default="synth", show_default=True, help="camvid, synth, a folder, or a .toml file."
+)
+@click.option("--size", type=SizeType(), default="360x480", show_default=True, help="The network's input.")
+@click.option("--batch", type=click.IntRange(1), default=4, show_default=True)
+@click.option("--rounds", type=click.IntRange(3), default=5, show_default=True, help="Measurements of each figure.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@as_json
+def bench(
+    what: str, data_name: str, size: tuple[int, int], batch: int, rounds: int, device: str, as_json: bool
+) -> None:
+    """Measure this machine: WHAT is data, model or all."""
+    from fastseg.bench import run as run_bench
+    from fastseg.bench.harness import show
+
+    document = run_bench(what, data=data_name, size=size, batch=batch, rounds=rounds, device=device)
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(show(document))

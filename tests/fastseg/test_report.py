@@ -1,0 +1,316 @@
+"""The run report: right at any moment of a run, safe with any text, whole or not there.
+
+The numbers that the page must show are worked out by hand beside each log.
+"""
+
+import base64
+import html
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fastseg import report
+from fastseg.errors import UsageError
+
+DASH = "\N{EN DASH}"
+CONFIG = '[data]\nsize = "360x480"\nname = "<i>&"\n'
+START = {
+    "event": "start", "time": "2026-01-02T03:04:05+00:00", "step": 0, "data": "synth", "split": {"train": 16, "val": 4},
+    "total_steps": 40, "epochs": 10, "batch": 4, "world": 1, "device": "cpu", "dtype": "bf16", "loader": "cache",
+    "optimizer": "sgd", "choices": {"loader": "cache: 11 MB: it fits", "dtype": "bf16"},
+    "classes": [
+        {"name": "<b>&", "color": [128, 64, 0], "weight": 0.5}, {"name": "Pole", "color": [1, 2, 3], "weight": None},
+    ],
+}  # fmt: skip
+
+
+def train(step: int, **values: object) -> dict:
+    line = {"step": step, "epoch": step / 4, "loss": 2.0, "lr": 0.01, "img_per_s": 50.0, "img_per_s_per_device": 50.0}
+    return {
+        "event": "train",
+        **line,
+        "data_wait": 0.02,
+        "memory_mib": 900,
+        "loss_scale": None,
+        "seconds": step,
+    } | values
+
+
+def val(step: int, miou: float | None, accuracy: float | None = 0.75) -> dict:
+    classes = [
+        {"name": "<b>&", "iou": miou, "accuracy": 0.625, "pixels": 1234567},
+        {"name": "Pole", "iou": None, "accuracy": None, "pixels": 0},
+    ]
+    scores = {"miou": miou, "global_accuracy": accuracy, "mean_accuracy": 0.625, "fw_iou": miou, "best": True}
+    return {
+        "event": "val",
+        "step": step,
+        "epoch": step / 4,
+        **scores,
+        "absent": ["Pole"],
+        "classes": classes,
+        "seconds": 1,
+    }
+
+
+def end(step: int) -> dict:
+    times = {"time": "2026-01-02T04:04:05+00:00", "train_seconds": 3725.4, "img_per_s": 51.26}
+    return {"event": "end", "step": step, **times, "best_miou": 0.5}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "my-run"
+    folder.mkdir()
+    (folder / "config.toml").write_text(CONFIG)
+    (folder / "environment.json").write_text(json.dumps({"gpu": "<none>", "driver": None}))
+    return folder
+
+
+def page(run: Path, *events: dict, rest: str = "") -> str:
+    """The report of a run whose log holds `events` and then the half line `rest`."""
+    (run / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events) + rest)
+    return report.write(run).read_text(encoding="utf-8")
+
+
+def words(text: str) -> str:
+    """The page as a reader sees it: without style, tags and line breaks."""
+    text = re.sub(r"<style>.*?</style>|<svg.*?</svg>|<title>.*?</title>", " ", text, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
+
+
+def row(text: str, name: str) -> list[str]:
+    """The cells of the table row that starts with `name` (escaped)."""
+    found = re.search(rf"<tr><th scope=\"row\">(?:<span[^>]*></span>)?{name}.*?</tr>", text, flags=re.DOTALL)
+    assert found, name
+    return [words(cell) for cell in re.findall(r"<td.*?</td>", found[0], flags=re.DOTALL)]
+
+
+def test_read_log_leaves_out_half_lines(run: Path) -> None:
+    half = '{"event": "train", "st'
+    (run / "log.jsonl").write_text(f'{json.dumps(START)}\n{half}\n{{"event": "val", "miou": null}}\n{half}')
+    assert report.read_log(run) == [START, {"event": "val", "miou": None}]
+
+
+def test_read_log_takes_a_cut_multibyte_character(run: Path) -> None:
+    (run / "log.jsonl").write_bytes(json.dumps(START).encode() + b'\n{"event": "tr\xc3')
+    assert report.read_log(run) == [START]
+
+
+@pytest.mark.parametrize("events", [(), (START,)], ids=["empty log", "start only"])
+def test_just_started(run: Path, events: tuple[dict, ...]) -> None:
+    text = words(page(run, *events))
+    assert f"Running at step 0 of {40 if events else DASH}" in text
+    assert f"Best mIoU {DASH} no score yet" in text
+    assert text.count("Nothing logged yet.") == 3
+
+
+def test_running(run: Path) -> None:
+    speeds = [train(10, img_per_s=10.0), train(12, img_per_s=30.0), train(14, img_per_s=20.0)]
+    text = page(run, START, *speeds, val(12, 0.25), rest='{"event": "train", "step": 39')
+    seen = words(text)
+    assert "Running at step 14 of 40" in seen
+    assert "<title>my-run: Running at step 14 of 40</title>" in text
+    assert "Training time 14 s" in seen
+    assert "Throughput 20.0 img/s median" in seen  # the middle one of 10, 20, 30
+    assert text.count("<svg") == 3
+    for fact in ("Data synth", "360x480", "Device cpu", "Precision bf16", "16 train, 4 val", "900 MiB"):
+        assert fact in seen
+
+
+def test_finished(run: Path) -> None:
+    seen = words(page(run, START, train(40), val(40, 0.5), end(40)))
+    assert "Finished at step 40" in seen
+    assert "Training time 1 h 02 min" in seen  # 3725.4 s = 62 min 5.4 s
+    assert "Throughput 51.3 img/s whole training" in seen
+    assert "Started 2026-01-02 03:04:05+00:00, ended 2026-01-02 04:04:05+00:00" in seen
+
+
+def test_stopped_early(run: Path) -> None:
+    assert "Stopped at step 20 of 40" in words(page(run, START, train(20), end(20)))
+
+
+def test_a_killed_run_is_not_called_running(run: Path) -> None:
+    page(run, START, train(20))
+    long_ago = time.time() - 3600
+    os.utime(run / "log.jsonl", (long_ago, long_ago))
+    seen = words(report.write(run).read_text(encoding="utf-8"))
+    assert "Stopped at step 20 of 40" in seen
+    assert "probably killed" in seen
+
+
+def test_best_epoch_is_the_first_of_the_highest_miou(run: Path) -> None:
+    log = [val(8, 0.25), val(16, 0.5), val(24, None), val(32, 0.5), val(40, 0.375, accuracy=0.8125)]
+    text = page(run, START, *log)
+    seen = words(text)
+    assert "Best mIoU 50.0 % at epoch 4 " in seen  # step 16 of 4 steps an epoch
+    assert "Global accuracy 81.2 % last validation, epoch 10" in seen
+    assert "Best validation: epoch 4, step 16." in seen
+    assert row(text, "&lt;b&gt;&amp;")[1] == "50.0 %"
+
+
+def test_resumed_run_says_so(run: Path) -> None:
+    resumed = START | {"step": 16, "time": "2026-01-03T00:00:00+00:00", "device": "cuda"}
+    seen = words(page(run, START, train(16), val(16, 0.25), resumed, train(20)))
+    assert "Running at step 20 of 40" in seen
+    assert "resumed 1 time, last 2026-01-03 00:00:00+00:00 from step 16" in seen
+    assert "Best mIoU 25.0 % at epoch 4 " in seen
+    assert "Device cuda" in seen
+
+
+def test_unknown_scores_are_dashes(run: Path) -> None:
+    nothing = train(4, loss=None, img_per_s=None, data_wait=None, memory_mib=None)
+    text = page(run, START, nothing, val(4, None, accuracy=None))
+    assert "nan" not in words(text).lower()
+    assert "None" not in words(text)
+    assert row(text, "Pole") == [DASH, DASH, DASH, "0"]
+    assert row(text, "Mean over classes") == ["", DASH, "62.5 %", ""]
+    assert "Pole (absent)" in words(text)
+    assert f"Best mIoU {DASH} no score yet" in words(text)
+
+
+def test_class_table(run: Path) -> None:
+    text = page(run, START, val(4, 0.4375))
+    assert row(text, "&lt;b&gt;&amp;") == ["0.500", "43.8 %", "62.5 %", "1 234 567"]
+    assert "background: rgb(128, 64, 0)" in text
+    assert "width: 43.8%" in text
+
+
+def test_text_from_data_is_escaped(run: Path) -> None:
+    (run / "overlays").mkdir()
+    Image.new("RGB", (6, 2)).save(run / "overlays" / '00-"><u>.png')
+    text = page(run, START | {"data": "<s>"}, val(4, 0.5))
+    for tag in ("<b>", "<i>&", "<none>", "<s>", "<u>"):
+        assert tag not in text
+    assert "&lt;b&gt;&amp;" in text
+
+
+def test_configuration_is_verbatim(run: Path) -> None:
+    found = re.search(r"<pre>(.*?)</pre>", page(run, START), flags=re.DOTALL)
+    assert found
+    assert html.unescape(found[1]).strip() == CONFIG.strip()
+
+
+def test_choices_are_split_at_the_first_colon(run: Path) -> None:
+    text = page(run, START)
+    assert row(text, "loader") == ["cache", "11 MB: it fits"]
+    assert row(text, "dtype") == ["bf16", DASH]
+
+
+def test_overlays_are_embedded(run: Path) -> None:
+    (run / "overlays").mkdir()
+    for number in (1, 0):
+        Image.new("RGB", (6, 2), (number, 0, 0)).save(run / "overlays" / f"{number:02d}-stem-{number}.png")
+    text = page(run, START)
+    images = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="([^"]*)">', text)
+    assert [base64.b64decode(data) for data, _ in images] == [
+        (run / "overlays" / name).read_bytes() for name in ("00-stem-0.png", "01-stem-1.png")
+    ]
+    assert [alt for _, alt in images] == [
+        f"Validation image stem-{number}: photo, label and prediction side by side" for number in (0, 1)
+    ]
+
+
+class _Tags(HTMLParser):
+    """Collects every tag's attributes and checks that tags close in the order in which they opened."""
+
+    VOID = frozenset({"meta", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_is_whole_and_refers_to_nothing_outside(run: Path) -> None:
+    (run / "overlays").mkdir()
+    Image.new("RGB", (6, 2)).save(run / "overlays" / "00-stem.png")
+    text = page(run, START, *(train(step) for step in range(1, 40)), val(8, 0.25), val(40, 0.5), end(40))
+    parser = _Tags()
+    parser.feed(text)
+    assert parser.open == []
+    assert not {tag for tag, _ in parser.tags} & {"script", "link", "iframe", "object"}
+    references = [attrs[key] or "" for _, attrs in parser.tags for key in ("src", "href", "xlink:href") if key in attrs]
+    assert references
+    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in references)
+    ids = [attrs["id"] for _, attrs in parser.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {reference[1:] for reference in references if reference[0] == "#"} <= set(ids)
+    assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(ids)
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+    assert not re.search(r"https?://", text)
+    assert all(tag != "th" or "scope" in attrs for tag, attrs in parser.tags)
+    headings = [int(tag[1]) for tag, _ in parser.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert headings[0] == 1
+    assert set(headings[1:]) == {2}
+
+
+def test_long_logs_stay_small(run: Path) -> None:
+    # A value that jumps from line to line, so that matplotlib cannot drop points itself.
+    noisy = (train(step, loss=step % 7, img_per_s=step % 11, data_wait=step % 5 / 5) for step in range(1, 5000))
+    text = page(run, START, *noisy)
+    assert len(text) < 150_000
+    assert "mean of up to 21 log lines" in text  # 4999 lines over 240 points
+
+
+def test_written_whole_or_not_at_all(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = page(run, START)
+    assert sorted(path.name for path in run.iterdir()) == [
+        "config.toml", "environment.json", "log.jsonl", "report.html",
+    ]  # fmt: skip
+
+    def no_replace(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", no_replace)
+    with pytest.raises(OSError, match="disk full"):
+        page(run, START, end(40))
+    assert (run / "report.html").read_text(encoding="utf-8") == before
+    assert not list(run.glob(".report*"))
+
+
+@pytest.mark.parametrize("missing", ["config.toml", "log.jsonl"])
+def test_not_a_run_folder(run: Path, missing: str) -> None:
+    page(run, START)
+    (run / missing).unlink()
+    with pytest.raises(UsageError) as caught:
+        report.write(run)
+    assert str(run / missing) in str(caught.value)
+    assert "fastseg train" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_configuration_is_one_line(run: Path) -> None:
+    (run / "config.toml").write_text("size = [1,\n")
+    with pytest.raises(UsageError, match=r"config\.toml is not valid TOML") as caught:
+        page(run, START)
+    assert "\n" not in str(caught.value)
+
+
+def test_needs_no_torch_and_no_pyplot(run: Path) -> None:
+    page(run, START)
+    code = (
+        "import sys; from pathlib import Path; from fastseg import report; report.write(Path(sys.argv[1]));"
+        "assert 'torch' not in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, run], check=True)
