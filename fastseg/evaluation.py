@@ -28,12 +28,11 @@ BATCH = 8
 def predictions(
     network: nn.Module, spec: Spec, loader: str, *, at: str
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """(index, prediction int64[H, W], label uint8[H, W]) of each sample in order.
+    """(index, prediction int64[H, W], label uint8[H, W]) of each sample in order; the network is in evaluation mode.
 
     Scores are upsampled bilinearly (half-pixel centres) to the label's size, then the highest wins; `at` is "original"
     for the label file's own size, "network" for labels resized to the network's.
     """
-    network.eval()
     for batch in evaluation_batches(spec, loader, BATCH, resize_labels=at == "network"):
         missing = BATCH - len(batch.images)
         images = F.pad(batch.images, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
@@ -52,11 +51,13 @@ def score(
     share = slice(world.rank, None, world.size)
     mine = dataclasses.replace(spec, pairs=spec.pairs[share], headers=spec.headers[share])
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=spec.device)
-    kept = []
+    kept, was_training = [], network.training
+    network.eval()
     for index, prediction, label in predictions(network, mine, loader, at=at) if mine.pairs else ():
         confusion += confusion_matrix(prediction, label, num_classes)
         if index < keep:
             kept.append((index * world.size + world.rank, prediction.to(torch.uint8).cpu().numpy()))
+    network.train(was_training)
     return Scores(world.sum(confusion).cpu().numpy()), kept
 
 

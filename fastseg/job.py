@@ -111,11 +111,12 @@ def start_block(job: Job, run: Path) -> dict[str, str]:
     absent = [name for name, weight in zip(job.spec.classes.names, job.weights.tolist(), strict=True) if weight == 0]
     world = f"{job.world.size} process{'es' * (job.world.size > 1)}, {torch.get_num_threads()} threads each"
     resumed = f", from step {job.step} on" if job.step else ""
+    network = f"SegNet, {model.backbone}, depth {model.depth}, init {model.init}"
     return {
         "run": str(run),
         "data": files + (f"; {job.left_out} files left out, see `fastseg data check`" if job.left_out else ""),
         "split": data.split_scheme,
-        "model": f"SegNet, {model.backbone}, depth {model.depth}, init {model.init}, input {'{}x{}'.format(*data.size)}",
+        "model": f"{network}, input {'{}x{}'.format(*data.size)}",
         "loss": f"cross-entropy, {train.weighting} weights" + (f", 0 for absent {', '.join(absent)}" if absent else ""),
         **job.choices,
         "world": world,

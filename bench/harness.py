@@ -1,0 +1,65 @@
+"""Measuring fairly on a noisy machine: cases take turns, and a ratio is made of neighbours in time."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastseg.environment import environment
+
+SCHEMA = 1
+
+Result = dict[str, Any]
+
+
+def take_turns(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """The figure that each case returns, once per round; every second round runs in reverse order.
+
+    Each case is called once before, and that figure is dropped: caches fill, algorithms are chosen.
+    """
+    for case in cases.values():
+        case()
+    samples: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(rounds):
+        for name in list(cases)[:: -1 if turn % 2 else 1]:
+            samples[name].append(cases[name]())
+    return samples
+
+
+def _spread(samples: Sequence[float]) -> dict[str, Any]:
+    """Median, number, and the 20th and 80th percentile."""
+    deciles = statistics.quantiles(samples, n=10, method="inclusive")
+    return {"value": statistics.median(samples), "n": len(samples), "p20": deciles[1], "p80": deciles[7]}
+
+
+def result(name: str, unit: str, samples: Sequence[float]) -> Result:
+    """A row of `results`."""
+    return {"name": name, "unit": unit, **_spread(samples)}
+
+
+def exact(name: str, unit: str, value: float) -> Result:
+    """A row of `results` for what is counted, not measured."""
+    return {"name": name, "unit": unit, "value": value, "n": 1, "p20": value, "p80": value}
+
+
+def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> Result:
+    """A row of `ratios`: round by round, so that what slows the machine slows both."""
+    return {"name": name, **_spread([a / b for a, b in zip(above, below, strict=True)])}
+
+
+def document(results: list[Result], ratios: list[Result]) -> dict[str, Any]:
+    """Results with what they were measured on."""
+    return {"schema": SCHEMA, "environment": environment(), "results": results, "ratios": ratios}
+
+
+def show(found: dict[str, Any]) -> str:
+    """The document as text for a terminal."""
+    stamp = found["environment"]
+    lines = [f"{stamp['gpus'] or stamp['processor']}, {stamp['threads']} CPU threads, torch {stamp['torch']}"]
+    for row in found["results"]:
+        spread = f"  ({row['p20']:,.1f} to {row['p80']:,.1f}, n = {row['n']})" if row["n"] > 1 else ""
+        lines.append(f"{row['name']:<34} {row['value']:>14,.1f} {row['unit']}{spread}")
+    for row in found["ratios"]:
+        lines.append(
+            f"{row['name']:<34} {row['value']:>14.2f} x  ({row['p20']:.2f} to {row['p80']:.2f}, n = {row['n']})"
+        )
+    return "\n".join(lines)
