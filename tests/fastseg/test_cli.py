@@ -1,0 +1,180 @@
+"""The command line as users meet it: one line per mistake, strict JSON, exit codes, nothing heavy for --help."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fastseg.cli import main
+
+TINY = ["--recipe", "fast", "--size", "32x48", "--epochs", "1", "--batch", "2", "--set", "model.depth=1"]
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """call("data", "check", ...) -> (exit code, standard output, standard error), in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTSEG_DATA", str(tmp_path / "home"))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        assert not isinstance(result.exception, Exception), result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return run
+
+
+def strict(text: str) -> dict:
+    """The one JSON document on standard output; NaN and infinity are no JSON."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    (line,) = text.splitlines()
+    return json.loads(line, parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["data", "--help"], ["eval", "--help"], ["--version"]]
+)
+def test_help_comes_without_torch_or_anything_as_heavy(arguments):
+    code = (
+        "import sys; from fastseg.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'nvidia', 'rich', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+
+
+def test_train_eval_and_report_print_what_they_promise(call, street):
+    code, out, err = call("train", "--data", street, *TINY, "--run", "r", "--json")
+    document = strict(out)
+    assert code == 0, err
+    assert document.keys() == {"run", "best_miou", "steps", "train_seconds", "img_per_s"}
+    assert (document["run"], document["steps"]) == ("r", 4)
+    assert document["img_per_s"] == pytest.approx(8 / document["train_seconds"])
+
+    code, out, _ = call("eval", "r/checkpoints/best.pt", "--json")
+    scores = strict(out)
+    assert code == 0
+    assert {"miou", "global_accuracy", "mean_accuracy", "fw_iou", "classes", "confusion", "protocol"} <= scores.keys()
+    assert scores["miou"] == document["best_miou"]
+    assert scores["protocol"]["labels"] == "at their own resolution"
+
+    code, out, _ = call("eval", "r/checkpoints/best.pt", "--at", "network", "--split", "train", "--json")
+    assert sum(map(sum, strict(out)["confusion"])) <= 8 * 32 * 48
+
+    code, out, _ = call("eval", "r/checkpoints/best.pt")
+    assert "Bicyclist" in out
+    assert "the commonest class everywhere" in out
+    assert call("report", "r")[1].strip() == "r/report.html"
+
+
+def test_the_default_run_folder_is_named_after_data_recipe_and_time(call, street, tmp_path):
+    code, out, _ = call("train", "--data", street, *TINY)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert code == 0
+    assert run.name.startswith("street-fast-20")
+    assert out.split() == ["run", f"runs/{run.name}", "report", f"runs/{run.name}/report.html"]
+
+
+def test_data_check_names_each_bad_file_and_fails(call, tmp_path):
+    assert call("data", "synth", "d", "--train", "3", "--val", "1", "--size", "32x48")[0] == 0
+    assert strict(call("data", "check", "d", "--json")[1]) == {"pairs": 4, "errors": [], "warnings": []}
+    bad = sorted((tmp_path / "d" / "train").iterdir())[1]
+    bad.write_bytes(bad.read_bytes()[:-200])
+    code, out, _ = call("data", "check", "d", "--json")
+    assert code == 1
+    assert [Path(e["file"]).name for e in strict(out)["errors"]] == [bad.name]
+    code, out, _ = call("data", "check", "d")
+    assert code == 1
+    assert f"error: d/train/{bad.name}: cannot be decoded" in out
+    assert "1 errors, 0 warnings" in out
+
+
+def test_data_stats_prints_weights_whose_median_class_weighs_1(call):
+    call("data", "synth", "d", "--train", "12", "--val", "1", "--size", "96x144")
+    document = strict(call("data", "stats", "d", "--json")[1])
+    assert document["images"] == 12
+    assert sum(c["pixels"] for c in document["classes"]) + document["void_pixels"] == 12 * 96 * 144
+    weights = [c["weight"] for c in document["classes"] if c["pixels"]]
+    assert len(weights) == 11
+    assert sorted(weights)[5] == pytest.approx(1)  # of eleven, the sixth is the median
+    assert "SignSymbol" in call("data", "stats", "d")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "--data", "nowhere"], 2, "nowhere: no folder"),
+        (["train", "--data", "."], 2, "no layout fits. Looked for original: 701_StillsRaw_full"),
+        (["train", "--recipe", "fats"], 2, "--recipe fats: choose one of baseline, fast"),
+        (["train", "--size", "360"], 2, "'360' is no size: write HEIGHTxWIDTH, such as 360x480"),
+        (["train", "--set", "train.lrr=1"], 2, "unknown key train.lrr; did you mean train.lr?"),
+        (["train", "--set", "train.lr"], 2, "--set train.lr: write KEY=VALUE"),
+        (["train", "--dtype", "bf61"], 2, "choose one of auto, bf16, fp16, fp32 (did you mean bf16?)"),
+        (["train", "--gpus", "2", "--nproc", "2"], 2, "--gpus and --nproc: give one of them"),
+        (["train", "--nproc", "2"], 2, "give --device cpu too"),
+        (["train", "--resume"], 2, "--resume needs --run; unfinished runs: none in runs/"),
+        (["train", "--resume", "--run", "none"], 2, "none holds no run (no config.toml)"),
+        (["eval", "none.pt"], 1, "none.pt: no such checkpoint"),
+        (["report", "none"], 2, "none/log.jsonl is missing"),
+        (["data", "synth", "x", "--layout", "voc"], 2, "--layout voc: choose one of segnet, original, kaggle, fastai"),
+        (["data", "synth", "x", "--size", "8x8"], 2, "--size 8x8: scenes need 32x32 or more"),
+        (["data", "stats", ".", "--weighting", "x"], 2, "--weighting x: choose one of"),
+        (["bench", "everything"], 2, "bench everything: choose one of data, model, all"),
+        (["--sead"], 2, "No such option '--sead'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gets_one_line_with_the_cure(call, arguments, code, message):
+    got, out, err = call(*arguments)
+    assert (got, out) == (code, "")
+    assert message in err
+    if not err.startswith("Usage:"):  # click's own errors begin with the usage
+        assert err.startswith("fastseg: ")
+        assert err.count("\n") == 1
+
+
+def test_gpus_that_are_not_there_are_counted(call, street, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, _, err = call("train", "--data", street, "--gpus", "8", "--amp")
+    assert (code, err) == (2, "fastseg: --gpus 8: torch sees 0 usable NVIDIA GPUs here; use --device cpu\n")
+
+
+def test_resume_lists_unfinished_runs_and_refuses_another_recipe(call, street, tmp_path):
+    call("train", "--data", street, *TINY, "--run", "runs/a")
+    log = tmp_path / "runs" / "a" / "log.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"end"' not in line))
+    assert "unfinished runs: --run runs/a" in call("train", "--resume")[2]
+    code, _, err = call("train", "--resume", "--run", "runs/a", "--lr", "0.5")
+    assert code == 2
+    assert "train.lr cannot change in a run that has begun" in err
+
+
+def test_a_bad_label_value_stops_training_and_is_named(call, street, tmp_path):
+    import shutil
+
+    import numpy as np
+    from PIL import Image
+
+    shutil.copytree(street, tmp_path / "bad")
+    label = sorted((tmp_path / "bad" / "trainannot").iterdir())[2]
+    pixels = np.array(Image.open(label))
+    pixels[5, 7:10] = 77
+    Image.fromarray(pixels).save(label)
+    code, _, err = call("train", "--data", "bad", *TINY)
+    assert code == 1
+    assert f"{label}: value 77 is not in the class map: 3 pixels, the first at x=7 y=5" in err.splitlines()[-1]
+    assert call("train", "--data", "bad", *TINY, "--unknown-colours", "void")[0] == 0
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    from fastseg.errors import UsageError
+
+    result = CliRunner().invoke(main, ["--debug", "data", "stats", str(tmp_path / "none")])
+    assert isinstance(result.exception, UsageError)

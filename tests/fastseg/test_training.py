@@ -1,0 +1,307 @@
+"""The training run: the objective, exact resume, what it writes, and what stops it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastseg import config as configs
+from fastseg import runs, training
+from fastseg.checkpoint import read
+from fastseg.config import Config
+from fastseg.errors import FastsegError, UsageError
+from fastseg.evaluation import evaluate
+from fastseg.job import Job, set_up
+from fastseg.metrics import Scores
+from fastseg.pipelines.source import Batch
+from fastseg.training import optimise, train
+
+TINY = {"data.size": "32x48", "model.depth": 1, "train.batch": 2, "train.epochs": 3, "runtime.log_every": 2}
+
+
+def tiny(street: Path, **changes: object) -> Config:
+    """A configuration that trains in seconds: keys are written section__field."""
+    named = {key.replace("__", "."): value for key, value in changes.items()}
+    return configs.override(configs.load_recipe("fast"), TINY | {"data.path": str(street)} | named)
+
+
+def same_bits(a: Path, b: Path) -> bool:
+    """True where two checkpoints hold equal weights, momentum and averages."""
+    old, new = read(a / "checkpoints" / "last.pt"), read(b / "checkpoints" / "last.pt")
+    assert old["step"] == new["step"]
+    groups = [(old["model"], new["model"]), (old["ema"] or {}, new["ema"] or {})]
+    groups.append({k: v["momentum_buffer"] for k, v in s["optimizer"]["state"]["state"].items()} for s in (old, new))
+    return all(torch.equal(x[key], y[key]) for x, y in groups for key in x | y)
+
+
+def events(run: Path, kind: str) -> list[dict]:
+    return [event for event in runs.read_log(run) if event["event"] == kind]
+
+
+class Killed(BaseException):
+    """As sudden as a signal: nothing in the trainer catches it."""
+
+
+def test_two_epochs_and_two_more_give_the_bits_of_four(street, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(tiny(street, train__epochs=4, train__schedule="constant", train__ema=0.9), whole)
+    train(tiny(street, train__epochs=2, train__schedule="constant", train__ema=0.9), parts)
+    config, changed = runs.reopen(parts, lambda old: configs.override(old, {"train.epochs": 4}))
+    train(config, parts, resume=True)
+    assert changed == ["train.epochs"]
+    assert same_bits(whole, parts)
+    assert [e["miou"] for e in events(whole, "val")] == [e["miou"] for e in events(parts, "val")]
+
+
+@pytest.mark.parametrize("step", [0, 3, 4, 9])
+def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(street, tmp_path, monkeypatch, step):
+    # 8 images in batches of 2: epochs of 4 steps. A step before the first checkpoint, one inside an epoch, both edges.
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(tiny(street), whole)
+    calls = iter(range(100))
+
+    def dying(job, batch, lr):
+        if next(calls) == step:
+            raise Killed
+        return optimise(job, batch, lr)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "optimise", dying)
+        with pytest.raises(Killed):
+            train(tiny(street), killed)
+    config, changed = runs.reopen(killed, lambda old: old)
+    train(config, killed, resume=True)
+    assert changed == []
+    assert same_bits(whole, killed)
+    for kind in ("train", "val"):
+        assert [(e["step"], e.get("loss"), e.get("miou")) for e in events(killed, kind)] == [
+            (e["step"], e.get("loss"), e.get("miou")) for e in events(whole, kind)
+        ]
+
+
+@pytest.mark.slow
+def test_kill_9_then_resume_gives_the_weights_of_the_uninterrupted_run(street, tmp_path):
+    flags = [f"--{key}={value}" for key, value in {"data": street, "recipe": "fast", "size": "32x48"}.items()]
+    flags += [part for key, value in TINY.items() if key != "data.size" for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "fastseg", "train"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, *flags, "--run", str(whole)], check=True, capture_output=True)
+    process = subprocess.Popen([*command, *flags, "--run", str(killed)], stderr=subprocess.DEVNULL)
+    while not events(killed, "val"):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run([*command, "--resume", "--run", str(killed)], check=True, capture_output=True)
+    assert same_bits(whole, killed)
+
+
+def test_training_twice_gives_the_same_bits_on_two_threads(street, tmp_path):
+    for name in ("a", "b"):
+        train(tiny(street, model__depth=2, runtime__threads=2, train__epochs=2), tmp_path / name)
+    assert same_bits(tmp_path / "a", tmp_path / "b")
+
+
+def job_of(street: Path, **changes: object) -> Job:
+    """A job whose batch norms keep their statistics, so that batches can be split without changing the network."""
+    job = set_up(tiny(street, train__weight_decay=0.0, **changes), None)
+    job.model.eval()
+    return job
+
+
+def some_batch(void: float) -> Batch:
+    """4 images of noise; that share of the labels' rows is void, from the first image on."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, 11, (4, 32, 48), generator=generator, dtype=torch.uint8)
+    labels.view(-1)[: int(void * labels.numel())] = 255
+    return Batch(torch.randn(4, 3, 32, 48, generator=generator), labels, np.arange(4))
+
+
+@pytest.mark.parametrize("void", [0.0, 0.3])
+def test_the_loss_is_the_weighted_mean_over_the_batch(street, void):
+    job, batch = job_of(street, train__batch=4), some_batch(void)
+    target = batch.labels.long().masked_fill(batch.labels == 255, -100)
+    expected = F.cross_entropy(job.model(batch.images), target, job.weights)
+    torch.testing.assert_close(optimise(job, batch, 0.0), expected.detach(), rtol=1e-5, atol=0)
+
+
+def test_accumulation_takes_the_step_of_the_whole_batch(street):
+    # The first of two backward passes has far fewer labelled pixels: a mean of two means would differ.
+    whole, halves = job_of(street, train__batch=4), job_of(street, train__batch=2, train__accumulate=2)
+    for job in (whole, halves):
+        optimise(job, some_batch(0.45), 0.1)
+    for a, b in zip(whole.model.parameters(), halves.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_batch_of_only_void_pixels_has_loss_0_and_changes_nothing(street):
+    job = job_of(street, train__batch=4)
+    before = [p.clone() for p in job.model.parameters()]
+    assert optimise(job, some_batch(1.0), 0.1) == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, job.model.parameters(), strict=True))
+
+
+def test_clipping_bounds_the_step(street):
+    job = job_of(street, train__batch=4, train__clip=0.01, train__momentum=0.0)
+    before = [p.detach().clone() for p in job.model.parameters()]
+    optimise(job, some_batch(0.0), 1.0)
+    moved = sum(float((a - b.detach()).square().sum()) for a, b in zip(before, job.model.parameters(), strict=True))
+    assert moved**0.5 == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_network_trains_in_training_mode_after_a_validation(street, tmp_path, monkeypatch):
+    modes = []
+    monkeypatch.setattr(
+        training, "optimise", lambda job, *rest: (modes.append(job.model.training), optimise(job, *rest))[1]
+    )
+    train(tiny(street, train__epochs=2), tmp_path / "run")
+    assert modes == [True] * 8
+
+
+def scripted(monkeypatch, mious: list[float]) -> None:
+    """Validations give these mIoUs, in turn: a confusion of one class with that share of hits and as many misses."""
+    scores = iter(mious)
+
+    def fake(*_, **__):
+        hits = round(1000 * next(scores))
+        return Scores(np.pad([[hits, 1000 - hits], [0, 0]], ((0, 9), (0, 9)))), []
+
+    monkeypatch.setattr(training, "score", fake)
+
+
+def test_patience_stops_after_validations_without_a_better_score(street, tmp_path, monkeypatch):
+    scripted(monkeypatch, [0.2, 0.6, 0.4, 0.6, 0.9])
+    result = train(tiny(street, train__epochs=9, train__patience=2), tmp_path / "run")
+    assert [e["best"] for e in events(tmp_path / "run", "val")] == [True, True, False, False]
+    assert (result["steps"], result["best_miou"]) == (16, pytest.approx(0.3))  # 0.6 for one class, 0 for the other
+    assert read(tmp_path / "run" / "checkpoints" / "best.pt")["step"] == 8
+
+
+def test_the_best_score_is_kept_across_a_resume(street, tmp_path, monkeypatch):
+    scripted(monkeypatch, [0.8, 0.4, 0.6])
+    run = tmp_path / "run"
+    train(tiny(street, train__epochs=1), run)
+    config, _ = runs.reopen(run, lambda old: configs.override(old, {"train.epochs": 3}))
+    assert train(config, run, resume=True)["best_miou"] == pytest.approx(0.4)
+    assert read(run / "checkpoints" / "best.pt")["step"] == 4
+
+
+def test_a_run_folder_holds_what_it_promises(street, tmp_path, capsys):
+    run = tmp_path / "run"
+    result = train(tiny(street, train__keep_every=2), run)
+    names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    boards = {name for name in names if name.startswith("events.out.tfevents")}
+    overlays = {name for name in names if name.startswith("overlays/")}
+    checkpoints = {f"checkpoints/{name}.pt" for name in ("last", "best", "epoch-0002")}
+    files = {"config.toml", "environment.json", "split.json", "log.jsonl", "report.html"}
+    assert names == files | checkpoints | boards | overlays
+    assert (len(boards), len(overlays)) == (1, 4)  # all four validation images
+    assert configs.read(run / "config.toml") == tiny(street, train__keep_every=2)
+    assert len(json.loads((run / "split.json").read_text())["train"]) == 8
+    assert result["steps"] == 12 == events(run, "end")[0]["step"]
+    assert [e["step"] for e in events(run, "train")] == [2, 4, 6, 8, 10, 12]
+    assert all(
+        e["img_per_s"] == e["img_per_s_per_device"] > 0 and 0 <= e["data_wait"] <= 1 for e in events(run, "train")
+    )
+    block = [line.split()[0] for line in capsys.readouterr().err.splitlines()[:11]]
+    names = ["run", "data", "split", "model", "loss", "loader", "device", "dtype", "optimizer", "world", "batch"]
+    assert block == names
+
+
+def test_evaluating_the_checkpoint_gives_the_logged_scores_exactly(street, tmp_path):
+    run = tmp_path / "run"
+    train(tiny(street, train__ema=0.5), run)
+    for name, logged in (("last", events(run, "val")[-1]), ("best", [e for e in events(run, "val") if e["best"]][-1])):
+        document = evaluate(run / "checkpoints" / f"{name}.pt")
+        assert document["protocol"]["step"] == logged["step"]
+        for key in ("miou", "global_accuracy", "mean_accuracy", "fw_iou", "classes", "absent"):
+            assert document[key] == logged[key]
+
+
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+def test_all_four_layouts_train_and_evaluate_to_identical_results(tmp_path, loader):
+    from fastseg.data.synth import LAYOUTS, write
+
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
+    found = []
+    for layout in LAYOUTS:
+        write(tmp_path / layout, layout=layout, counts={"train": 4, "val": 2}, size=(64, 96))
+        config = tiny(tmp_path / layout, runtime__loader=loader, train__epochs=2)
+        train(config, tmp_path / f"run-{layout}")
+        assert same_bits(tmp_path / f"run-{LAYOUTS[0]}", tmp_path / f"run-{layout}")
+        found.append(evaluate(tmp_path / f"run-{layout}" / "checkpoints" / "last.pt")["confusion"])
+    assert found == [found[0]] * 4
+    assert np.sum(found[0]) > 0.9 * 2 * 64 * 96
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_run_and_evaluate_as_one(street, tmp_path):
+    run = tmp_path / "run"
+    sets = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "fastseg", "train", "--data", str(street), "--recipe", "fast", *sets]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--device", "cpu", "--nproc", "2", "--run", str(run), "--json"],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 6  # 8 images x 3 epochs in batches of 2 x 2
+    assert len(events(run, "start")) == 1
+    assert events(run, "start")[0]["world"] == 2
+    assert evaluate(run / "checkpoints" / "last.pt")["classes"] == events(run, "val")[-1]["classes"]
+
+
+def test_a_finished_run_is_not_trained_further(street, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    first = train(tiny(street), run)
+    monkeypatch.setattr(training, "optimise", None)
+    assert train(runs.reopen(run, lambda old: old)[0], run, resume=True) == first
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_cure(street, tmp_path):
+    with pytest.raises(FastsegError, match=r"the loss is .* at step \d+: lower train.lr \(1e\+12\)"):
+        train(tiny(street, train__lr=1e12, train__schedule="constant"), tmp_path / "run")
+
+
+def test_a_run_that_exists_is_never_overwritten(street, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"exists: continue it with --resume"):
+        train(tiny(street), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"runtime__dtype": "fp16", "runtime__device": "cpu"}, "--dtype fp16: a CPU has no fast fp16"),
+        ({"train__drop_remainder": True, "train__batch": 9}, "9 images per step are more than the 8 training images"),
+        ({"data__path": "/nowhere"}, "/nowhere: no folder"),
+        ({"data__split_scheme": "segnet"}, "no name is in SegNet's published lists"),
+        ({"model__depth": 6}, "model.depth 6: from 1 to 5"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(street, tmp_path, changes, message):
+    with pytest.raises(FastsegError, match=message):
+        train(tiny(street, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_changed_training_data_is_refused_on_resume(tmp_path):
+    from fastseg.data.synth import write
+
+    write(tmp_path / "data", counts={"train": 4, "val": 1}, size=(32, 48))
+    train(tiny(tmp_path / "data", train__epochs=1), tmp_path / "run")
+    image = next((tmp_path / "data" / "train").iterdir())
+    image.write_bytes(image.read_bytes() + b"\0")
+    config, _ = runs.reopen(tmp_path / "run", lambda old: configs.override(old, {"train.epochs": 2}))
+    with pytest.raises(FastsegError, match=r"training images of .* have changed"):
+        train(config, tmp_path / "run", resume=True)
