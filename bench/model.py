@@ -30,7 +30,7 @@ class _Step:
 
     def __init__(self, device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int) -> None:
         torch.manual_seed(0)
-        self.model = SegNet(CLASSES).to(device, memory_format=torch.channels_last)
+        self.model = SegNet(CLASSES).to(device).to(memory_format=torch.channels_last)
         self.optimizer, _, _ = make_optimizer(self.model, Train(), device)
         self.device, self.dtype = device, dtype
         self.images = torch.randn(batch, 3, *size, device=device, dtype=dtype).contiguous(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fastseg import config as configs
 from fastseg.errors import FastsegError
@@ -78,8 +77,3 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         buffer = values.get("momentum_buffer")
         if isinstance(buffer, torch.Tensor) and buffer.stride() != parameter.stride():
             values["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, or itself."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

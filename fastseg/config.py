@@ -106,6 +106,10 @@ class Train(_Checked):
         super().__post_init__()
         if not self.warmup < 1 or not self.ema < 1 or not self.momentum < 1:
             raise ValueError("warmup, ema and momentum: below 1")
+        if self.keep_every % self.validate_every:
+            raise ValueError(
+                f"keep_every = {self.keep_every}: a multiple of validate_every, since that is when it saves"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +194,7 @@ def from_dict(tree: dict[str, Any], source: str) -> Config:
     Raises:
         UsageError: as `override`.
     """
-    changes = {}
+    changes: dict[str, Any] = {}
     for section, values in tree.items():
         if not isinstance(values, dict):
             raise UsageError(f"{source}: {section} is no section; sections are {', '.join(SECTIONS)}")

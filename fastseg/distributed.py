@@ -4,6 +4,7 @@ One process per device. Whatever starts them (fastseg itself, torchrun, a cluste
 as torch.distributed reads them; without these a run is one process.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -57,6 +58,12 @@ class World:
             forward_sync_buffers=False,
         )
 
+    def gradient_sync(self, wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+        """Around a backward pass: gradients meet those of the other processes in the `last` pass of a step only."""
+        if last or not isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return wrapped.no_sync()
+
 
 def choose_device(requested: str) -> tuple[str, str]:
     """ "cpu" or "cuda", and why.
@@ -108,7 +115,8 @@ def join(requested_device: str, threads: int) -> tuple[World, str]:
     torch.set_num_threads(threads or max(1, cores() // local_size))
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-    return World(rank, size, local_rank, local_size, torch.device(kind, local_rank if kind == "cuda" else None)), why
+    device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+    return World(rank, size, local_rank, local_size, device), why
 
 
 def leave() -> None:

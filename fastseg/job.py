@@ -74,7 +74,7 @@ def set_up(config: Config, state: dict[str, Any] | None) -> Job:
     model = SegNet(len(spec.classes.names), config.model.backbone, config.model.depth)
     if state is None:
         initialise(model, config.model.init)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     optimizer, optimizer_name, optimizer_why = make_optimizer(model, config.train, device)
     job = Job(
         config=config,

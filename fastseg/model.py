@@ -99,20 +99,23 @@ def load_vgg(model: SegNet, state: dict[str, torch.Tensor], name: str) -> None:
     position = 0  # index in torchvision's flat `features`, where pooling layers count too
     with torch.no_grad():
         for stage in model.encoder:
-            for conv, bn in zip(stage[0::3], stage[1::3], strict=True):
+            convs = [layer for layer in stage.children() if isinstance(layer, nn.Conv2d)]
+            norms = [layer for layer in stage.children() if isinstance(layer, nn.BatchNorm2d)]
+            for conv, bn in zip(convs, norms, strict=True):
                 conv.weight.copy_(take(f"features.{position}.weight", conv.weight))
                 bias = take(f"features.{position}.bias", bn.bias)
                 if has_bn:
-                    source = f"features.{position + 1}"
-                    for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-                        target = getattr(bn, key)
-                        target.copy_(take(f"{source}.{key}", target))
-                    bn.running_mean -= bias
+                    norm = {key: take(f"features.{position + 1}.{key}", like) for key, like in bn.state_dict().items()}
+                    norm["running_mean"] = norm["running_mean"] - bias
                 else:
-                    bn.weight.fill_(1)
-                    bn.bias.copy_(bias)
-                    bn.running_mean.zero_()
-                    bn.running_var.fill_(1 - bn.eps)
+                    norm = {
+                        "weight": torch.ones_like(bias),
+                        "bias": bias,
+                        "running_mean": torch.zeros_like(bias),
+                        "running_var": torch.full_like(bias, 1 - bn.eps),
+                        "num_batches_tracked": torch.tensor(0),
+                    }
+                bn.load_state_dict(norm)
                 position += 3 if has_bn else 2
             position += 1
     # A shallower encoder leaves whole deeper stages over; anything else left over is a mistake.

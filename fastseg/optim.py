@@ -25,7 +25,7 @@ def parameter_groups(model: nn.Module, train: Train) -> list[dict]:
     ]
 
 
-def find_apex() -> tuple[type[torch.optim.Optimizer] | None, str]:
+def find_apex() -> tuple[Callable[..., torch.optim.Optimizer] | None, str]:
     """apex's FusedSGD where it is NVIDIA's apex with its CUDA part, and what was found.
 
     The package of that name on the index is another project, hence the look at what it holds.

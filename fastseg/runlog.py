@@ -96,7 +96,7 @@ class RunLog:
         parts = [
             f"epoch {fields['epoch']:.2f}/{epochs}",
             f"step {step}/{total}",
-            f"loss {fields['loss']:.4f}",
+            "loss -" if fields["loss"] is None else f"loss {fields['loss']:.4f}",
             f"lr {fields['lr']:.2e}",
             f"{fields['img_per_s']:.1f} img/s ({fields['img_per_s_per_device']:.1f} per device)",
             f"data wait {percent(fields['data_wait'])}",

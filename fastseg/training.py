@@ -4,7 +4,6 @@ The loss of a step is sum(weight * cross-entropy) / sum(weight) over the global 
 passes of the step together, so that neither their number nor accumulation changes the objective.
 """
 
-import contextlib
 import math
 import resource
 import sys
@@ -152,7 +151,7 @@ def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:
     parts = list(zip(batch.images.split(train.batch), batch.labels.split(train.batch), strict=True))
     for position, (images, labels) in enumerate(parts):
         last = position == len(parts) - 1
-        with contextlib.nullcontext() if last or job.world.size == 1 else job.wrapped.no_sync():
+        with job.world.gradient_sync(job.wrapped, last):
             with torch.autocast(job.spec.device.type, job.spec.dtype, enabled=job.spec.dtype != torch.float32):
                 logits = job.wrapped(images)
             part = cross_entropy_sum(logits, labels, job.weights) / total

@@ -12,9 +12,8 @@ def weight_sum(labels: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
     """Sum of the class weights over all labels (uint8, any shape); values >= C (void, unknown) count nothing."""
     table = torch.zeros(256, dtype=torch.float32, device=weights_C.device)
     table[: len(weights_C)] = weights_C
-    counts = torch.bincount(labels.reshape(-1), minlength=256)
-    # float64: a sum of up to 2^31 pixels. The counts are exact, so the sum does not depend on any order.
-    return (counts * table.double()).sum().float()
+    # A look-up and not torch.bincount, which waits for a GPU to learn the highest value. float64: millions of pixels.
+    return table[labels.long()].sum(dtype=torch.float64).float()
 
 
 def cross_entropy_sum(logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:

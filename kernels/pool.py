@@ -18,5 +18,5 @@ def unpool(x_BCHW: torch.Tensor, positions: torch.Tensor, size: tuple[int, int])
 
     CUDA's kernel writes NCHW; one copy here keeps the next convolution and its backward on channels-last.
     """
-    out = F.max_unpool2d(x_BCHW, positions, 2, 2, output_size=list(size))
+    out = F.max_unpool2d(x_BCHW, positions, [2, 2], [2, 2], output_size=list(size))
     return out.contiguous(memory_format=torch.channels_last)

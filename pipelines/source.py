@@ -10,6 +10,7 @@ normalise in its graph, but has no bf16, and uint8 is a quarter of the bytes to 
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -29,13 +30,18 @@ STD = (58.395, 57.12, 57.375)
 
 
 class Batch(NamedTuple):
-    """Images [B, 3, H, W] channels-last, normalised; labels uint8, VOID = 255; indices into the split.
-
-    Labels are one tensor [B, H, W] in training and a list of [H, W] tensors of each file's own size in evaluation.
-    """
+    """To train on: images [B, 3, H, W] channels-last, normalised; labels uint8[B, H, W]; indices into the split."""
 
     images: torch.Tensor
-    labels: torch.Tensor | list[torch.Tensor]
+    labels: torch.Tensor
+    indices: np.ndarray
+
+
+class EvaluationBatch(NamedTuple):
+    """To evaluate: as `Batch`, but labels are a list of uint8[H, W], each of its file's own size."""
+
+    images: torch.Tensor
+    labels: list[torch.Tensor]
     indices: np.ndarray
 
 
@@ -104,9 +110,14 @@ def make_tier(loader: str, spec: Spec) -> Tier:
     return TorchvisionTier(spec)
 
 
+@lru_cache
+def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+
+
 def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> (x - MEAN) / STD as `dtype` [B, 3, H, W] in channels-last memory."""
-    mean, std = (torch.tensor(v, device=images_BHWC.device) for v in (MEAN, STD))
+    mean, std = _mean_and_std(images_BHWC.device)
     out = (images_BHWC.to(torch.float32) - mean).div_(std).to(dtype)
     return out.permute(0, 3, 1, 2)
 
@@ -140,14 +151,14 @@ class TrainSource:
             raise FastsegError(unknown_values(self.spec))
 
 
-def evaluation_batches(spec: Spec, loader: str, batch: int, *, resize_labels: bool) -> Iterator[Batch]:
+def evaluation_batches(spec: Spec, loader: str, batch: int, *, resize_labels: bool) -> Iterator[EvaluationBatch]:
     """Each sample once, in order; the last batch may be short. Labels keep their own size unless `resize_labels`."""
     batches = in_order(len(spec.pairs), batch)
     pixels = make_tier(loader, spec).evaluate(batches, resize_labels=resize_labels)
     unknown = 0
     for indices, (images, labels) in zip(batches, pixels, strict=True):
         unknown += sum(int((label == UNKNOWN).sum()) for label in labels)
-        yield Batch(normalise(images, spec.dtype), labels, indices)
+        yield EvaluationBatch(normalise(images, spec.dtype), labels, indices)
     if unknown:
         raise FastsegError(unknown_values(spec))
 

@@ -392,8 +392,8 @@ def draw_scene(seed: int, index: int, size: tuple[int, int]) -> tuple[np.ndarray
     # Shade falls on the ground only: what stands on it keeps its light.
     label = np.asarray(s.label)
     ground = np.isin(label, (ROAD, PAVEMENT))[..., None]
-    light = np.asarray(soft, np.float32) / 255 * np.where(ground, shade, 1)
-    light = (light ** np.float32(gamma) * (gain * tint)).astype(np.float32) * 255
+    lit = np.asarray(soft, np.float32) / 255 * np.where(ground, shade, 1)
+    light = (lit ** np.float32(gamma) * (gain * tint)).astype(np.float32) * 255
     light += noise.normal(0, grain, light.shape).astype(np.float32)
     light += noise.normal(0, 3, (*light.shape[:2], 1)).astype(np.float32)
     return np.clip(np.rint(light), 0, 255).astype(np.uint8), label.copy()

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -95,7 +95,7 @@ def apply(dataset: Dataset, scheme: str = "auto", seed: int = 0) -> Splits:
     return {split: pairs for split, pairs in splits.items() if pairs}
 
 
-def digest(pairs: tuple[Pair, ...]) -> str:
+def digest(pairs: Sequence[Pair]) -> str:
     """16 hex digits that change with the names or the sizes (bytes) of a split's files."""
     state = hashlib.sha256()
     for pair in pairs:
