@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fastseg import config as configs
-from fastseg.errors import FastsegError
+from fastseg.errors import FastsegError, first_line
 from fastseg.model import SegNet
 from fastseg.pipelines.source import MEAN, STD
 from fastseg.runs import whole
@@ -30,8 +30,10 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
             torch.save({"schema": SCHEMA, "mean": list(MEAN), "std": list(STD), **state}, file)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        raise FastsegError(f"{path} could not be written ({error}); the checkpoint before it is kept") from None
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer puts a RuntimeError of its own over a full disk's OSError.
+        reason = str(error.__context__ or error).splitlines()[0]
+        raise FastsegError(f"{path} could not be written ({reason}); the checkpoint before it is kept") from None
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -45,8 +47,7 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise FastsegError(f"{path}: no such checkpoint; a run keeps them in RUN/checkpoints/") from None
     except Exception as error:  # torch.load fails in many ways on a file that is none of its own
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise FastsegError(f"{path}: not a readable checkpoint ({type(error).__name__}: {reason})") from None
+        raise FastsegError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
     if not isinstance(state, dict) or "schema" not in state:
         raise FastsegError(f"{path}: not a checkpoint of fastseg (for a torchvision VGG's weights use --init FILE)")
     if state["schema"] != SCHEMA:

@@ -14,3 +14,8 @@ class UsageError(FastsegError):
     """Wrong use: an option, a recipe or a path that cannot be what was meant."""
 
     exit_code = 2
+
+
+def first_line(error: Exception) -> str:
+    """Kind and first line of an error that is not ours, for one line of our own."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".removesuffix(": ")

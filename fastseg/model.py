@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastseg.errors import FastsegError, UsageError
+from fastseg.errors import FastsegError, UsageError, first_line
 from fastseg.kernels.pool import pool, unpool
 
 # Convolutions per stage (Simonyan and Zisserman 2015, configurations D and E) and channels per stage.
@@ -85,6 +85,8 @@ def load_vgg(model: SegNet, state: dict[str, torch.Tensor], name: str) -> None:
     Raises:
         FastsegError: a key that is missing, left over or of another shape, by name.
     """
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise FastsegError(f"{name}: not a state dict; give one that torch.save wrote of model.state_dict()")
     left = {k: v for k, v in state.items() if not k.startswith("classifier.")}
     has_bn = any(k.endswith("running_mean") for k in left)
 
@@ -119,7 +121,8 @@ def load_vgg(model: SegNet, state: dict[str, torch.Tensor], name: str) -> None:
                 position += 3 if has_bn else 2
             position += 1
     # A shallower encoder leaves whole deeper stages over; anything else left over is a mistake.
-    stray = [k for k in left if not (k.startswith("features.") and int(k.split(".")[1]) >= position)]
+    deeper = {k for k in left if k.startswith("features.") and k.split(".")[1].isdecimal()}
+    stray = [k for k in left if k not in deeper or int(k.split(".")[1]) < position]
     if stray or (left and len(model.encoder) == len(CHANNELS)):
         raise FastsegError(f"{name}: keys that fit nowhere: {', '.join(stray or left)}")
 
@@ -149,5 +152,5 @@ def initialise(model: SegNet, init: str) -> None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise FastsegError(f"--init {init}: not a readable state dict ({type(error).__name__}: {error})") from None
+            raise FastsegError(f"--init {init}: not a readable state dict ({first_line(error)})") from None
     load_vgg(model, state, f"--init {init}")

@@ -52,7 +52,7 @@ def make_optimizer(model: nn.Module, train: Train, device: torch.device) -> tupl
     fits = device.type == "cuda" and all(p.dtype == torch.float32 for p in model.parameters())
     if apex_sgd is not None and fits:
         return apex_sgd(groups, lr=train.lr, momentum=train.momentum), "apex FusedSGD", found
-    why = found if apex_sgd is None else f"apex's kernels need fp32 parameters on a GPU, these are on {device.type}"
+    why = found if apex_sgd is None else "apex's kernels need fp32 parameters on a GPU"
     if train.optimizer == "apex":
         raise UsageError(f"train.optimizer = apex: {why}; use --set train.optimizer=auto")
     try:
@@ -65,8 +65,9 @@ def make_optimizer(model: nn.Module, train: Train, device: torch.device) -> tupl
 def schedule(train: Train, total_steps: int) -> Callable[[int], float]:
     """The learning rate of step 0 .. total_steps - 1, as a pure function of the step: nothing to save or restore."""
     if train.schedule == "step":
-        per_epoch = total_steps / train.epochs
-        return lambda step: train.lr * train.step_factor ** int(step / per_epoch / train.step_epochs)
+        # In whole numbers: a quotient of floats can fall just below the drop.
+        drops = total_steps * train.step_epochs
+        return lambda step: train.lr * train.step_factor ** (step * train.epochs // drops)
     if train.schedule == "poly":
         return lambda step: train.lr * (1 - step / total_steps) ** train.power
     if train.schedule == "one-cycle":

@@ -1,0 +1,175 @@
+"""Checkpoints: whole or not at all, refused by name, and a step after loading that has the bits of one without."""
+
+import copy
+import resource
+
+import pytest
+import torch
+from torch import nn
+
+from fastseg.checkpoint import build_model, load, load_optimizer, read, save
+from fastseg.config import Config, Train, override
+from fastseg.errors import FastsegError
+from fastseg.model import SegNet
+from fastseg.optim import make_optimizer
+
+
+def channels_last_segnet(seed: int = 0) -> SegNet:
+    torch.manual_seed(seed)
+    return SegNet(3, depth=1).to(memory_format=torch.channels_last)
+
+
+def state_of(model: SegNet, **changes) -> dict:
+    config = override(Config(), {"model.depth": 1}).as_dict()
+    return {"step": 7, "model": model.state_dict(), "ema": None, "config": config, "classes": ["a", "b", "c"]} | changes
+
+
+def equal_states(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_what_was_saved_is_read(tmp_path):
+    model, path = channels_last_segnet(), tmp_path / "run" / "checkpoints" / "last.pt"
+    save(path, state_of(model, best_miou=0.5))
+    found = torch.load(path, weights_only=True)
+    assert equal_states(found["model"], model.state_dict())
+    assert {key: found[key] for key in ("schema", "step", "ema", "best_miou")} == {
+        "schema": 1,
+        "step": 7,
+        "ema": None,
+        "best_miou": 0.5,
+    }
+    # ImageNet's statistics, which torchvision writes as shares of 255.
+    assert found["mean"] == pytest.approx([0.485 * 255, 0.456 * 255, 0.406 * 255])
+    assert found["std"] == pytest.approx([0.229 * 255, 0.224 * 255, 0.225 * 255])
+    again = read(path)
+    assert again.keys() == found.keys()
+    assert equal_states(again["model"], found["model"])
+    assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_save_that_fails_keeps_the_checkpoint_before_it(tmp_path, monkeypatch, failure):
+    path = tmp_path / "last.pt"
+    save(path, state_of(channels_last_segnet(), step=1))
+    before = path.read_bytes()
+
+    def half(_, file):
+        file.write(b"half")
+        raise failure
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(FastsegError if isinstance(failure, OSError) else type(failure)) as error:
+        save(path, state_of(channels_last_segnet(), step=2))
+    if isinstance(failure, OSError):
+        assert str(path) in str(error.value)
+        assert "No space left on device" in str(error.value)
+        assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before_it(tmp_path):
+    path = tmp_path / "last.pt"
+    save(path, {"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))  # what the system refuses as it does a full disk
+    try:
+        with pytest.raises(FastsegError, match=r"last\.pt could not be written") as error:
+            save(path, {"step": 2, "model": torch.zeros(2**20)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    assert read(path)["step"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_checkpoint_says_where_runs_keep_them(tmp_path):
+    with pytest.raises(FastsegError, match=r"best\.pt: no such checkpoint; .*RUN/checkpoints/"):
+        read(tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a readable checkpoint"),
+        (b"junk", "not a readable checkpoint"),
+        (nn.Conv2d(1, 1, 1), "not a readable checkpoint"),  # a pickled object, which weights_only refuses
+        ({"features.0.weight": torch.zeros(1)}, "not a checkpoint of fastseg .*use --init FILE"),
+        (torch.zeros(3), "not a checkpoint of fastseg"),
+        ({"schema": 99}, "checkpoint schema 99, this fastseg reads 1"),
+    ],
+)
+def test_a_foreign_file_is_one_line(tmp_path, content, message):
+    path = tmp_path / "best.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(FastsegError, match=rf"best\.pt: {message}") as error:
+        read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_or_nameless_checkpoint_is_one_line(tmp_path):
+    save(tmp_path / "last.pt", state_of(channels_last_segnet()))
+    (tmp_path / "half.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:3000])
+    for path in (tmp_path / "half.pt", tmp_path):
+        with pytest.raises(FastsegError, match="not a readable checkpoint") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+
+
+def step(model: SegNet, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(2, 3, 16, 16, generator=generator).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 3, (2, 16, 16), generator=generator)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("contiguous", [False, True])
+def test_training_goes_on_to_the_same_bits(tmp_path, contiguous):
+    model = channels_last_segnet()
+    optimizer, name, _ = make_optimizer(model, Train(lr=0.1, optimizer="torch"), torch.device("cpu"))
+    assert name == "torch fused SGD"
+    step(model, optimizer, 0)
+    state = copy.deepcopy(optimizer.state_dict())
+    if contiguous:  # as a device without channels-last would have left them
+        for values in state["state"].values():
+            values["momentum_buffer"] = values["momentum_buffer"].contiguous()
+    save(tmp_path / "last.pt", state_of(model, optimizer=state))
+    step(model, optimizer, 1)
+
+    found, other = read(tmp_path / "last.pt"), channels_last_segnet(seed=1)
+    other.load_state_dict(found["model"])
+    resumed, _, _ = make_optimizer(other, Train(lr=0.1, optimizer="torch"), torch.device("cpu"))
+    load_optimizer(resumed, found["optimizer"])
+    for key, parameter in enumerate(other.parameters()):
+        buffer = resumed.state[parameter]["momentum_buffer"]
+        assert buffer.stride() == parameter.stride()
+        assert torch.equal(buffer, state["state"][key]["momentum_buffer"])
+    assert any(not p.is_contiguous() for p in other.parameters())
+    step(other, resumed, 1)
+    assert equal_states(other.state_dict(), model.state_dict())
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(optimizer.state[a]["momentum_buffer"], resumed.state[b]["momentum_buffer"])
+
+
+def test_an_optimizer_that_has_made_no_step_is_restored_too():
+    model = channels_last_segnet()
+    fresh, again = (make_optimizer(model, Train(optimizer="torch"), torch.device("cpu"))[0] for _ in range(2))
+    load_optimizer(again, fresh.state_dict())
+    assert len(again.state) == 0
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_averaged_weights_predict_where_there_are_any(tmp_path, averaged):
+    model, average = channels_last_segnet(0), channels_last_segnet(1)
+    ema = average.state_dict() if averaged else None
+    save(tmp_path / "best.pt", state_of(model, ema=ema))
+    wanted = (average if averaged else model).eval()
+    for network in (load(tmp_path / "best.pt"), build_model(state_of(model, ema=ema))):
+        assert not network.training
+        assert equal_states(network.state_dict(), wanted.state_dict())
+        assert network.encoder[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+        images = torch.randn(1, 3, 8, 8)
+        assert torch.equal(network(images), wanted(images))

@@ -1,0 +1,213 @@
+"""Configurations: the published recipe, files and options that read back as written, faults in one line."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastseg import config as configs
+from fastseg.config import Augment, Config, Train, assignments, override, parse_size
+from fastseg.errors import UsageError
+
+# The published baseline: SegNet on CamVid as in MATLAB's semantic segmentation example.
+PUBLISHED = {
+    "data.size": (360, 480),
+    "data.split_scheme": "random-60-40",
+    "augment.mirror": True,
+    "augment.translate": 10,
+    "model.backbone": "vgg16",
+    "model.depth": 5,
+    "model.init": "vgg16",
+    "train.epochs": 100,
+    "train.batch": 4,
+    "train.accumulate": 1,
+    "train.drop_remainder": True,
+    "train.weighting": "median-frequency",
+    "train.lr": 1e-3,
+    "train.momentum": 0.9,
+    "train.weight_decay": 5e-4,
+    "train.decay_norms": True,
+    "train.schedule": "constant",
+    "train.clip": 0,
+    "train.ema": 0,
+    "train.patience": 0,
+    "runtime.dtype": "fp32",
+}
+
+
+def value(config: Config, key: str):
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def test_the_baseline_is_the_published_recipe():
+    config = configs.load_recipe("baseline")
+    assert {key: value(config, key) for key in PUBLISHED} == PUBLISHED
+
+
+def test_there_are_two_recipes_and_any_file(tmp_path):
+    assert configs.recipes() == ["baseline", "fast"]
+    path = tmp_path / "mine.toml"
+    path.write_text('[train]\nlr = 1\n[data]\nsize = "32x48"\n')
+    config = configs.load_recipe(str(path))
+    assert (config.train.lr, type(config.train.lr), config.data.size) == (1.0, float, (32, 48))
+    assert config == override(Config(), {"train.lr": 1.0, "data.size": "32x48"})
+    with pytest.raises(UsageError, match=r"^--recipe slow: choose one of baseline, fast, or give a \.toml file$"):
+        configs.load_recipe("slow")
+
+
+@pytest.mark.parametrize("recipe", ["baseline", "fast"])
+def test_a_recipe_reads_back_as_it_was_written(recipe, tmp_path):
+    config = configs.load_recipe(recipe)
+    (tmp_path / "config.toml").write_text(config.dumps(), encoding="utf-8")
+    assert configs.read(tmp_path / "config.toml") == config
+    assert configs.from_dict(config.as_dict(), "checkpoint") == config
+
+
+@given(
+    path=st.text(st.characters(codec="utf-8"), max_size=12),
+    lr=st.floats(0, allow_nan=False, allow_infinity=False),
+    size=st.tuples(st.integers(1, 9999), st.integers(1, 9999)),
+    mirror=st.booleans(),
+)
+@settings(max_examples=30, deadline=None)
+def test_any_config_reads_back_as_it_was_written(tmp_path_factory, path, lr, size, mirror):
+    changes = {"data.path": path, "train.lr": lr, "data.size": "{}x{}".format(*size), "augment.mirror": mirror}
+    config = override(Config(), changes)
+    assert (config.data.path, config.train.lr, config.data.size, config.augment.mirror) == (path, lr, size, mirror)
+    file = tmp_path_factory.mktemp("config") / "config.toml"
+    file.write_text(config.dumps(), encoding="utf-8")
+    assert configs.read(file) == config
+
+
+@pytest.mark.parametrize(
+    ("translate", "size", "shift"),
+    [(10, (360, 480), 10), (10, (120, 160), 3), (10, (48, 72), 1), (10, (720, 960), 20), (0, (360, 480), 0)],
+)
+def test_the_largest_shift_scales_with_the_height(translate, size, shift):
+    assert Augment(translate=translate).max_shift(size) == (shift, shift)
+
+
+@pytest.mark.parametrize(("text", "size"), [("360x480", (360, 480)), ("1X2", (1, 2))])
+def test_a_size_is_height_by_width(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "360", "x", "0x5", "5x0", "axb", "1x2x3", "-1x2", "1.5x2", "36 x48"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="write HEIGHTxWIDTH"):
+        parse_size(text)
+    with pytest.raises(UsageError, match=r"^--set: data\.size: .*write HEIGHTxWIDTH, such as 360x480$"):
+        override(Config(), {"data.size": text})
+
+
+@pytest.mark.parametrize(
+    ("key", "new", "message"),
+    [
+        ("train.learning_rate", 1, "unknown key train.learning_rate"),
+        ("train.epoch", 1, "unknown key train.epoch; did you mean train.epochs?"),
+        ("trian.lr", 1, "unknown key trian.lr; did you mean train.lr?"),
+        ("zzz", 1, "unknown key zzz; sections are data, augment, model, train, runtime"),
+        ("train", 1, "unknown key train"),
+        ("train.schedule", "onecycle", "train.schedule = 'onecycle': choose one of constant, step, poly, one-cycle"),
+        ("train.schedule", "onecycle", "(did you mean one-cycle?)"),
+        ("runtime.dtype", "bfloat16", "runtime.dtype = 'bfloat16': choose one of auto, bf16, fp16, fp32"),
+        ("train.lr", math.nan, "train.lr = nan: 0 or more"),
+        ("train.lr", -1, "train.lr = -1.0: 0 or more"),
+        ("train.epochs", 0, "train.epochs = 0: 1 or more"),
+        ("train.ema", 1, "ema"),
+        ("train.momentum", math.nan, "momentum"),
+        ("train.warmup", 1.5, "warmup"),
+        ("train.epochs", 2.5, "train.epochs = 2.5: wants a whole number"),
+        ("train.epochs", True, "train.epochs = True: wants a whole number"),
+        ("train.lr", True, "train.lr = True: wants a number"),
+        ("train.lr", "fast", "train.lr = 'fast': wants a number"),
+        ("augment.mirror", 1, "augment.mirror = 1: wants true or false"),
+        ("data.path", 3, "data.path = 3: wants a text"),
+        ("data.size", [360, 480], "data.size = [360, 480]: wants a size such as 360x480"),
+    ],
+)
+@pytest.mark.parametrize("source", ["--set", "some.toml"])
+def test_a_fault_is_one_line_with_source_and_key(key, new, message, source):
+    with pytest.raises(UsageError) as error:
+        override(Config(), {key: new}, source)
+    text = str(error.value)
+    assert text.startswith(f"{source}: ")
+    assert message in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nlr = = 1\n", "not valid TOML: .*line 2"),
+        ("lr = 1\n", "lr is no section; sections are data, augment, model, train, runtime"),
+        ("[train]\nlearning = 1\n", "unknown key train.learning"),
+        ("[model]\ndept = 3\n", "unknown key model.dept; did you mean model.depth?"),
+        ("[train.lr]\nx = 1\n", "train.lr = {'x': 1}: wants a number"),
+        ("[train]\nlr = nan\n", "train.lr = nan: 0 or more"),
+        (b"[data]\npath = '\xff'\n", "not valid TOML"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_a_faulty_file_is_named(tmp_path, text, message):
+    path = tmp_path / "mine.toml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError, match=f"mine.toml: {message}".replace("?", r"\?")) as error:
+        configs.load_recipe(str(path))
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pair", "key", "wanted"),
+    [
+        ("train.lr=0.01", "train.lr", 0.01),
+        ("train.lr=1e-3", "train.lr", 0.001),
+        ("train.batch=8", "train.batch", 8),
+        ("train.batch = 8", "train.batch", 8),
+        ("augment.mirror=false", "augment.mirror", False),
+        ("data.size=32x48", "data.size", "32x48"),
+        ("model.init=vgg16", "model.init", "vgg16"),
+        ('model.init="none"', "model.init", "none"),
+        ("data.path=/a=b/c d", "data.path", "/a=b/c d"),
+        ("data.path=C:\\data", "data.path", "C:\\data"),
+        ("train.lr=", "train.lr", ""),
+    ],
+)
+def test_an_assignment_is_toml_or_else_text(pair, key, wanted):
+    (found,) = assignments((pair,)).items()
+    assert found == (key, wanted)
+    assert type(found[1]) is type(wanted)
+
+
+def test_assignments_come_in_order_and_need_an_equals_sign():
+    assert assignments(("train.lr=1", "train.batch=2", "train.lr=3")) == {"train.lr": 3, "train.batch": 2}
+    with pytest.raises(UsageError, match=r"^--set train\.lr: write KEY=VALUE, such as train\.lr=0\.01$"):
+        assignments(("train.lr",))
+
+
+def test_checkpoints_are_kept_at_validations():
+    override(Config(), {"train.keep_every": 4, "train.validate_every": 2})
+    with pytest.raises(UsageError, match=r"^--set: train\.keep_every = 3: a multiple of validate_every"):
+        override(Config(), {"train.keep_every": 3, "train.validate_every": 2})
+
+
+def test_differences_are_named_by_key():
+    new = override(Config(), {"train.lr": 0.5, "data.size": "32x48", "train.batch": Config().train.batch})
+    assert configs.differences(Config(), new) == ["data.size", "train.lr"]
+    assert configs.differences(Config(), Config()) == []
+
+
+def test_a_config_does_not_change_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Train().lr = 1.0  # type: ignore[misc]
+
+
+def test_every_option_says_what_it_means():
+    for section, cls in configs.SECTIONS.items():
+        for field in dataclasses.fields(cls):
+            assert field.metadata["help"], f"{section}.{field.name}"
