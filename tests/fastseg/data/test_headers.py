@@ -1,0 +1,103 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastseg.data.headers import Header, dali_obstacle, read_header, read_headers
+from fastseg.data.layouts import Pair
+
+
+@pytest.fixture
+def pair(png):
+    """pair("a", image pixels, label pixels): a written pair."""
+
+    def write(stem, image, label):
+        return Pair(stem, str(png(f"{stem}.png", image)), str(png(f"{stem}_L.png", label)))
+
+    return write
+
+
+def blank(height, width, *channels):
+    return np.zeros((height, width, *channels), np.uint8)
+
+
+def test_a_header_has_heights_widths_and_modes(pair):
+    assert read_header(pair("a", blank(3, 5, 3), blank(3, 5))) == Header((3, 5), (3, 5), "RGB", "L", None)
+    assert read_header(pair("b", blank(2, 7), blank(2, 7, 3))) == Header((2, 7), (2, 7), "L", "RGB", None)
+    assert read_header(pair("c", blank(2, 2, 4), np.zeros((2, 2), np.uint16))).image_mode == "RGBA"
+    assert read_header(pair("c", blank(2, 2, 3), np.zeros((2, 2), np.uint16))).label_mode == "I;16"
+
+
+def test_sizes_that_differ_are_a_problem_of_the_label(pair):
+    made = pair("a", blank(3, 5, 3), blank(5, 3))
+    problem = read_header(made).problem
+    assert problem.file == made.label
+    assert problem.problem == "image 5x3, label 3x5 (width x height): they must be equal"
+
+
+def test_a_jpeg_label_is_a_problem_also_under_the_name_of_a_png(pair):
+    made = pair("a", blank(8, 8, 3), blank(8, 8))
+    Image.new("L", (8, 8)).save(made.label, format="JPEG")
+    problem = read_header(made).problem
+    assert problem.file == made.label
+    assert "is a JPEG" in problem.problem
+    # An image may be one.
+    made = pair("b", blank(8, 8, 3), blank(8, 8))
+    Image.new("RGB", (8, 8)).save(made.image, format="JPEG")
+    assert read_header(made).problem is None
+
+
+@pytest.mark.parametrize("side", ["image", "label"])
+@pytest.mark.parametrize("content", [None, b"", b"no picture", b"\x89PNG\r\n\x1a\n\0\0\0"])
+def test_a_file_that_cannot_be_read_is_named_not_raised(pair, tmp_path, side, content):
+    made = pair("a", blank(2, 2, 3), blank(2, 2))
+    path = tmp_path / getattr(made, side).rpartition("/")[2]
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    problem = read_header(made).problem
+    assert problem.file == str(path)
+    assert problem.problem.startswith("cannot be read: ")
+    assert "\n" not in problem.problem
+
+
+def test_headers_come_in_the_order_of_the_pairs(pair):
+    pairs = [pair(f"p{i}", blank(i + 1, 2, 3), blank(i + 1, 2)) for i in range(40)]
+    assert [header.image_size for header in read_headers(pairs, 4)] == [(i + 1, 2) for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "is_color", "named"),
+    [
+        ("RGB", "L", False, None),
+        ("L", "L", False, None),
+        ("RGB", "RGB", True, None),
+        ("RGB", "P", False, "label"),
+        ("RGB", "I;16", False, "label"),
+        ("RGB", "RGB", False, "label"),
+        ("RGB", "L", True, "label"),
+        ("RGB", "RGBA", True, "label"),
+        ("RGBA", "L", False, "image"),
+        ("P", "RGB", True, "image"),
+    ],
+)
+def test_dali_reads_rgb_and_grey_images_grey_indices_and_rgb_colours_only(image, label, is_color, named):
+    fine = Header((1, 1), (1, 1), "RGB", "RGB" if is_color else "L")
+    pairs = [Pair("ok", "ok.png", "ok_L.png"), Pair("x", "image.png", "label.png")]
+    obstacle = dali_obstacle(pairs, [fine, Header((1, 1), (1, 1), image, label)], is_color)
+    if named is None:
+        assert obstacle is None
+    else:
+        assert f"{named}.png (mode {image if named == 'image' else label})" in obstacle
+
+
+def test_a_header_that_claims_a_monstrous_size_is_a_problem_of_its_file(pair, tmp_path):
+    """Pillow refuses such files as decompression bombs, with an error that is no OSError."""
+    made = pair("a", blank(2, 2, 3), blank(2, 2))
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[16:24] = struct.pack(">II", 50_000, 50_000)  # IHDR's width and height
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "a.png").write_bytes(data)
+    assert read_header(made).problem.file == made.image

@@ -1,0 +1,116 @@
+"""Evaluation: what is counted, at which resolution, and that neither padding nor sharing changes it."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastseg.config import load_recipe, override
+from fastseg.distributed import World
+from fastseg.errors import FastsegError
+from fastseg.evaluation import BATCH, evaluate, score
+from fastseg.inputs import make_spec, open_data
+
+
+class RedOrNot(nn.Module):
+    """Class 0 where red is above ImageNet's mean of 123.675, class 1 elsewhere."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        red = images[:, :1]
+        return torch.cat([red, -red, *[torch.full_like(red, -9)] * 9], dim=1)
+
+
+def world(rank: int = 0, size: int = 1) -> World:
+    """A world without a process group: `sum` is called with size 1 only."""
+    return World(rank, size, rank, size, torch.device("cpu"))
+
+
+@pytest.fixture
+def reds(png, tmp_path):
+    """make(reds, labels, size): a data set whose images have these red values, as val; returns its spec."""
+
+    def make(images: list, labels: list, size: str):
+        for i, (red, label) in enumerate(zip(images, labels, strict=True)):
+            pixels = np.zeros((*np.shape(red), 3))
+            pixels[..., 0] = red
+            for split in ("train", "val"):
+                png(f"d/{split}/s{i:03d}.png", pixels)
+                png(f"d/{split}annot/s{i:03d}.png", label)
+        config = override(load_recipe("fast"), {"data.path": str(tmp_path / "d"), "data.size": size})
+        dataset, splits = open_data(config)
+        return make_spec(config, dataset, splits, "val", device=torch.device("cpu"), dtype=torch.float32)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "row", "confusion"),
+    [
+        # Halved with the triangle filter (7/8 and 1/8), reds are 208 and 115: 84 above the mean and 9 below. Enlarged
+        # with half-pixel centres the third pixel is 84 / 4 - 3 * 9 / 4 > 0; nearest would give it the fourth's class.
+        (223, 100, [0, 0, 0, 1], [[8, 0], [4, 4]]),
+        # 186 and 98: 62 above and 26 below. The third pixel is 62 / 4 - 3 * 26 / 4 < 0; with aligned corners it would
+        # be 62 / 3 - 2 * 26 / 3 > 0.
+        (201, 83, [0, 0, 1, 1], [[4, 4], [4, 4]]),
+    ],
+)
+def test_scores_are_enlarged_bilinearly_to_the_labels_size_before_the_highest_wins(reds, high, low, row, confusion):
+    spec = reds([[[high, high, low, low]] * 4], [[[0, 1, 0, 1]] * 4], "2x2")
+    scores, ((index, prediction),) = score(RedOrNot(), spec, "torchvision", world(), keep=6)
+    assert (index, prediction.tolist()) == (0, [row] * 4)
+    assert scores.confusion[:2, :2].tolist() == confusion
+    assert scores.confusion.sum() == 16
+
+
+def test_labels_at_the_networks_size_are_resized_instead(reds):
+    spec = reds([[[250, 250, 0, 0]] * 4], [[[0, 1, 11, 1]] * 4], "2x2")
+    # The nearest rule takes pixel floor((2 * o + 1) * 4 / 4) = 1 and 3 of four.
+    scores, _ = score(RedOrNot(), spec, "torchvision", world(), at="network")
+    assert scores.confusion[:2, :2].tolist() == [[0, 0], [2, 2]]
+
+
+@pytest.mark.parametrize("count", [1, BATCH - 1, BATCH, BATCH + 1])
+def test_padding_of_the_last_batch_is_not_counted(reds, count):
+    spec = reds([[[200, 0]] * 2] * count, [[[0, 1]] * 2] * count, "2x2")
+    scores, kept = score(RedOrNot(), spec, "torchvision", world(), keep=3)
+    assert scores.confusion.sum() == 4 * count
+    assert scores.miou == 1
+    assert [index for index, _ in kept] == list(range(min(3, count)))
+
+
+def test_processes_share_a_split_without_overlap(reds):
+    images = [[[200, 0]] * 2, [[0, 200]] * 2, [[200, 200]] * 2, [[0, 0]] * 2, [[200, 0]] * 2]
+    spec = reds(images, [[[0, 1]] * 2] * 5, "2x2")
+    whole, _ = score(RedOrNot(), spec, "torchvision", world())
+    parts = []
+    for rank in range(7):  # more processes than images: some have none
+
+        class Alone(World):
+            def sum(self, tensor):
+                return tensor
+
+        part, _ = score(RedOrNot(), spec, "torchvision", Alone(rank, 7, rank, 7, torch.device("cpu")))
+        parts.append(part.confusion)
+    assert np.array_equal(sum(parts), whole.confusion)
+    assert [int(p.sum()) for p in parts] == [4] * 5 + [0, 0]
+
+
+def test_the_network_is_left_in_the_mode_it_came_in(reds):
+    spec = reds([[[200, 0]] * 2], [[[0, 1]] * 2], "2x2")
+    for training in (True, False):
+        network = RedOrNot().train(training)
+        score(network, spec, "torchvision", world())
+        assert network.training is training
+
+
+def test_other_classes_than_the_networks_are_refused(tmp_path, png, street):
+    from fastseg.training import train
+
+    config = override(load_recipe("fast"), {"data.path": str(street), "data.size": "32x48", "model.depth": 1})
+    train(override(config, {"train.epochs": 1}), tmp_path / "run")
+    png("other/image/a.png", np.zeros((4, 4, 3)))
+    png("other/label/a.png", np.zeros((4, 4)))
+    splits = "".join(f'[splits.{s}]\nimages = "image"\nlabels = "label"\n' for s in ("train", "val"))
+    (tmp_path / "other" / "dataset.toml").write_text(splits + '[[classes]]\nname = "cat"\nindex = 0\n')
+    with pytest.raises(FastsegError, match=r"its classes \(cat\) are not those of .* \(Sky, Building"):
+        evaluate(tmp_path / "run" / "checkpoints" / "last.pt", data=str(tmp_path / "other"))

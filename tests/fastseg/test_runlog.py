@@ -1,0 +1,71 @@
+"""The log's views: what a terminal and TensorBoard show of an event."""
+
+import pytest
+from rich.console import Console
+
+from fastseg.runlog import RunLog, class_table, duration, percent
+
+TRAIN = {
+    "epoch": 1.5, "loss": 0.25, "lr": 0.01, "img_per_s": 40.0, "img_per_s_per_device": 20.0, "data_wait": 0.031,
+    "memory_mib": 900.0, "loss_scale": None, "seconds": 9.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3725, "1:02:05")])
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "-"), (0.0, "0.0 %"), (0.12345, "12.3 %"), (1.0, "100.0 %")])
+def test_percent(value, text):
+    assert percent(value) == text
+
+
+def test_a_log_line_has_every_figure(tmp_path, capsys):
+    log = RunLog(tmp_path, 0, active=True)
+    log.train(15, total=100, epochs=10, left=125, **TRAIN)
+    log.train(16, total=100, epochs=10, left=125, **TRAIN | {"loss": None, "loss_scale": 1024.0})
+    log.close()
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == (
+        "epoch 1.50/10  step 15/100  loss 0.2500  lr 1.00e-02  40.0 img/s (20.0 per device)  data wait 3.1 %  "
+        "900 MiB  2:05 left"
+    )
+    assert "loss -" in second
+    assert "loss scale 1024" in second
+
+
+def test_tensorboard_holds_the_figures_and_forgets_the_steps_that_are_made_again(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, loss in ((0, 1.0), (1, 2.0)):  # the second begins after step 1: steps 2 and 3 are made again
+        log = RunLog(tmp_path, start, active=True)
+        for step in range(start + 1, 4):
+            log.train(step, total=3, epochs=1, left=0, **TRAIN | {"loss": loss})
+        log.close()
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 2.0)]
+
+
+def test_all_but_the_main_process_are_silent(tmp_path, capsys):
+    log = RunLog(tmp_path, 0, active=False)
+    log.start(0, {"run": "r"}, total_steps=1)
+    log.train(1, total=1, epochs=1, left=0, **TRAIN)
+    log.end(tmp_path, 1)
+    assert capsys.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_class_table_compares_with_the_commonest_class_and_names_the_absent():
+    rows = [("a", 0.5, 0.6, 75), ("b", 0.0, 0.0, 25), ("c", None, None, 0)]
+    scores = {
+        "miou": 0.25, "mean_accuracy": 0.3, "global_accuracy": 0.45, "fw_iou": 0.375, "absent": ["c"],
+        "classes": [dict(zip(("name", "iou", "accuracy", "pixels"), row, strict=True)) for row in rows],
+    }  # fmt: skip
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(class_table(scores, "title"))
+    text = console.export_text()
+    assert "the commonest class everywhere gives mIoU 37.5 %" in text  # IoU 75 / 100 for it, 0 for the other
+    assert "left out of means: c" in text
+    assert "25.0 %" in text

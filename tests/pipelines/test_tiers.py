@@ -1,0 +1,499 @@
+"""The two tiers give the same pixels: DALI (here on the CPU) and the torchvision reference."""
+
+import importlib.util
+import itertools
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from fastseg.data.classes import CAMVID_32, VOID, ClassMap, camvid_colored, camvid_indexed
+from fastseg.data.headers import read_headers
+from fastseg.data.layouts import Pair, find
+from fastseg.errors import FastsegError, UsageError
+from fastseg.pipelines.plan import BatchPlan, Plan
+from fastseg.pipelines.resize import resize_image, resize_label
+from fastseg.pipelines.source import Spec, TrainSource, choose_loader, evaluation_batches, make_tier, normalise
+
+COLORS = np.array([color for color, _ in CAMVID_32.values()], np.uint8)
+
+
+@pytest.fixture(params=["torchvision", "dali"])
+def loader(request):
+    if request.param == "dali":
+        pytest.importorskip("nvidia.dali")
+    return request.param
+
+
+def make_spec(pairs, classes, size, **given) -> Spec:
+    fixed = {"device": torch.device("cpu"), "dtype": torch.float32, "threads": 2}
+    return Spec(pairs=pairs, headers=read_headers(pairs, 2), classes=classes, size=size, **{**fixed, **given})
+
+
+def make_pairs(folder: Path, sizes, colored=False, seed=0) -> list[Pair]:
+    """Pairs of pure noise, the hardest content for a resize: one per (height, width)."""
+    rng, pairs = np.random.default_rng(seed), []
+    for i, size in enumerate(sizes):
+        pair = Pair(f"v_{i:03}", str(folder / f"v_{i:03}.png"), str(folder / f"v_{i:03}_L.png"))
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(pair.image, compress_level=1)
+        label = COLORS[rng.integers(0, 32, size)] if colored else rng.integers(0, 12, size, np.uint8)
+        Image.fromarray(label).save(pair.label, compress_level=1)
+        pairs.append(pair)
+    return pairs
+
+
+def make_plan(count, batch, **given) -> Plan:
+    return Plan(**{"num_samples": count, "batch": batch, "seed": 1, "mirror": True, "max_shift": (10, 10), **given})
+
+
+def take(loader, spec, plan, steps, start=0, rank=0, world=1):
+    """The first batches as (images, labels) NumPy copies."""
+    stream = make_tier(loader, spec).train(plan, start, rank, world)
+    return [tuple(part.numpy().copy() for part in pair) for pair in itertools.islice(stream, steps)]
+
+
+def assert_tiers_agree(spec, plan, steps):
+    pytest.importorskip("nvidia.dali")
+    for (images, labels), (other_images, other_labels) in zip(
+        take("dali", spec, plan, steps), take("torchvision", spec, plan, steps), strict=True
+    ):
+        assert images.dtype == other_images.dtype == labels.dtype == other_labels.dtype == np.uint8
+        assert images.shape == other_images.shape == (plan.batch, *spec.size, 3)
+        np.testing.assert_array_equal(labels, other_labels)
+        assert np.abs(images.astype(int) - other_images).max() <= 1
+
+
+@pytest.mark.parametrize("colored", [False, True], ids=["indexed", "colored"])
+@pytest.mark.parametrize(
+    ("files", "size"),
+    [
+        ([(48, 64)] * 6, (48, 64)),
+        ([(48, 64)] * 6, (24, 32)),
+        ([(48, 64)] * 6, (96, 128)),
+        ([(48, 64)] * 6, (31, 45)),
+        ([(48, 64)] * 6, (64, 31)),
+        ([(45, 61)] * 6, (23, 31)),
+        ([(48, 64), (45, 61), (24, 32), (24, 31), (23, 32), (90, 40)], (24, 32)),
+    ],
+)
+def test_tiers_agree_on_noise(tmp_path, files, size, colored):
+    spec = make_spec(make_pairs(tmp_path, files, colored), camvid_colored() if colored else camvid_indexed(), size)
+    assert_tiers_agree(spec, make_plan(6, 4), steps=4)
+
+
+def test_tiers_agree_when_camvids_full_size_is_halved(tmp_path):
+    spec = make_spec(make_pairs(tmp_path, [(720, 960)] * 2, colored=True), camvid_colored(), (360, 480))
+    assert_tiers_agree(spec, make_plan(2, 2), steps=1)
+
+
+@pytest.mark.parametrize(
+    ("file", "size"),
+    [
+        ((360, 480), (300, 400)),
+        ((360, 480), (263, 351)),
+        ((360, 480), (375, 500)),
+        # Many rows, few columns: sums of fp32 steps drift with the rows.
+        ((720, 32), (540, 24)),
+        ((960, 32), (720, 24)),
+        ((32, 960), (24, 720)),
+    ],
+)
+def test_tiers_agree_where_nearest_neighbours_tie(tmp_path, file, size):
+    spec = make_spec(make_pairs(tmp_path, [file] * 2), camvid_indexed(), size)
+    assert_tiers_agree(spec, make_plan(2, 2), steps=1)
+
+
+def test_tiers_agree_on_grey_images_and_drawn_streets(tmp_path, street):
+    pairs = make_pairs(tmp_path, [(48, 64)] * 2)
+    for pair in pairs:
+        Image.open(pair.image).convert("L").save(pair.image)
+    assert_tiers_agree(make_spec(pairs, camvid_indexed(), (30, 40)), make_plan(2, 2), steps=2)
+    data = find(street)
+    spec = make_spec(data.splits["train"], data.classes, (64, 96))
+    assert_tiers_agree(spec, make_plan(8, 8), steps=2)
+
+
+@pytest.mark.camvid
+@pytest.mark.parametrize("size", [(360, 480), (240, 320), (120, 160), (224, 299)])
+def test_tiers_agree_on_camvid(camvid, size):
+    data = find(camvid)
+    pairs = data.splits["train"][::23][:16]
+    assert len(pairs) == 16
+    spec = make_spec(pairs, data.classes, size)
+    assert spec.same_size == (size == (360, 480))
+    assert_tiers_agree(spec, make_plan(16, 8), steps=2)
+
+
+class Given:
+    """A plan of one batch that is written out: [(mirror, dy, dx), ...], all of file 0."""
+
+    def __init__(self, draws):
+        self.part = BatchPlan(
+            np.zeros(len(draws), int),
+            np.array([mirror for mirror, _, _ in draws]),
+            np.array([[dy, dx] for _, dy, dx in draws], np.int32),
+        )
+
+    def shard(self, step, rank, world):
+        return self.part
+
+
+V = VOID
+MOVES = [
+    ((False, 0, 0), [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]),
+    ((True, 0, 0), [[3, 2, 1, 0], [7, 6, 5, 4], [11, 10, 9, 8]]),
+    ((False, 1, 2), [[V, V, V, V], [V, V, 0, 1], [V, V, 4, 5]]),
+    ((False, -1, -2), [[6, 7, V, V], [10, 11, V, V], [V, V, V, V]]),
+    ((True, 1, -1), [[V, V, V, V], [2, 1, 0, V], [6, 5, 4, V]]),  # mirrored first, then moved left
+    ((True, -2, 3), [[V, V, V, 11], [V, V, V, V], [V, V, V, V]]),
+    ((False, 3, 0), [[V] * 4] * 3),
+    ((True, -5, 9), [[V] * 4] * 3),
+]
+
+
+def test_positive_shifts_move_down_and_right_after_mirroring_and_uncover_black_and_void(loader, tmp_path):
+    numbers = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    pair = Pair("a", str(tmp_path / "a.png"), str(tmp_path / "l.png"))
+    Image.fromarray(np.stack([numbers + 1, numbers + 101, numbers + 201], axis=2)).save(pair.image)
+    Image.fromarray(numbers).save(pair.label)
+    classes = ClassMap(tuple("abcdefghijkl"), ((0, 0, 0),) * 12, from_index={i: i for i in range(12)})
+    ((images, labels),) = take(loader, make_spec([pair], classes, (3, 4)), Given([move for move, _ in MOVES]), steps=1)
+    for image, label, (move, wanted) in zip(images, labels, MOVES, strict=True):
+        assert label.tolist() == wanted, move
+        for channel, first in enumerate((1, 101, 201)):
+            black = [[0 if value == V else first + value for value in row] for row in wanted]
+            assert image[..., channel].tolist() == black, move
+
+
+def test_a_bright_pixel_moves_by_its_shift_whatever_the_resize(loader, tmp_path):
+    """Doubled in size, mirrored and moved by (3, -4): the shift counts pixels of the network's input."""
+    pair = Pair("a", str(tmp_path / "a.png"), str(tmp_path / "l.png"))
+    image, label = np.full((8, 10, 3), 50, np.uint8), np.ones((8, 10), np.uint8)
+    image[2, 6], label[2, 6] = 250, 5
+    Image.fromarray(image).save(pair.image)
+    Image.fromarray(label).save(pair.label)
+    spec = make_spec([pair], camvid_indexed(), (16, 20))
+    ((images, labels),) = take(loader, spec, Given([(True, 3, -4)]), steps=1)
+    # Rows 4, 5 and columns 12, 13 of 16x20; mirrored columns 6, 7; moved rows 7, 8 and columns 2, 3.
+    assert np.argwhere(labels[0] == 5).tolist() == [[7, 2], [7, 3], [8, 2], [8, 3]]
+    assert np.argwhere(images[0, ..., 1] > 150).tolist() == [[7, 2], [7, 3], [8, 2], [8, 3]]
+    assert (labels[0] == VOID).sum() == 3 * 20 + 13 * 4
+    assert (images[0] == 0).all(axis=2).sum() == 3 * 20 + 13 * 4
+
+
+def test_normalise_is_imagenets_and_channels_last():
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8))
+    out = normalise(pixels, torch.float32)
+    wanted = torchvision.transforms.functional.normalize(
+        pixels.permute(0, 3, 1, 2) / 255, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]
+    )
+    torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)
+    assert out.shape == (2, 3, 5, 7)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    half = normalise(pixels, torch.bfloat16)
+    torch.testing.assert_close(half, wanted.bfloat16(), atol=0.02, rtol=0)
+    assert half.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_batches_are_normalised_pixels_with_their_indices(loader, tmp_path):
+    spec = make_spec(make_pairs(tmp_path, [(24, 32)] * 5), camvid_indexed(), (24, 32))
+    plan = make_plan(5, 4, mirror=False, max_shift=(0, 0))
+    batch = next(iter(TrainSource(spec, plan, loader)))
+    assert batch.indices.tolist() == plan.global_batch(0).indices.tolist()
+    stored = np.stack([np.array(Image.open(spec.pairs[i].image)) for i in batch.indices])
+    wanted = (stored - np.array([123.675, 116.28, 103.53])) / np.array([58.395, 57.12, 57.375])
+    np.testing.assert_allclose(batch.images.numpy(), wanted.transpose(0, 3, 1, 2), atol=1e-5)
+    raw = np.stack([np.array(Image.open(spec.pairs[i].label)) for i in batch.indices])
+    np.testing.assert_array_equal(batch.labels.numpy(), np.where(raw == 11, VOID, raw))
+
+
+def test_starting_at_a_step_is_slicing_the_stream(loader, tmp_path):
+    spec = make_spec(make_pairs(tmp_path, [(24, 32)] * 5), camvid_indexed(), (20, 30))
+    whole = take(loader, spec, make_plan(5, 2), steps=7)
+    later = take(loader, spec, make_plan(5, 2), steps=3, start=4)
+    for one, other in zip(whole[4:], later, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_ranks_interleave_to_the_batch_of_one_device(loader, tmp_path):
+    spec = make_spec(make_pairs(tmp_path, [(24, 32)] * 6), camvid_indexed(), (20, 30))
+    whole = take(loader, spec, make_plan(6, 4), steps=3)
+    parts = [take(loader, spec, make_plan(6, 4), steps=3, rank=rank, world=2) for rank in range(2)]
+    for step, (images, labels) in enumerate(whole):
+        for rank in range(2):
+            np.testing.assert_array_equal(images[rank::2], parts[rank][step][0])
+            np.testing.assert_array_equal(labels[rank::2], parts[rank][step][1])
+
+
+def test_a_batch_keeps_its_pixels_while_later_ones_are_made(loader, tmp_path):
+    spec = make_spec(make_pairs(tmp_path, [(24, 32)] * 6), camvid_indexed(), (24, 32))
+    stream = make_tier(loader, spec).train(make_plan(6, 3), 0, 0, 1)
+    kept = list(itertools.islice(stream, 8))
+    for (images, labels), (copied, wanted) in zip(kept, take(loader, spec, make_plan(6, 3), steps=8), strict=True):
+        np.testing.assert_array_equal(images.numpy(), copied)
+        np.testing.assert_array_equal(labels.numpy(), wanted)
+
+
+SIZES = [(24, 32), (45, 61), (24, 32), (30, 20), (48, 64)]
+
+
+def test_an_evaluation_yields_each_sample_once_in_order_with_labels_of_the_files_size(loader, tmp_path):
+    spec = make_spec(make_pairs(tmp_path, SIZES, colored=True), camvid_colored(), (24, 32))
+    batches = list(evaluation_batches(spec, loader, 2, resize_labels=False))
+    assert [batch.indices.tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
+    images = torch.cat([batch.images for batch in batches])
+    stored = [np.array(Image.open(pair.image)) for pair in spec.pairs]
+    wanted = normalise(torch.from_numpy(np.stack([resize_image(image, (24, 32)) for image in stored])), torch.float32)
+    assert images.shape == wanted.shape == (5, 3, 24, 32)
+    assert (images - wanted).abs().max() <= 1.001 / 57.12  # one count of 255
+    labels = [label.numpy() for batch in batches for label in batch.labels]
+    assert [label.shape for label in labels] == SIZES
+    for label, pair in zip(labels, spec.pairs, strict=True):
+        np.testing.assert_array_equal(label, spec.classes.to_classes(np.array(Image.open(pair.label))))
+
+
+def test_an_evaluation_at_the_networks_size_resizes_labels(loader, tmp_path):
+    spec = make_spec(make_pairs(tmp_path, SIZES), camvid_indexed(), (24, 32))
+    labels = [
+        label.numpy() for batch in evaluation_batches(spec, loader, 3, resize_labels=True) for label in batch.labels
+    ]
+    assert len(labels) == 5
+    for label, pair in zip(labels, spec.pairs, strict=True):
+        raw = resize_label(np.array(Image.open(pair.label)), (24, 32))
+        np.testing.assert_array_equal(label, np.where(raw == 11, VOID, raw))
+
+
+@pytest.mark.parametrize("side", ["image", "label"])
+def test_a_truncated_png_is_named(loader, tmp_path, side):
+    pairs = make_pairs(tmp_path, [(48, 64)] * 4)
+    broken = Path(getattr(pairs[2], side))
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+    spec = make_spec(pairs, camvid_indexed(), (24, 32))
+    with pytest.raises(FastsegError, match=f"^{broken}: cannot be decoded"):
+        take(loader, spec, make_plan(4, 2), steps=2)
+    with pytest.raises(FastsegError, match=f"^{broken}: cannot be decoded"):
+        list(evaluation_batches(spec, loader, 2, resize_labels=True))
+
+
+def test_a_png_without_its_last_bytes_is_named_or_read(loader, tmp_path):
+    """Pillow reads such a file, since all pixels are there; where a tier does not, it has to say which file it is."""
+    pairs = make_pairs(tmp_path, [(48, 64)] * 2)
+    broken = Path(pairs[1].image)
+    broken.write_bytes(broken.read_bytes()[:-16])
+    spec = make_spec(pairs, camvid_indexed(), (48, 64))
+    try:
+        ((images, _),) = take(loader, spec, make_plan(2, 2, mirror=False, max_shift=(0, 0)), steps=1)
+    except FastsegError as error:
+        assert str(broken) in str(error)  # noqa: PT017
+    else:
+        order = make_plan(2, 2).global_batch(0).indices.tolist()
+        np.testing.assert_array_equal(images[order.index(1)], np.array(Image.open(broken)))
+
+
+def unknown_label(pairs, colored):
+    """Puts three pixels off the map into file 3."""
+    label = np.array(Image.open(pairs[3].label))
+    label[:, :5] = label[7, 9]
+    label[10, 1:4] = (1, 2, 3) if colored else 77
+    Image.fromarray(label).save(pairs[3].label)
+    value = re.escape("colour (1, 2, 3)" if colored else "value 77")
+    return f"^{re.escape(pairs[3].label)}: {value} is not in the class map: 3 pixels, the first at x=1 y=10"
+
+
+@pytest.mark.parametrize("colored", [False, True], ids=["indexed", "colored"])
+def test_a_label_value_off_the_map_is_named_after_training_and_evaluation(loader, tmp_path, colored):
+    pairs = make_pairs(tmp_path, [(24, 32)] * 4, colored)
+    message = unknown_label(pairs, colored)
+    spec = make_spec(pairs, camvid_colored() if colored else camvid_indexed(), (24, 32))
+    plan = make_plan(4, 2, max_shift=(0, 0))
+    first = next(step for step in range(2) if 3 in plan.global_batch(step).indices)
+    source = TrainSource(spec, plan, loader)
+    batches = iter(source)
+    for _ in range(first):
+        next(batches)
+        source.check()
+    next(batches)
+    with pytest.raises(FastsegError, match=message):
+        source.check()
+    with pytest.raises(FastsegError, match=message):
+        list(evaluation_batches(spec, loader, 3, resize_labels=False))
+
+
+def test_values_off_the_map_can_be_void(loader, tmp_path):
+    pairs = make_pairs(tmp_path, [(24, 32)] * 4)
+    unknown_label(pairs, colored=False)
+    spec = make_spec(pairs, camvid_indexed(), (24, 32), unknown_void=True)
+    source = TrainSource(spec, make_plan(4, 4), loader)
+    next(iter(source))
+    source.check()
+    labels = [label for batch in evaluation_batches(spec, loader, 4, resize_labels=False) for label in batch.labels]
+    assert (labels[3][10, 1:4] == VOID).all()
+
+
+def saved_as(mode, side, tmp_path, colored=False):
+    pairs = make_pairs(tmp_path, [(24, 32)] * 3, colored)
+    path = getattr(pairs[1], side)
+    if mode == "I;16":
+        Image.fromarray(np.full((24, 32), 3, np.uint16)).save(path)
+    else:
+        Image.open(path).convert(mode).save(path)
+    return make_spec(pairs, camvid_colored() if colored else camvid_indexed(), (24, 32)), path
+
+
+@pytest.mark.parametrize(
+    ("mode", "side", "colored"),
+    [
+        ("P", "label", False),
+        ("I;16", "label", False),
+        ("RGB", "label", False),
+        ("P", "label", True),
+        ("L", "label", True),
+        ("RGBA", "image", False),
+        ("P", "image", False),
+    ],
+)
+def test_files_that_dali_would_misread_go_through_torchvision(tmp_path, mode, side, colored):
+    pytest.importorskip("nvidia.dali")
+    spec, path = saved_as(mode, side, tmp_path, colored)
+    chosen, why = choose_loader("auto", spec)
+    assert chosen == "torchvision"
+    assert path in why
+    assert f"mode {mode}" in why
+    with pytest.raises(UsageError, match=f"^--loader dali: .*{re.escape(path)}.*; use --loader torchvision$"):
+        choose_loader("dali", spec)
+    assert choose_loader("torchvision", spec) == ("torchvision", "as asked")
+
+
+def test_palette_labels_are_read_by_value_not_by_colour(tmp_path):
+    pairs = make_pairs(tmp_path, [(24, 32)])
+    raw = np.array(Image.open(pairs[0].label))
+    palette = Image.fromarray(raw)
+    palette.putpalette([255 - i // 3 for i in range(768)])
+    assert palette.mode == "P"
+    palette.save(pairs[0].label)
+    spec = make_spec(pairs, camvid_indexed(), (24, 32))
+    ((_, labels),) = take("torchvision", spec, make_plan(1, 1, mirror=False, max_shift=(0, 0)), steps=1)
+    np.testing.assert_array_equal(labels[0], np.where(raw == 11, VOID, raw))
+
+
+def test_plain_files_go_through_dali(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    for mode in ("RGB", "L"):
+        spec, _ = saved_as(mode, "image", tmp_path)
+        assert choose_loader("auto", spec) == ("dali", "DALI is installed and reads these files exactly")
+        assert choose_loader("dali", spec) == ("dali", "as asked")
+
+
+def test_without_dali_auto_takes_torchvision_and_says_so(tmp_path, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if "nvidia" in name else real(name, *a))
+    spec, _ = saved_as("RGB", "image", tmp_path)
+    assert choose_loader("auto", spec) == ("torchvision", "DALI is not installed")
+    with pytest.raises(UsageError, match=r"^--loader dali: DALI is not installed; install "):
+        choose_loader("dali", spec)
+
+
+def test_an_unknown_loader_is_refused_with_the_choices(tmp_path):
+    with pytest.raises(UsageError, match=r"^--loader turbo: choose one of auto, dali, torchvision$"):
+        choose_loader("turbo", saved_as("RGB", "image", tmp_path)[0])
+
+
+def fields(data: bytes) -> list[tuple[int, int | bytes]]:
+    """(number, value) of each field of a protobuf message, which is what DALI serialises a graph to."""
+    at, found = 0, []
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    while at < len(data):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            found.append((number, varint()))
+            continue
+        length = {1: 8, 5: 4}.get(kind) or varint()
+        found.append((number, data[at : at + length]))
+        at += length
+    return found
+
+
+def operators(spec, gpu, augment, with_resized_labels):
+    """(name, device, inputs, other arguments) of each operator, and the devices of the outputs. Needs no device."""
+    from fastseg.pipelines.dali import graph
+
+    kind = {"augment": augment, "with_resized_labels": with_resized_labels}
+    pipe = graph(lambda: None, spec, gpu=gpu, batch_size=2, num_threads=1, device_id=None, **kind)
+    found = []
+    for number, op in fields(pipe.serialize()):
+        if number == 5:  # dali.proto: PipelineDef.op; OpDef.name = 1, input = 2, args = 4
+            parts = fields(op)
+            args = {dict(fields(arg))[1].decode(): fields(arg) for number, arg in parts if number == 4}
+            device = dict(args.pop("device"))[5].decode()
+            args = {name: arg for name, arg in args.items() if not name.startswith(("_origin", "_definition"))}
+            inputs = [[v for n, v in fields(part) if n != 2] for number, part in parts if number == 2]
+            found.append((dict(parts)[1].decode(), device, inputs, args))
+    return found, [node.device for node in pipe._graph_outputs]
+
+
+@pytest.mark.parametrize("colored", [False, True], ids=["indexed", "colored"])
+@pytest.mark.parametrize("size", [(24, 32), (12, 16)])
+@pytest.mark.parametrize(("augment", "resized"), [(True, True), (False, False)])
+def test_the_gpu_graph_is_the_cpu_graph_on_the_gpu(tmp_path, size, colored, augment, resized):
+    pytest.importorskip("nvidia.dali")
+    spec = make_spec(make_pairs(tmp_path, [(24, 32)]), camvid_colored() if colored else camvid_indexed(), size)
+    cpu, cpu_outputs = operators(spec, False, augment, resized)
+    gpu, gpu_outputs = operators(spec, True, augment, resized)
+    assert [(name, inputs, args) for name, _, inputs, args in gpu] == [(n, i, a) for n, _, i, a in cpu]
+    assert {device for _, device, _, _ in cpu} == {"cpu"}
+    assert cpu_outputs == ["cpu", "cpu"]
+    assert gpu_outputs == ["gpu", "gpu"]
+    devices = {}
+    for name, device, _, _ in gpu:
+        devices.setdefault(name, []).append(device)
+    # Paths, draws and sizes come from the host; from the decoder on all pixels are the GPU's.
+    assert set(devices.pop("ExternalSource")) == set(devices.pop("io__file__Read")) == {"cpu"}
+    if size != (24, 32) and resized:
+        assert devices.pop("Constant") == ["cpu"]
+        assert devices["_ArithmeticGenericOp"].pop(0) == "cpu"  # the label file's size + nudge, a resize argument
+    assert devices.pop("decoders__Image") == ["mixed", "mixed"]
+    pixels = [device for name in devices for device in devices[name]]
+    assert set(pixels) == {"gpu"}
+    counts = {name: len(devices.get(name, [])) for name in ("Resize", "Flip", "Slice", "LookupTable")}
+    assert counts == {
+        "Resize": 0 if size == (24, 32) else 1 + resized,
+        "Flip": 2 * augment,
+        "Slice": 2 * augment,
+        "LookupTable": 1 + colored,
+    }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_without_a_device_the_gpu_graph_says_what_is_missing(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    spec = make_spec(make_pairs(tmp_path, [(24, 32)] * 2), camvid_indexed(), (24, 32), device=torch.device("cuda"))
+    with pytest.raises(RuntimeError, match=r"CUDA|GPU"):
+        next(make_tier("dali", spec).train(make_plan(2, 2), 0, 0, 1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("colored", [False, True], ids=["indexed", "colored"])
+@pytest.mark.parametrize(("file", "size"), [((48, 64), (48, 64)), ((360, 480), (300, 400)), ((48, 64), (96, 100))])
+def test_dali_on_the_gpu_agrees_with_torchvision(tmp_path, file, size, colored):
+    pytest.importorskip("nvidia.dali")
+    spec = make_spec(make_pairs(tmp_path, [file] * 4, colored), camvid_colored() if colored else camvid_indexed(), size)
+    images, labels = next(make_tier("dali", replace(spec, device=torch.device("cuda"))).train(make_plan(4, 4), 0, 0, 1))
+    ((wanted, wanted_labels),) = take("torchvision", spec, make_plan(4, 4), steps=1)
+    assert images.device.type == labels.device.type == "cuda"
+    np.testing.assert_array_equal(labels.cpu().numpy(), wanted_labels)
+    assert np.abs(images.cpu().numpy().astype(int) - wanted).max() <= 1
