@@ -29,6 +29,12 @@ class Group(click.Group):
         except BrokenPipeError:  # the reader of our output has gone
             sys.stderr.close()
             ctx.exit(1)
+        except OSError as error:
+            # A file that cannot be written or read is the user's to mend; anything else is ours, with its traceback.
+            if ctx.params.get("debug") or error.filename is None:
+                raise
+            click.echo(f"fastseg: {error.filename}: {error.strerror}", err=True)
+            ctx.exit(1)
 
 
 def print_json(document: dict) -> None:
@@ -278,7 +284,9 @@ def train(
     try:
         document = run_training(config, run, resume=resume)
     except KeyboardInterrupt:
-        click.echo(f"fastseg: interrupted; go on with: fastseg train --resume --run {run}", err=True)
+        begun = (run / "config.toml").is_file()
+        cure = f"go on with: fastseg train --resume --run {run}" if begun else "nothing was written"
+        click.echo(f"fastseg: interrupted; {cure}", err=True)
         ctx.exit(130)
     if not is_main():
         return

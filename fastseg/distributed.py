@@ -149,6 +149,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     Raises:
         FastsegError: one of them failed (it has said why).
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -165,3 +166,5 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise FastsegError(f"process {rank} of {processes} failed with exit code {failure.exitcode}") from None
+    except SignalException as error:
+        raise FastsegError(f"stopped by {error.sigval.name}; go on with --resume and --run") from None

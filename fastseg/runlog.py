@@ -6,9 +6,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from fastseg.runs import read_log
 
@@ -136,8 +137,8 @@ class RunLog:
         self.board.close()
 
 
-def class_table(scores: dict, title: str) -> Table:
-    """A table per class of a scores document (`Scores.summary`), its means below."""
+def class_table(scores: dict, title: str) -> Group:
+    """A table per class of a scores document (`Scores.summary`), its means and what to compare them with below."""
     table = Table(title=title, title_justify="left", show_footer=True)
     table.add_column("class", "mean")
     table.add_column("IoU", percent(scores["miou"]), justify="right")
@@ -153,5 +154,4 @@ def class_table(scores: dict, title: str) -> Table:
     ]
     if scores["absent"]:
         notes.append(f"in neither labels nor predictions, left out of means: {', '.join(scores['absent'])}")
-    table.caption, table.caption_justify = "\n".join(notes), "left"
-    return table
+    return Group(table, *(Text(note) for note in notes))
