@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import DataNode, Pipeline
+from PIL import Image
 
 from fastseg.data.classes import VOID, ClassMap
 from fastseg.errors import FastsegError
 from fastseg.pipelines.plan import BatchPlan, Plan
-from fastseg.pipelines.reference import decode_image, decode_label
+from fastseg.pipelines.reference import decode_image
 
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec
@@ -47,18 +48,30 @@ def resize_images(images: DataNode, size: tuple[int, int]) -> DataNode:
 
 
 def resize_labels(labels: DataNode, size: tuple[int, int], source_size: DataNode) -> DataNode:
-    """Nearest neighbour by the integer rule: the region is nudged by a quarter of 1/size, so that no tie is left.
+    """Nearest neighbour by the integer rule of `fastseg.pipelines.resize`, whatever the sizes.
 
-    Without it DALI's CPU operator, which adds up source rows in fp32, slips by a row at sizes such as 360 -> 300.
+    The region is nudged by a quarter of 1/size, so that floating point decides no tie. Columns only, twice, between
+    transpositions: DALI's CPU operator multiplies to find a column, but adds up its way down the rows, in fp32, and
+    is a row off after some hundred of them (720 -> 540).
     """
-    nudge = (1 / (4 * size[0]), 1 / (4 * size[1]))
-    return fn.resize(
-        labels,
-        size=size,
-        interp_type=types.INTERP_NN,
-        roi_start=nudge,
-        roi_end=source_size + types.Constant(np.array(nudge, np.float32)),
-    )
+
+    def columns_only(pixels: DataNode, width: int, rows: DataNode, columns: DataNode) -> DataNode:
+        nudge = 1 / (4 * width)
+        return fn.resize(
+            pixels,
+            resize_x=width,
+            mode="stretch",
+            interp_type=types.INTERP_NN,
+            roi_start=(0.0, nudge),
+            roi_end=fn.stack(rows, columns + nudge),
+        )
+
+    def transposed(pixels: DataNode) -> DataNode:
+        return fn.transpose(pixels, perm=(1, 0, 2), transpose_layout=False, output_layout="HWC")
+
+    height, width = source_size[0], source_size[1]
+    narrow = transposed(columns_only(labels, size[1], height, width))
+    return transposed(columns_only(narrow, size[0], types.Constant(float(size[1])), height))
 
 
 def mirror_and_move(pixels: DataNode, mirror: DataNode, start: DataNode, size: tuple[int, int], fill: int) -> DataNode:
@@ -100,6 +113,25 @@ def graph(source: Any, spec: "Spec", *, gpu: bool, augment: bool, with_resized_l
     return images, labels
 
 
+def _reason(error: Exception) -> str:
+    """The line that matters of one of DALI's errors, which show the whole pipeline first."""
+    before, _, after = str(error).partition("encountered:")
+    return (after or before).strip().partition("\n")[0]
+
+
+def _fault(path: str) -> str | None:
+    """What is wrong with a file, by Pillow's word: it cannot be decoded, or does not end as it should."""
+    try:
+        decode_image(path)
+        with Image.open(path) as file:
+            file.verify()
+    except FastsegError as error:
+        return str(error)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        return f"{path}: cannot be decoded: {error or 'it ends too soon'}"
+    return None
+
+
 class DaliTier:
     """See `fastseg.pipelines.source.Tier`."""
 
@@ -121,7 +153,7 @@ class DaliTier:
     def build(self, parts: Iterable[BatchPlan], batch: int, **kind: bool) -> Pipeline:
         """The pipeline over `parts`, at most `batch` samples each; `kind` is augment and with_resized_labels."""
         gpu = self.spec.device.type == "cuda"
-        return graph(
+        pipe = graph(
             self._feeds(parts, columns(self.spec, **kind)),
             self.spec,
             gpu=gpu,
@@ -133,23 +165,20 @@ class DaliTier:
             seed=0,
             **kind,
         )
+        pipe.build()
+        return pipe
 
     def _run(self, pipe: Pipeline, in_flight: list[np.ndarray]) -> tuple[Any, Any]:
         """One batch; DALI's error names no file, so the files of the batches in flight are opened again to find it."""
         try:
             return pipe.run()
         except (RuntimeError, ValueError) as error:
-            faults = []
-            for index in dict.fromkeys(int(i) for indices in in_flight for i in indices):
-                pair = self.spec.pairs[index]
-                try:
-                    decode_image(pair.image)
-                    decode_label(pair.label, self.spec.classes, self.spec.unknown)
-                except FastsegError as fault:
-                    faults.append(str(fault))
-            if faults:
-                raise FastsegError("; ".join(faults)) from error
-            raise
+            pairs = [self.spec.pairs[i] for i in dict.fromkeys(int(i) for part in in_flight for i in part)]
+            faults = [fault for pair in pairs for fault in (_fault(pair.image), _fault(pair.label)) if fault]
+            named = (
+                "; ".join(faults) or f"DALI fails on one of {', '.join(pair.stem for pair in pairs)} ({_reason(error)})"
+            )
+            raise FastsegError(f"{named}; mend the file, or try --loader torchvision") from error
 
     def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         parts = (plan.shard(step, rank, world) for step in itertools.count(start))

@@ -17,7 +17,7 @@ STREAMS = {"order": 0, "mirror": 1, "shift_y": 2, "shift_x": 3}
 def draw(seed: int, epoch: int, stream: str, count: int) -> np.ndarray:
     """uint64[count] raw words of Philox-4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)."""
     counter = [0, 0, 0, STREAMS[stream]]
-    return np.random.Philox(key=[seed, epoch], counter=counter).random_raw(count)
+    return np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=counter).random_raw(count)
 
 
 @dataclass(frozen=True)

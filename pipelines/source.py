@@ -137,8 +137,10 @@ class TrainSource:
     world: int = 1
     _unknown: torch.Tensor = field(init=False)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __post_init__(self) -> None:
         self._unknown = torch.zeros((), dtype=torch.int64, device=self.spec.device)
+
+    def __iter__(self) -> Iterator[Batch]:
         pixels = make_tier(self.loader, self.spec).train(self.plan, self.start, self.rank, self.world)
         for step, (images, labels) in enumerate(pixels, self.start):
             self._unknown += (labels == UNKNOWN).sum()

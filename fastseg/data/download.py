@@ -1,11 +1,12 @@
 """Fetch CamVid as the published baseline does: two zip files of the University of Cambridge's data set."""
 
+import http.client
 import os
 import shutil
 import sys
-import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 
 from fastseg.errors import FastsegError, UsageError
@@ -33,8 +34,8 @@ def download_camvid(out: Path, base: str = BASE) -> None:
             _unpack(archive, partial / folder)
             archive.unlink()
         partial.rename(out)
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        reason = str(getattr(error, "reason", error)).strip().partition("\n")[0]
         raise FastsegError(
             f"CamVid could not be downloaded from {base} ({reason}): use --data synth, or --data PATH of your own copy"
         ) from None
@@ -60,5 +61,5 @@ def _unpack(archive: Path, folder: Path) -> None:
                 if name.lower().endswith(".png"):
                     with zipped.open(member) as source, (folder / name).open("wb") as target:
                         shutil.copyfileobj(source, target)
-    except zipfile.BadZipFile:
-        raise OSError(f"{archive.name} for {folder.name} is no zip file") from None
+    except (zipfile.BadZipFile, zlib.error):
+        raise OSError(f"{archive.name} for {folder.name} is no zip file, or not all of one") from None

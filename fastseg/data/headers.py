@@ -40,7 +40,7 @@ def read_header(pair: Pair) -> Header:
     for path in (pair.image, pair.label):
         try:
             found.append(_open(path))
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             return Header(problem=Problem(path, f"cannot be read: {str(error).replace(repr(path), 'the file')}"))
     (image_size, image_mode, _), (label_size, label_mode, label_format) = found
     problem = None

@@ -111,6 +111,8 @@ def _class_dict(path: Path) -> ClassMap:
             rows = {r["name"].strip(): (int(r["r"]), int(r["g"]), int(r["b"])) for r in csv.DictReader(file)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FastsegError(f"{path}: expected the columns name,r,g,b with whole numbers ({error!r})") from None
+    if not rows:
+        raise FastsegError(f"{path}: expected the columns name,r,g,b and a row for each class; it has no rows")
     if all(name in CAMVID_32 and CAMVID_32[name][0] == color for name, color in rows.items()):
         return camvid_colored()
     names = [name for name in rows if name.lower() != "void"]
@@ -132,6 +134,8 @@ def _original(root: Path) -> Dataset:
 
 def _fastai(root: Path) -> Dataset:
     codes = [line.strip() for line in (root / "codes.txt").read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not codes:
+        raise FastsegError(f"{root / 'codes.txt'}: expected a class name on each line; it has none")
     if all(name in CAMVID_32 for name in codes):
         classes = camvid_coded(codes)
     else:
@@ -198,21 +202,25 @@ def _glob(base: Path, pattern: str, key: str) -> dict[str, Path]:
     return {p.name[len(before) : len(p.name) - len(after)]: p for p in paths}
 
 
+_TOP = {"splits": dict, "classes": list}
+
+
 def _described(path: Path) -> Dataset:
     """A data set as a TOML file tells: [splits.NAME] images, labels; [[classes]] name, index or color; void = [...]."""
     try:
         spec = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
-    unknown = spec.keys() - {"splits", "classes", "void"}
-    if unknown or "splits" not in spec or "classes" not in spec:
-        raise UsageError(f"{path}: wants [splits.train] images, labels; [[classes]] name, index or color; void = [...]")
     splits, problems = {}, []
+    if spec.keys() - {"splits", "classes", "void"} or not all(isinstance(spec.get(k), t) for k, t in _TOP.items()):
+        raise UsageError(f"{path}: wants [splits.train] images, labels; [[classes]] name, index or color; void = [...]")
     for split, part in spec["splits"].items():
-        if set(part) != {"images", "labels"}:
-            raise UsageError(f"{path}: splits.{split} wants exactly `images` and `labels`")
-        sides = [_glob(path.parent, part[side], f"{path}: splits.{split}.{side}") for side in ("images", "labels")]
-        splits[split], found = _pair(*sides)
+        sides = part if isinstance(part, dict) else {}
+        if set(sides) != {"images", "labels"} or not all(isinstance(side, str) for side in sides.values()):
+            raise UsageError(f"{path}: splits.{split} wants exactly `images` and `labels`, each a folder or a glob")
+        key = f"{path}: splits.{split}"
+        images, labels = (_glob(path.parent, sides[side], f"{key}.{side}") for side in ("images", "labels"))
+        splits[split], found = _pair(images, labels)
         problems += found
     pool = tuple(sorted({p for pairs in splits.values() for p in pairs}, key=lambda p: p.stem.encode()))
     return Dataset(path.parent, "toml", _described_classes(path, spec), pool, splits, tuple(problems))
@@ -222,8 +230,8 @@ def _described_classes(path: Path, spec: dict) -> ClassMap:
     classes, colors = spec["classes"], []
     maps: dict[str, dict] = {"index": {}, "color": {}}
     for position, entry in enumerate(classes):
-        kinds = entry.keys() & maps.keys()
-        if "name" not in entry or len(kinds) != 1 or len(entry) != 2:
+        kinds = entry.keys() & maps.keys() if isinstance(entry, dict) else set()
+        if len(kinds) != 1 or len(entry) != 2 or not isinstance(entry.get("name"), str):
             raise UsageError(f"{path}: classes[{position}] wants `name` and one of `index` and `color`")
         kind = kinds.pop()
         values = _values(entry[kind], kind, f"{path}: classes[{position}].{kind}")
@@ -236,6 +244,8 @@ def _described_classes(path: Path, spec: dict) -> ClassMap:
         raise UsageError(f"{path}: classes by index and by color cannot be mixed")
     kind = "color" if maps["color"] else "index"
     for value in _values(spec.get("void", []), kind, f"{path}: void"):
+        if value in maps[kind]:
+            raise UsageError(f"{path}: {kind} {value} is both void and a class")
         maps[kind][value] = VOID
     names = tuple(entry["name"] for entry in classes)
     if kind == "color":

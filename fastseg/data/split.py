@@ -44,7 +44,7 @@ def sequence(stem: str) -> str:
 
 
 def _shuffled(items: list, seed: int) -> list:
-    words = np.random.Philox(key=[seed, 0]).random_raw(len(items))
+    words = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(len(items))
     return [items[i] for i in np.argsort(words, kind="stable")]
 
 

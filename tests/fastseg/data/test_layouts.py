@@ -137,6 +137,12 @@ def test_a_class_file_without_rows_is_no_class_map(make, text):
         find(root)
 
 
+def test_an_empty_codes_file_is_no_class_map(make):
+    root = make("images/a.png", "labels/a_P.png", texts={"codes.txt": "\n", "valid.txt": "a.png\n"})
+    with pytest.raises(FastsegError, match=f"^{root}/codes.txt: expected a class name on each line"):
+        find(root)
+
+
 @pytest.mark.parametrize("codes", [list(CAMVID_32), ["void", "road", "lake"]])
 def test_fastai_takes_valid_txt_for_its_validation_and_codes_for_its_values(make, codes):
     names = ["a_1", "a_2", "b_1"]

@@ -100,11 +100,14 @@ def test_video_holds_out_whole_sequences_of_a_fifth_of_the_images(sizes, seed):
     assert sorted(names(parts["train"]) + names(parts["val"])) == names(data.pool)
     # Either a fifth is held out, or all sequences but one are.
     assert 5 * len(parts["val"]) >= len(data.pool) or len(train) == 1
+    # And no more than that: without the sequence drawn last there was less than a fifth.
+    assert 5 * (len(parts["val"]) - max(sizes[int(name.removeprefix("seq_"))] for name in val)) < len(data.pool)
     assert split.apply(data, "video", seed) == parts
 
 
 def test_video_depends_on_the_seed_and_needs_two_sequences():
-    data = dataset(f"s{s}_{i}" for s in range(6) for i in range(5))
+    data = dataset(f"s{s}_{i}" for s in range(10) for i in range(5))
+    assert {len(split.apply(data, "video", seed)["val"]) for seed in range(20)} == {10}  # 2 of 10 sequences of 5
     held = {tuple(names(split.apply(data, "video", seed)["val"])) for seed in range(20)}
     assert len(held) > 3
     with pytest.raises(FastsegError, match=r"^/data: --split-scheme video needs two sequences or more"):
