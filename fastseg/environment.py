@@ -5,8 +5,6 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
-
 import fastseg
 
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton", "numpy", "pillow")
@@ -27,6 +25,8 @@ def _processor() -> str:
 
 def environment() -> dict[str, str | int | None]:
     """A flat record; packages that are not installed are null."""
+
+    import torch  # here, so that `cores` costs nothing
 
     def installed(package: str) -> str | None:
         try:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from fastseg.data.classes import VOID
-from fastseg.pipelines.reference import decode_image, decode_label
+from fastseg.data.decode import decode_image, decode_label
 from fastseg.pipelines.source import Spec
 from fastseg.runs import whole
 

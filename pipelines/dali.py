@@ -15,9 +15,9 @@ from nvidia.dali.pipeline import DataNode, Pipeline
 from PIL import Image
 
 from fastseg.data.classes import VOID, ClassMap
+from fastseg.data.decode import decode_image
 from fastseg.errors import FastsegError
 from fastseg.pipelines.plan import BatchPlan, Plan
-from fastseg.pipelines.reference import decode_image
 
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec

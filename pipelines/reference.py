@@ -5,17 +5,16 @@ threads work ahead by two batches; decoding leaves Python's lock.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
-from fastseg.data.classes import VOID, ClassMap
-from fastseg.errors import FastsegError
+from fastseg.data.classes import VOID
+from fastseg.data.decode import decode_image, decode_label
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.resize import resize_image, resize_label
 
@@ -23,34 +22,6 @@ if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec
 
 BATCHES_AHEAD = 2
-
-
-def _decode(path: str, convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    try:
-        with Image.open(path) as file:
-            return np.array(convert(file))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FastsegError(f"{path}: cannot be decoded: {error}") from None
-
-
-def decode_image(path: str) -> np.ndarray:
-    """uint8[H, W, 3]: the file's pixels as RGB, as they are stored (an EXIF orientation is not applied)."""
-    return _decode(path, lambda file: file.convert("RGB"))
-
-
-def read_label(path: str, classes: ClassMap) -> np.ndarray:
-    """A label as its file has it: indices [H, W] by value (palettes ignored), or colours uint8[H, W, 3]."""
-    raw = _decode(path, lambda file: file.convert("RGB") if classes.is_color else file)
-    if not classes.is_color and (raw.ndim != 2 or raw.dtype.kind not in "ui"):
-        raise FastsegError(
-            f"{path}: an index label must be a grey or palette image, this one is {raw.dtype} {raw.shape}"
-        )
-    return raw
-
-
-def decode_label(path: str, classes: ClassMap, unknown: int) -> np.ndarray:
-    """uint8[H, W] of class indices; values outside the class map become `unknown`."""
-    return classes.to_classes(read_label(path, classes), unknown)
 
 
 def mirror_and_move(pixels: torch.Tensor, mirror: bool, shift: np.ndarray, fill: int) -> torch.Tensor:

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from fastseg.data.classes import UNKNOWN, VOID, ClassMap
+from fastseg.data.decode import decode_image, decode_label, read_label
 from fastseg.data.headers import read_header
 from fastseg.data.layouts import Dataset, Pair, Problem
 from fastseg.errors import FastsegError
-from fastseg.pipelines.reference import decode_image, decode_label, read_label
 
 
 def off_map(path: str, classes: ClassMap) -> str | None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastseg.data.classes import UNKNOWN, VOID, ClassMap
+from fastseg.data.decode import decode_label
 from fastseg.data.layouts import Pair
 from fastseg.errors import FastsegError
-from fastseg.pipelines.reference import decode_label
 
 WEIGHTINGS = ("median-frequency", "sqrt-median-frequency", "none")
 

@@ -51,6 +51,17 @@ def test_help_comes_without_torch_or_anything_as_heavy(arguments):
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
 
 
+def test_looking_at_data_takes_no_torch(street):
+    code = (
+        "import sys; from fastseg.cli import main\n"
+        "for words in (['data', 'check', sys.argv[1]], ['data', 'stats', sys.argv[1]]):\n"
+        "    try: main(words)\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(street)], check=True, capture_output=True)
+
+
 def test_train_eval_and_report_print_what_they_promise(call, street):
     code, out, err = call("train", "--data", street, *TINY, "--run", "r", "--json")
     document = strict(out)

@@ -5,12 +5,12 @@ import pytest
 
 from fastseg.data import synth
 from fastseg.data.classes import UNKNOWN, VOID
+from fastseg.data.decode import decode_image, decode_label
 from fastseg.data.layouts import find
 from fastseg.data.scene import draw_scene
 from fastseg.data.split import apply, sequence
 from fastseg.data.synth import LAYOUTS, write
 from fastseg.errors import FastsegError, UsageError
-from fastseg.pipelines.reference import decode_image, decode_label
 
 COUNTS = {"train": 9, "val": 3, "test": 2}
 CLASSES = 11
