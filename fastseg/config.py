@@ -12,6 +12,8 @@ from typing import Any, get_type_hints
 
 import tomli_w
 
+from fastseg.data.split import SCHEMES
+from fastseg.data.stats import WEIGHTINGS
 from fastseg.errors import UsageError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -55,7 +57,7 @@ class _Checked:
 class Data(_Checked):
     path: str = _option("camvid", "camvid, synth, a data set's folder, or a .toml file that describes one")
     size: Size = _option((360, 480), "the network's input, HEIGHTxWIDTH in pixels")
-    split_scheme: str = _option("auto", "which pairs train", ("auto", "segnet", "random-60-40", "video"))
+    split_scheme: str = _option("auto", "which pairs train", SCHEMES)
     unknown_colours: str = _option("error", "label values outside the class map", ("error", "void"))
 
 
@@ -83,9 +85,7 @@ class Train(_Checked):
     batch: int = _option(4, "images per device and backward pass", least=1)
     accumulate: int = _option(1, "backward passes per optimiser step", least=1)
     drop_remainder: bool = _option(False, "end each epoch with its last full batch, instead of batches across epochs")
-    weighting: str = _option(
-        "median-frequency", "class weights of the loss", ("median-frequency", "sqrt-median-frequency", "none")
-    )
+    weighting: str = _option("median-frequency", "class weights of the loss", WEIGHTINGS)
     optimizer: str = _option("auto", "which SGD: auto is apex where it fits, else torch", ("auto", "apex", "torch"))
     lr: float = _option(1e-3, "learning rate; the highest of the schedule", least=0)
     momentum: float = _option(0.9, "of SGD", least=0)

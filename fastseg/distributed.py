@@ -20,12 +20,10 @@ from fastseg.errors import FastsegError, UsageError
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: its global and local rank, how many there are, and its device."""
+    """This process among all: its rank, how many there are, and its device."""
 
     rank: int
     size: int
-    local_rank: int
-    local_size: int
     device: torch.device
 
     @property
@@ -116,7 +114,7 @@ def join(requested_device: str, threads: int) -> tuple[World, str]:
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
-    return World(rank, size, local_rank, local_size, device), why
+    return World(rank, size, device), why
 
 
 def leave() -> None:

@@ -173,7 +173,9 @@ def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:
 
 def validate(job: Job, run: Path) -> tuple[Scores, bool]:
     """Scores on the validation split and whether they are the best so far; the best are saved, with pictures."""
-    job.world.sync_buffers(job.evaluated)
+    job.world.sync_buffers(job.model)
+    if job.average:
+        job.world.sync_buffers(job.average.model)
     scores, kept = score(job.evaluated, job.val_spec, job.val_loader, job.world, keep=STRIPS)
     miou = null_if_nan(scores.miou)
     best = miou is not None and (job.best_miou is None or miou > job.best_miou)

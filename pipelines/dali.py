@@ -168,7 +168,7 @@ class DaliTier:
         pipe.build()
         return pipe
 
-    def _run(self, pipe: Pipeline, in_flight: list[np.ndarray]) -> tuple[Any, Any]:
+    def _run(self, pipe: Pipeline, in_flight: Iterable[np.ndarray]) -> tuple[Any, Any]:
         """One batch; DALI's error names no file, so the files of the batches in flight are opened again to find it."""
         try:
             return pipe.run()
@@ -185,7 +185,7 @@ class DaliTier:
         local = len(plan.shard(start, rank, world).indices)
         pipe = self.build(parts, local, augment=True, with_resized_labels=True)
         for step in itertools.count(start):
-            near = [plan.shard(s, rank, world).indices for s in range(step, step + PREFETCH + 2)]
+            near = (plan.shard(s, rank, world).indices for s in range(step, step + PREFETCH + 2))
             images, labels = self._run(pipe, near)
             yield torch.from_dlpack(images.as_tensor()), torch.from_dlpack(labels.as_tensor())[..., 0]
 

@@ -157,11 +157,12 @@ def evaluation_batches(spec: Spec, loader: str, batch: int, *, resize_labels: bo
     """Each sample once, in order; the last batch may be short. Labels keep their own size unless `resize_labels`."""
     batches = in_order(len(spec.pairs), batch)
     pixels = make_tier(loader, spec).evaluate(batches, resize_labels=resize_labels)
-    unknown = 0
+    unknown = torch.zeros((), dtype=torch.int64, device=spec.device)
     for indices, (images, labels) in zip(batches, pixels, strict=True):
-        unknown += sum(int((label == UNKNOWN).sum()) for label in labels)
+        for label in labels:
+            unknown += (label == UNKNOWN).sum()
         yield EvaluationBatch(normalise(images, spec.dtype), labels, indices)
-    if unknown:
+    if int(unknown):
         raise FastsegError(unknown_values(spec))
 
 

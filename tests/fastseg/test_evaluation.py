@@ -22,7 +22,7 @@ class RedOrNot(nn.Module):
 
 def world(rank: int = 0, size: int = 1) -> World:
     """A world without a process group: `sum` is called with size 1 only."""
-    return World(rank, size, rank, size, torch.device("cpu"))
+    return World(rank, size, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_processes_share_a_split_without_overlap(reds):
             def sum(self, tensor):
                 return tensor
 
-        part, _ = score(RedOrNot(), spec, "torchvision", Alone(rank, 7, rank, 7, torch.device("cpu")))
+        part, _ = score(RedOrNot(), spec, "torchvision", Alone(rank, 7, torch.device("cpu")))
         parts.append(part.confusion)
     assert np.array_equal(sum(parts), whole.confusion)
     assert [int(p.sum()) for p in parts] == [4] * 5 + [0, 0]
