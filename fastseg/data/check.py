@@ -41,8 +41,8 @@ def check_pair(pair: Pair, classes: ClassMap) -> tuple[list[Problem], list[Probl
         errors.append(Problem(pair.image, str(error).removeprefix(f"{pair.image}: ")))
     try:
         label = decode_label(pair.label, classes, UNKNOWN)
-        found = off_map(pair.label, classes)
-        if found:
+        # Read again for its colours only where something is wrong.
+        if (label == UNKNOWN).any() and (found := off_map(pair.label, classes)):
             errors.append(Problem(pair.label, found))
         elif (label == VOID).all():
             warnings.append(Problem(pair.label, "all pixels are void"))
