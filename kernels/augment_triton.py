@@ -1,0 +1,83 @@
+"""Triton kernel of `fastseg.kernels.augment`: a program makes a run of output pixels, each from one input pixel."""
+
+import torch
+import triton
+import triton.language as tl
+
+from fastseg.data.classes import VOID
+from fastseg.kernels.launch import empty
+
+PIXELS, WARPS = 1024, 4
+
+
+@triton.jit
+def source(pixel, index, mirror, dy, dx, H, W):
+    """The pixel of the store that an output pixel comes from, and whether the image covers it."""
+    y, x = pixel // W - dy, pixel % W - dx
+    covered = (pixel < H * W) & (y >= 0) & (y < H) & (x >= 0) & (x < W)
+    return index * H * W + y * W + tl.where(mirror > 0, W - 1 - x, x), covered
+
+
+@triton.jit
+def augment_kernel(
+    images_ptr,
+    labels_ptr,
+    samples_ptr,
+    mean_ptr,
+    std_ptr,
+    out_ptr,
+    labels_out_ptr,
+    H,
+    W,
+    VOID: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    sample = tl.program_id(1).to(tl.int64)
+    index = tl.load(samples_ptr + sample * 4).to(tl.int64)
+    mirror = tl.load(samples_ptr + sample * 4 + 1)
+    dy = tl.load(samples_ptr + sample * 4 + 2)
+    dx = tl.load(samples_ptr + sample * 4 + 3)
+
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    place, covered = source(pixel, index, mirror, dy, dx, H, W)
+    label = tl.load(labels_ptr + place, covered, VOID)
+    tl.store(labels_out_ptr + sample * H * W + pixel, label, pixel < H * W)
+    # The same pixels' channels as three runs of neighbours, so that stores are 16 bytes wide.
+    for part in tl.static_range(3):
+        element = (tl.program_id(0) * 3 + part) * PIXELS + tl.arange(0, PIXELS)
+        channel = element % 3
+        place, covered = source(element // 3, index, mirror, dy, dx, H, W)
+        value = tl.load(images_ptr + place * 3 + channel, covered, 0).to(tl.float32)
+        # Correctly rounded, as torch divides: the same batch from every tier.
+        value = tl.div_rn(value - tl.load(mean_ptr + channel), tl.load(std_ptr + channel))
+        tl.store(out_ptr + sample * H * W * 3 + element, value.to(out_ptr.dtype.element_ty), element < H * W * 3)
+
+
+def augment(
+    images_NHWC: torch.Tensor,
+    labels_NHW: torch.Tensor,
+    samples_B4: torch.Tensor,
+    mean_3: torch.Tensor,
+    std_3: torch.Tensor,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `fastseg.kernels.augment.augment`."""
+    (height, width), batch = labels_NHW.shape[1:], len(samples_B4)
+    out = empty((batch, 3, height, width), images_NHWC, dtype)
+    labels_out = labels_NHW.new_empty((batch, height, width))
+    grid = (triton.cdiv(height * width, PIXELS), batch)
+    augment_kernel[grid](
+        images_NHWC,
+        labels_NHW,
+        samples_B4,
+        mean_3,
+        std_3,
+        out,
+        labels_out,
+        height,
+        width,
+        VOID=VOID,
+        PIXELS=PIXELS,
+        num_warps=WARPS,
+    )
+    return out, labels_out

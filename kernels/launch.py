@@ -1,0 +1,89 @@
+"""Where fastseg's operators run, and what their launchers share.
+
+`choose` is the one switch: "fused" trains with fastseg's own operators, "torch" with PyTorch's. A fused operator runs
+its Triton kernel on a GPU (and anywhere under TRITON_INTERPRET=1), its PyTorch reference on a CPU.
+
+Tensors are channels-last: element (b, c, y, x) of [B, C, H, W] lies at ((b * H + y) * W + x) * C + c, so that a pixel
+is a row of C neighbours, which a thread loads 16 bytes at a time.
+"""
+
+import importlib.util
+import os
+
+import torch
+
+from fastseg.errors import UsageError
+
+CHOICES = ("auto", "fused", "torch")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Triton takes this variable when a kernel is defined.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# What Triton 3 supports; Turing and Volta are left to PyTorch.
+LEAST_CAPABILITY = (8, 0)
+
+
+def choose(requested: str, device: torch.device) -> tuple[str, str]:
+    """ "fused" or "torch", and why.
+
+    Raises:
+        UsageError: "fused" on a GPU that Triton cannot serve, or no such choice.
+    """
+    if requested not in CHOICES:
+        raise UsageError(f"runtime.kernels {requested}: choose one of {', '.join(CHOICES)}")
+    if requested == "torch":
+        return requested, "as asked, PyTorch's own operations"
+    if device.type != "cuda":
+        if requested == "auto":
+            return "torch", "PyTorch's own operations are the fastest on a CPU"
+        return "fused", "as asked, " + ("Triton's interpreter" if INTERPRETED else "their PyTorch reference on a CPU")
+    obstacle = _obstacle(device)
+    if obstacle is None:
+        return "fused", "Triton kernels" if requested == "auto" else "as asked, Triton kernels"
+    if requested == "fused":
+        raise UsageError(f"runtime.kernels fused: {obstacle}; use torch")
+    return "torch", obstacle
+
+
+def _obstacle(device: torch.device) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        return "Triton needs compute capability {}.{} or later, this GPU has {}.{}".format(
+            *LEAST_CAPABILITY, *capability
+        )
+    return None
+
+
+def on_triton(tensor: torch.Tensor) -> bool:
+    """True where an operator's Triton kernel serves this tensor, False where its reference does.
+
+    Raises:
+        TypeError: a kernel would serve it but not in this dtype.
+    """
+    if not (tensor.is_cuda or INTERPRETED):
+        return False
+    if tensor.is_floating_point() and tensor.dtype not in DTYPES:
+        raise TypeError(f"{tensor.dtype}: fastseg's kernels take float32, float16 and bfloat16")
+    return True
+
+
+def channels_last(x_BCHW: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where it is channels-last already, else a copy that is."""
+    return x_BCHW.contiguous(memory_format=torch.channels_last)
+
+
+def empty(shape: tuple[int, ...], like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An unfilled channels-last [B, C, H, W] on the device of `like`, of its dtype unless another is given."""
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def halved(size: int) -> int:
+    """Windows of two along an axis, the last one cut short where the size is odd (ceil mode)."""
+    return (size + 1) // 2
+
+
+def tile(channels: int, elements: int) -> tuple[int, int]:
+    """(pixels, channels) of a program's tile: powers of two, at most 64 channels, `elements` in all."""
+    width = min(64, 1 << (channels - 1).bit_length())
+    return elements // width, width
