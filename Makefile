@@ -21,6 +21,7 @@ demo: .venv/done ## train SegNet on synthetic street scenes and write a report (
 
 test: .venv/done ## run every test that this machine can run
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
 
 # mypy sees the mapped packages only where they are installed, not where they lie: a copy of its own, see pyproject.toml.
 lint: .venv/done ## ruff and mypy

@@ -1,23 +1,30 @@
-"""`fastseg bench`: throughput of the data path and of the training step on this machine."""
+"""`fastseg bench`: throughput of the data path, the operators and the training step on this machine."""
 
 from typing import Any
 
 from fastseg.bench import data as bench_data
+from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import model as bench_model
 from fastseg.bench.harness import document
+from fastseg.distributed import choose_device
 from fastseg.errors import UsageError
 
-BENCHES = {"data": bench_data.measure, "model": bench_model.measure}
+BENCHES = {"data": bench_data.measure, "kernels": bench_kernels.measure, "model": bench_model.measure}
 
 
-def run(what: str, *, data: str, size: tuple[int, int], batch: int, rounds: int, device: str) -> dict[str, Any]:
+def run(what: str, *, data: str, size: tuple[int, int] | None, batch: int, rounds: int, device: str) -> dict[str, Any]:
     """Measure and return the document that `fastseg bench --json` prints.
+
+    Args:
+        size: of the network's input; None takes the published 360x480 on a GPU, and 120x160 on a CPU.
 
     Raises:
         UsageError: no such bench.
     """
     if what not in (*BENCHES, "all"):
         raise UsageError(f"bench {what}: choose one of {', '.join(BENCHES)}, all")
+    if size is None:
+        size = (360, 480) if choose_device(device)[0] == "cuda" else (120, 160)
     found = [
         measure(data=data, size=size, batch=batch, rounds=rounds, device=device)
         for name, measure in BENCHES.items()

@@ -57,9 +57,9 @@ def show(found: dict[str, Any]) -> str:
     lines = [f"{stamp['gpus'] or stamp['processor']}, {stamp['threads']} CPU threads, torch {stamp['torch']}"]
     for row in found["results"]:
         spread = f"  ({row['p20']:,.1f} to {row['p80']:,.1f}, n = {row['n']})" if row["n"] > 1 else ""
-        lines.append(f"{row['name']:<34} {row['value']:>14,.1f} {row['unit']}{spread}")
+        lines.append(f"{row['name']:<44} {row['value']:>14,.1f} {row['unit']}{spread}")
     for row in found["ratios"]:
         lines.append(
-            f"{row['name']:<34} {row['value']:>14.2f} x  ({row['p20']:.2f} to {row['p80']:.2f}, n = {row['n']})"
+            f"{row['name']:<44} {row['value']:>14.2f} x  ({row['p20']:.2f} to {row['p80']:.2f}, n = {row['n']})"
         )
     return "\n".join(lines)

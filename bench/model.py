@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastseg.bench.harness import Result, exact, ratio, result, take_turns
 from fastseg.config import Train
 from fastseg.distributed import choose_dtype, join
-from fastseg.kernels.cross_entropy import cross_entropy_sum
+from fastseg.kernels import launch
+from fastseg.kernels.cross_entropy import cross_entropy_sum, torch_cross_entropy_sum
 from fastseg.model import SegNet
 from fastseg.optim import make_optimizer
 
@@ -26,11 +27,12 @@ def count_flops(size: tuple[int, int]) -> int:
 
 
 class _Step:
-    """A training step on one random batch, in one precision."""
+    """A training step on one random batch, in one precision, with the operators that `auto` chooses."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int) -> None:
         torch.manual_seed(0)
-        self.model = SegNet(CLASSES).to(device).to(memory_format=torch.channels_last)
+        fused = launch.choose("auto", device)[0] == "fused"
+        self.model = SegNet(CLASSES, fused=fused).to(device).to(memory_format=torch.channels_last)
         self.optimizer, _, _ = make_optimizer(self.model, Train(), device)
         self.device, self.dtype = device, dtype
         self.images = torch.randn(batch, 3, *size, device=device, dtype=dtype).contiguous(
@@ -42,7 +44,8 @@ class _Step:
     def __call__(self) -> None:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(self.images)
-        (cross_entropy_sum(logits, self.labels, self.weights) / self.labels.numel()).backward()
+        entropy = cross_entropy_sum if self.model.fused else torch_cross_entropy_sum
+        (entropy(logits, self.labels, self.weights) / self.labels.numel()).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

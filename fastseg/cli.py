@@ -344,15 +344,15 @@ def report(run: Path) -> None:
 @click.option(
     "--data", "data_name", default="synth", show_default=True, help="camvid, synth, a folder, or a .toml file."
 )
-@click.option("--size", type=SizeType(), default="360x480", show_default=True, help="The network's input.")
+@click.option("--size", type=SizeType(), help="The network's input.  [default: 360x480 on a GPU, else 120x160]")
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--rounds", type=click.IntRange(3), default=5, show_default=True, help="Measurements of each figure.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @as_json
 def bench(
-    what: str, data_name: str, size: tuple[int, int], batch: int, rounds: int, device: str, as_json: bool
+    what: str, data_name: str, size: tuple[int, int] | None, batch: int, rounds: int, device: str, as_json: bool
 ) -> None:
-    """Measure this machine: WHAT is data, model or all."""
+    """Measure this machine: WHAT is data, kernels, model or all."""
     from fastseg.bench import run as run_bench
     from fastseg.bench.harness import show
 

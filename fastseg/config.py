@@ -120,6 +120,9 @@ class Runtime(_Checked):
     loader: str = _option(
         "auto", "what decodes: auto is DALI where it reads the files", ("auto", "dali", "torchvision")
     )
+    kernels: str = _option(
+        "auto", "operators between convolutions: auto is fused on a GPU that runs Triton", ("auto", "fused", "torch")
+    )
     threads: int = _option(0, "CPU threads per process; 0 shares the cores out", least=0)
     log_every: int = _option(10, "steps between two log lines", least=1)
 

@@ -16,7 +16,9 @@ from fastseg.data.split import digest
 from fastseg.distributed import World, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError
 from fastseg.inputs import make_spec, open_data
-from fastseg.metrics import Scores, confusion_matrix
+from fastseg.kernels import launch
+from fastseg.kernels.confusion import confusion, torch_confusion
+from fastseg.metrics import Scores
 from fastseg.pipelines.source import Spec, choose_loader, evaluation_batches
 
 # The network always sees batches of this shape, the last one padded: convolution kernels, and with them the last bits,
@@ -25,43 +27,54 @@ BATCH = 8
 
 
 @torch.inference_mode()
-def predictions(
+def outputs(
     network: nn.Module, spec: Spec, loader: str, *, at: str
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """(index, prediction int64[H, W], label uint8[H, W]) of each sample in order; the network is in evaluation mode.
+    """(index, scores [1, C, h, w], label uint8[1, H, W]) of each sample in order; the network is in evaluation mode.
 
-    Scores are upsampled bilinearly (half-pixel centres) to the label's size, then the highest wins; `at` is "original"
-    for the label file's own size, "network" for labels resized to the network's.
+    Args:
+        at: "original" for the label file's own size, "network" for labels resized to the network's.
     """
     for batch in evaluation_batches(spec, loader, BATCH, resize_labels=at == "network"):
         missing = BATCH - len(batch.images)
         images = F.pad(batch.images, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(spec.device.type, spec.dtype, enabled=spec.dtype != torch.float32):
             logits = network(images)
-        for index, score, label in zip(batch.indices.tolist(), logits.float(), batch.labels, strict=False):
-            resized = F.interpolate(score[None], label.shape, mode="bilinear", align_corners=False)
-            yield index, resized[0].argmax(0), label
+        for index, score, label in zip(batch.indices.tolist(), logits, batch.labels, strict=False):
+            yield index, score[None], label[None]
 
 
 def score(
-    network: nn.Module, spec: Spec, loader: str, world: World, *, at: str = "original", keep: int = 0
+    network: nn.Module,
+    spec: Spec,
+    loader: str,
+    world: World,
+    *,
+    at: str = "original",
+    keep: int = 0,
+    fused: bool = False,
 ) -> tuple[Scores, list[tuple[int, np.ndarray]]]:
-    """Scores over the split, each process taking its share, and the first `keep` predictions of this process."""
+    """Scores over the split, each process taking its share, and the first `keep` predictions of this process.
+
+    A label pixel's prediction is the class whose score is highest there, after bilinear resizing (half-pixel centres).
+    """
     num_classes = len(spec.classes.names)
     share = slice(world.rank, None, world.size)
     mine = dataclasses.replace(spec, pairs=spec.pairs[share], headers=spec.headers[share])
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=spec.device)
+    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=spec.device)
+    count = confusion if fused else torch_confusion
     kept, was_training = [], network.training
     network.eval()
-    for index, prediction, label in predictions(network, mine, loader, at=at) if mine.pairs else ():
-        confusion += confusion_matrix(prediction, label, num_classes)
-        if index < keep:
-            kept.append((index * world.size + world.rank, prediction.to(torch.uint8).cpu().numpy()))
+    for index, scores, label in outputs(network, mine, loader, at=at) if mine.pairs else ():
+        prediction = torch.empty_like(label) if index < keep else None
+        count(counts, scores, label, prediction)
+        if prediction is not None:
+            kept.append((index * world.size + world.rank, prediction[0].cpu().numpy()))
     network.train(was_training)
-    return Scores(world.sum(confusion).cpu().numpy()), kept
+    return Scores(world.sum(counts).cpu().numpy()), kept
 
 
-def protocol(config: Config, spec: Spec, split: str, loader: str, at: str) -> dict:
+def protocol(config: Config, spec: Spec, split: str, loader: str, kernels: str, at: str) -> dict:
     """What a score needs beside it to be compared with another."""
     return {
         "data": config.data.path,
@@ -77,6 +90,7 @@ def protocol(config: Config, spec: Spec, split: str, loader: str, at: str) -> di
         "device": spec.device.type,
         "dtype": str(spec.dtype).removeprefix("torch."),
         "loader": loader,
+        "kernels": kernels,
     }
 
 
@@ -113,10 +127,13 @@ def evaluate(
         )
     spec = make_spec(config, dataset, splits, split, device=world.device, dtype=dtype)
     loader, _ = choose_loader(config.runtime.loader, spec)
+    kernels, _ = launch.choose(config.runtime.kernels, world.device)
     network = checkpoints.build_model(state).to(world.device)
-    scores, _ = score(network, spec, loader, world, at=at)
+    network.fused = kernels == "fused"
+    scores, _ = score(network, spec, loader, world, at=at, fused=network.fused)
     return {
         **scores.summary(dataset.classes.names),
         "confusion": scores.confusion.tolist(),
-        "protocol": protocol(config, spec, split, loader, at) | {"step": state["step"], "averaged": bool(state["ema"])},
+        "protocol": protocol(config, spec, split, loader, kernels, at)
+        | {"step": state["step"], "averaged": bool(state["ema"])},
     }

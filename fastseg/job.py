@@ -14,6 +14,7 @@ from fastseg.data.stats import class_weights, count
 from fastseg.distributed import World, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError
 from fastseg.inputs import make_spec, open_data
+from fastseg.kernels import launch
 from fastseg.model import SegNet, initialise
 from fastseg.optim import Average, make_optimizer
 from fastseg.pipelines.plan import Plan
@@ -67,11 +68,12 @@ def set_up(config: Config, state: dict[str, Any] | None) -> Job:
     dataset, splits = open_data(config)
     spec, val_spec = (make_spec(config, dataset, splits, s, device=device, dtype=dtype) for s in ("train", "val"))
     loader, loader_why = choose_loader(config.runtime.loader, spec)
+    kernels, kernels_why = launch.choose(config.runtime.kernels, device)
     counts = count(spec.pairs, spec.classes, spec.threads, unknown=spec.unknown)
     weights = class_weights(counts, config.train.weighting)
 
     torch.manual_seed(config.runtime.seed)
-    model = SegNet(len(spec.classes.names), config.model.backbone, config.model.depth)
+    model = SegNet(len(spec.classes.names), config.model.backbone, config.model.depth, fused=kernels == "fused")
     if state is None:
         initialise(model, config.model.init)
     model = model.to(device).to(memory_format=torch.channels_last)
@@ -94,6 +96,7 @@ def set_up(config: Config, state: dict[str, Any] | None) -> Job:
             "loader": f"{loader}: {loader_why}",
             "device": f"{device.type}: {device_why}",
             "dtype": f"{str(dtype).removeprefix('torch.')}: {dtype_why}",
+            "kernels": f"{kernels}: {kernels_why}",
             "optimizer": f"{optimizer_name}: {optimizer_why}",
         },
         left_out=len(dataset.problems),
@@ -139,6 +142,7 @@ def start_event(job: Job) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "dtype": str(job.spec.dtype).removeprefix("torch."),
         "loader": job.loader,
+        "kernels": job.choices["kernels"].partition(":")[0],
         "optimizer": job.choices["optimizer"].partition(":")[0],
         "choices": job.choices,
         "classes": [{"name": n, "color": list(c), "weight": w} for n, c, w in rows],

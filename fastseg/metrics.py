@@ -3,14 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-
-
-def confusion_matrix(prediction: torch.Tensor, label: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """int64[C, C] on the device: entry [i, j] counts pixels of class i predicted as j; labels >= C count nowhere."""
-    valid = label < num_classes
-    pairs = label[valid].long() * num_classes + prediction[valid].long()
-    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from fastseg.errors import FastsegError, UsageError, first_line
-from fastseg.kernels.pool import pool, unpool
+from fastseg.kernels.bn_relu import bn_relu, bn_relu_pool
+from fastseg.kernels.pool import torch_pool, torch_unpool, unpool
 
 # Convolutions per stage (Simonyan and Zisserman 2015, configurations D and E) and channels per stage.
 BACKBONES = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -31,10 +32,12 @@ class SegNet(nn.Module):
         num_classes: C, channels of the output.
         backbone: "vgg16" or "vgg19".
         depth: 1 to 5 encoder stages, each with its decoder stage (MATLAB's segnetLayers offers the same).
+        fused: run fastseg's operators between the convolutions instead of PyTorch's; the weights are the same.
     """
 
-    def __init__(self, num_classes: int, backbone: str = "vgg16", depth: int = 5) -> None:
+    def __init__(self, num_classes: int, backbone: str = "vgg16", depth: int = 5, fused: bool = False) -> None:
         super().__init__()
+        self.fused = fused
         if backbone not in BACKBONES:
             raise UsageError(f"model.backbone {backbone}: choose one of {', '.join(BACKBONES)}")
         if not 1 <= depth <= len(CHANNELS):
@@ -67,13 +70,33 @@ class SegNet(nn.Module):
         """[B, 3, H, W] -> scores [B, C, H, W], for any H and W."""
         x, skipped = images_BCHW, []
         for stage in self.encoder:
-            x = stage(x)
             size = (x.shape[-2], x.shape[-1])
-            x, positions = pool(x)
+            x, positions = _fused_encode(stage, x) if self.fused else torch_pool(stage(x))
             skipped.append((positions, size))
         for stage in self.decoder:
-            x = stage(unpool(x, *skipped.pop()))
+            positions, size = skipped.pop()
+            if self.fused:
+                x = _fused_decode(stage, unpool(x, positions, *size))
+            else:
+                x = stage(torch_unpool(x, positions, size))
         return x
+
+
+def _fused_encode(stage: nn.Module, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """An encoder stage and its pooling with fastseg's operators: values and codes."""
+    layers = list(stage.children())
+    *blocks, (conv, norm) = zip(layers[::3], layers[1::3], strict=True)
+    for inner_conv, inner_norm in blocks:
+        x_BCHW = bn_relu(inner_conv(x_BCHW), inner_norm)
+    return bn_relu_pool(conv(x_BCHW), norm)
+
+
+def _fused_decode(stage: nn.Module, x_BCHW: torch.Tensor) -> torch.Tensor:
+    """A decoder stage with fastseg's operators; the last one ends with the convolution that gives the scores."""
+    layers = list(stage.children())
+    for conv, norm in zip(layers[::3], layers[1::3], strict=False):
+        x_BCHW = bn_relu(conv(x_BCHW), norm)
+    return x_BCHW if isinstance(layers[-1], nn.ReLU) else layers[-1](x_BCHW)
 
 
 def load_vgg(model: SegNet, state: dict[str, torch.Tensor], name: str) -> None:

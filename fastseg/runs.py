@@ -18,7 +18,7 @@ ROOT = Path("runs")
 
 # What a resumed run may do otherwise than it began; anything else would make it another run.
 CHANGEABLE = {"train.epochs", "train.patience", "train.validate_every", "train.keep_every"}
-CHANGEABLE |= {f"runtime.{name}" for name in ("device", "loader", "threads", "log_every")}
+CHANGEABLE |= {f"runtime.{name}" for name in ("device", "kernels", "loader", "threads", "log_every")}
 
 
 def new_folder(config: Config, recipe: str) -> Path:

@@ -22,7 +22,12 @@ from fastseg.environment import environment
 from fastseg.errors import FastsegError
 from fastseg.evaluation import score
 from fastseg.job import Job, save, set_up, start_block, start_event
-from fastseg.kernels.cross_entropy import cross_entropy_sum, weight_sum
+from fastseg.kernels.cross_entropy import (
+    cross_entropy_sum,
+    torch_cross_entropy_sum,
+    torch_weight_sum,
+    weight_sum,
+)
 from fastseg.metrics import Scores, null_if_nan
 from fastseg.optim import schedule
 from fastseg.overlays import write_strips
@@ -144,7 +149,9 @@ def loop(job: Job, run: Path, log: RunLog) -> None:
 
 def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:
     """One optimiser step on this process's share of the global batch; returns that share's part of the loss."""
-    train, total = job.config.train, job.world.sum(weight_sum(batch.labels, job.weights))
+    train, fused = job.config.train, job.model.fused
+    sum_weights, sum_losses = (weight_sum, cross_entropy_sum) if fused else (torch_weight_sum, torch_cross_entropy_sum)
+    total = job.world.sum(sum_weights(batch.labels, job.weights))
     # A batch of only void pixels has weight 0 and cross-entropy 0: its loss is 0, not 0 / 0.
     total = total.clamp(min=1e-12)
     loss = torch.zeros((), device=job.spec.device)
@@ -154,7 +161,7 @@ def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:
         with job.world.gradient_sync(job.wrapped, last):
             with torch.autocast(job.spec.device.type, job.spec.dtype, enabled=job.spec.dtype != torch.float32):
                 logits = job.wrapped(images)
-            part = cross_entropy_sum(logits, labels, job.weights) / total
+            part = sum_losses(logits, labels, job.weights) / total
             # DistributedDataParallel takes the mean over processes; the parts of the loss are to be summed.
             job.scaler.scale(part * job.world.size).backward()
         loss += part.detach()
@@ -176,7 +183,7 @@ def validate(job: Job, run: Path) -> tuple[Scores, bool]:
     job.world.sync_buffers(job.model)
     if job.average:
         job.world.sync_buffers(job.average.model)
-    scores, kept = score(job.evaluated, job.val_spec, job.val_loader, job.world, keep=STRIPS)
+    scores, kept = score(job.evaluated, job.val_spec, job.val_loader, job.world, keep=STRIPS, fused=job.model.fused)
     miou = null_if_nan(scores.miou)
     best = miou is not None and (job.best_miou is None or miou > job.best_miou)
     job.stale = 0 if best else job.stale + 1

@@ -103,6 +103,7 @@ def build(kernel: Any, values: dict[str, int], dtype: str, architecture: int) ->
     return {
         **resources(compiled.asm["cubin"]),
         "shared": compiled.metadata.shared,
+        "v4": ".v4.b32" in compiled.asm["ptx"],
         "load_bits": widths(compiled.asm["ptx"], "ld"),
         "store_bits": widths(compiled.asm["ptx"], "st"),
     }
@@ -129,7 +130,13 @@ def resources(cubin: bytes) -> dict[str, int]:
 def build_all() -> list[dict[str, Any]]:
     """All kernels for all architectures and dtypes."""
     return [
-        {"kernel": name, "dtype": dtype, "sm": architecture, **build(kernel, values, dtype, architecture)}
+        {
+            "kernel": name,
+            "function": kernel.__name__,
+            "dtype": dtype,
+            "sm": architecture,
+            **build(kernel, values, dtype, architecture),
+        }
         for name, (kernel, values) in cases().items()
         for dtype in DTYPES
         for architecture in ARCHITECTURES

@@ -51,8 +51,9 @@ def _move_running(x_BCHW: Tensor, norm: nn.BatchNorm2d, mean_C: Tensor, variance
     values = x_BCHW.numel() // x_BCHW.shape[1]
     with torch.no_grad():
         norm.num_batches_tracked.add_(1)
-        norm.running_mean.lerp_(mean_C, norm.momentum)
-        norm.running_var.lerp_(variance_C * (values / (values - 1)), norm.momentum)
+        unbiased = variance_C * (values / (values - 1))
+        norm.running_mean.lerp_(mean_C.to(norm.running_mean.dtype), norm.momentum)
+        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
 
 
 def _reference(x, weight, bias, mean, variance, eps):

@@ -344,7 +344,7 @@ def _statistics(x_BCHW: Tensor, running_mean: Tensor, running_var: Tensor, train
     grid, tiles, parts, (height, width) = _reduction(rows, channels, ELEMENTS)
     means, squares = x_BCHW.new_empty((2, parts, channels), dtype=torch.float32)
     moments_kernel[grid](x_BCHW, means, squares, rows, channels, tiles, ROWS=height, CHANNELS=width, num_warps=WARPS)
-    mean, variance = torch.empty_like(running_mean), torch.empty_like(running_var)
+    mean, variance = (x_BCHW.new_empty(channels, dtype=torch.float32) for _ in range(2))
     merge_kernel[(triton.cdiv(channels, 8),)](
         means, squares, mean, variance, parts, rows, channels, tiles * height, PARTS=128, CHANNELS=8, num_warps=WARPS
     )

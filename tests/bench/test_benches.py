@@ -9,6 +9,7 @@ import torch
 
 from fastseg import bench
 from fastseg.bench import data as bench_data
+from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import model as bench_model
 from fastseg.errors import UsageError
 from fastseg.model import SegNet
@@ -39,8 +40,8 @@ def check(document: dict, rounds: int) -> None:
 
 
 def test_a_bench_that_does_not_exist_is_refused():
-    with pytest.raises(UsageError, match=r"^bench kernels: choose one of data, model, all$"):
-        bench.run("kernels", data="synth", size=(32, 48), batch=2, rounds=3, device="cpu")
+    with pytest.raises(UsageError, match=r"^bench gpu: choose one of data, kernels, model, all$"):
+        bench.run("gpu", data="synth", size=(32, 48), batch=2, rounds=3, device="cpu")
 
 
 @pytest.mark.parametrize("loaders", [("dali", "torchvision"), ("torchvision",)])
@@ -70,7 +71,7 @@ def test_a_measurement_counts_whole_batches(monkeypatch):
 def test_the_step_is_measured_in_both_precisions(monkeypatch, threads):
     # bf16 is emulated on many CPUs: slow, but it shows the second precision and the ratio.
     monkeypatch.setattr(bench_model, "choose_dtype", lambda *_: (torch.bfloat16, "as asked"))
-    monkeypatch.setattr(bench_model, "SegNet", lambda classes: SegNet(classes, depth=1))
+    monkeypatch.setattr(bench_model, "SegNet", lambda classes, **options: SegNet(classes, depth=1, **options))
     found = bench.run("model", data="", size=(32, 32), batch=2, rounds=3, device="cpu")
     check(found, 3)
     # Convolutions 3-64-64 down, 64-64-11 up; three batch norms and 11 biases. Per image and convolution 6 * 9 * in *
@@ -102,3 +103,61 @@ def test_the_whole_network_is_counted_at_its_published_size_and_work(monkeypatch
         ("GFLOP/s", pytest.approx(2 * 639.7, rel=1e-3)),
     ]
     assert found["ratios"] == []
+
+
+def test_the_network_has_the_maps_that_its_published_layers_give():
+    inner, pooled = bench_kernels.network_maps((360, 480))
+    # Pixels per stage: 45 rows become 23 (ceil mode), 23 become 12.
+    pixels = [360 * 480, 180 * 240, 90 * 120, 45 * 60, 23 * 30]
+    full = [c * p for c, p in zip((64, 128, 256, 512, 512), pixels, strict=True)]
+    assert pooled == list(zip(full, [f // 4 for f in full[:3]] + [512 * 23 * 30, 512 * 12 * 15], strict=True))
+    # Encoder convolutions that no pooling follows, and the decoder's (its last gives scores and has no batch norm).
+    down = [64, 128, 256, 256, 512, 512, 512, 512]
+    up = [64, 128, 64, 256, 256, 128, 512, 512, 256, 512, 512, 512]
+    places = [0, 1, 2, 2, 3, 3, 4, 4, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert sorted(inner) == sorted(c * pixels[p] for c, p in zip(down + up, places, strict=True))
+
+
+def test_bytes_are_those_of_a_count_by_hand():
+    # A map of 16 values of 2 bytes and its 4 pooled ones, with codes of 1 byte or positions of 8.
+    assert bench_kernels.pool_bytes(16, 4, 2) == (32 + 8 + 4 + 8 + 4 + 32, 32 + 8 + 32 + 8 + 32 + 32 + 32)
+    copies = (8 + 8) + (32 + 32)  # values and positions, each read and written
+    forward = copies + 32 + (8 + 32 + 8) + (32 + 32)  # cleared, scattered, copied
+    backward = (32 + 32) + (32 + 32 + 8) + (8 + 8)  # copied, gathered, copied
+    assert bench_kernels.unpool_bytes(16, 4, 2) == (8 + 4 + 32 + 32 + 4 + 8, forward + backward)
+    assert bench_kernels.bn_relu_bytes(16, 0, 2) == (8 * 32, 13 * 32)
+    # Read twice and pooled; read again with the pooled gradient; and once more, to write the map's.
+    assert bench_kernels.bn_relu_pool_bytes(16, 4, 2)[0] == (32 + 32 + 12) + (32 + 12) + (32 + 12 + 32)
+    # One pixel of 11 scores of 2 bytes.
+    assert bench_kernels.cross_entropy_bytes(11, 1, 2)[0] == (22 + 1) + (22 + 1 + 22)
+    assert bench_kernels.confusion_bytes(11, 1, 2)[0] == 22 + 1
+    assert bench_kernels.augment_bytes(3, 1, 2)[0] == (3 + 6) + (1 + 1)
+
+
+def test_pooling_and_unpooling_move_what_the_issue_reckoned():
+    found = bench_kernels.bytes_per_image((360, 480))
+    assert (found["pool"][0] + found["unpool"][0]) / 1e6 == pytest.approx(232, abs=0.5)
+    # 26 passes of 2 bytes over 77.46 million values, less those of the maps that are pooled too.
+    plain = found["bn_relu"][1] + found["bn_relu_pool"][1] - found["pool"][1]
+    assert plain / 1e6 == pytest.approx(26 * 77.46, rel=1e-4)
+
+
+def test_every_operator_is_measured_both_ways(monkeypatch, threads):
+    monkeypatch.setattr(bench_kernels, "SegNet", lambda classes, **options: SegNet(classes, depth=1, **options))
+    found = bench.run("kernels", data="", size=(9, 10), batch=2, rounds=3, device="cpu")
+    check(found, 3)
+    operators = ["pool", "unpool", "bn_relu", "bn_relu_pool", "cross_entropy", "confusion", "augment", "step"]
+    counted = [f"{name}, {does}" for name in operators for does in ("fused, must move", "torch, moves")]
+    assert [r["name"] for r in found["results"] if r["unit"] == "MB/img"] == counted
+    timed = [f"{name}, {way}" for name in operators for way in ("fused", "torch")]
+    assert [r["name"] for r in found["results"] if r["unit"] == "ms"] == timed
+    assert [r["name"] for r in found["ratios"]] == [f"{name}, speed of fused over torch" for name in operators]
+
+
+def test_both_ways_of_an_operator_compute_the_same():
+    cases = bench_kernels.cases(torch.device("cpu"), torch.float32, (9, 10), 2)
+    assert cases.pop("confusion").fused() is None  # it counts in place
+    for name, case in cases.items():
+        found, wanted = case.fused(), case.plain()
+        assert found is not None
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")

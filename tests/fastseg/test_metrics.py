@@ -5,11 +5,10 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastseg.metrics import Scores, confusion_matrix
+from fastseg.metrics import Scores
 
 NAMES = ("a", "b", "c")
 
@@ -87,31 +86,6 @@ def test_counts_beyond_32_bits_stay_exact():
     # 2^40 pixels of each class, half of b's taken for a: 2/3 and 1/2.
     found = scores([2**40, 0, 0], [2**39, 2**39, 0], [0, 0, 0])
     assert found.iou[:2].tolist() == pytest.approx([2 / 3, 1 / 2])
-
-
-pixels = st.lists(st.tuples(st.integers(0, 4), st.sampled_from([0, 1, 2, 3, 4, 5, 254, 255])), max_size=40)
-
-
-@given(pixels)
-@settings(max_examples=50, deadline=None)
-def test_the_confusion_matrix_is_that_of_a_loop(pairs):
-    wanted = np.zeros((5, 5), np.int64)
-    for predicted, labelled in pairs:
-        if labelled < 5:
-            wanted[labelled, predicted] += 1
-    prediction, label = (torch.tensor([p[i] for p in pairs], dtype=torch.uint8) for i in (0, 1))
-    for kind in (torch.uint8, torch.int64):  # of predictions: stored masks, and argmax
-        found = confusion_matrix(prediction.to(kind), label, 5)
-        assert found.dtype == torch.int64
-        assert np.array_equal(found, wanted)
-
-
-@given(pixels, st.integers(0, 40))
-@settings(max_examples=25, deadline=None)
-def test_matrices_of_parts_add_up_to_that_of_all(pairs, cut):
-    prediction, label = (torch.tensor([p[i] for p in pairs], dtype=torch.uint8) for i in (0, 1))
-    parts = [confusion_matrix(prediction[s], label[s], 5) for s in (slice(cut), slice(cut, None))]
-    assert torch.equal(parts[0] + parts[1], confusion_matrix(prediction, label, 5))
 
 
 @given(st.lists(st.integers(0, 50), min_size=9, max_size=9))

@@ -9,10 +9,12 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastseg.errors import FastsegError, UsageError
-from fastseg.kernels.pool import pool
+from fastseg.kernels.pool import torch_pool
 from fastseg.model import SegNet, initialise, load_vgg
 
 # VGG-16 as published (configuration D): input and output channels of its 3x3 convolutions, stage by stage.
@@ -94,6 +96,58 @@ def test_a_network_that_does_not_exist_is_refused(options):
         SegNet(11, **options)
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+def test_both_kinds_of_operators_share_their_weights_and_agree(depth):
+    torch.manual_seed(0)
+    plain = SegNet(11, depth=depth)
+    fused = SegNet(11, depth=depth, fused=True)
+    fused.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 37, 45)
+    for training in (True, False):
+        plain.train(training), fused.train(training)
+        with torch.no_grad():
+            torch.testing.assert_close(fused(images), plain(images), rtol=1e-4, atol=1e-4)
+    for (name, mine), theirs in zip(fused.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+class Layouts(TorchDispatchMode):
+    """Operators that gave a feature map of the batch: channels-last ones and others."""
+
+    def __init__(self):
+        super().__init__()
+        self.channels_last, self.others = set(), set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.dim() == 4 and tensor.shape[0] == 2:
+                kept = tensor.is_contiguous(memory_format=torch.channels_last)
+                (self.channels_last if kept else self.others).add(str(func).removesuffix(".default"))
+        return result
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_on_a_gpu_only_pytorchs_unpooling_leaves_channels_last(fused):
+    # Nothing is computed: fake tensors know the strides that CUDA's kernels give. In fp16, since without a GPU torch
+    # takes bf16 for unsupported by cuDNN.
+    with FakeTensorMode(), torch.device("cuda"):
+        network = SegNet(11, fused=fused)
+        for parameter in network.parameters():
+            parameter.data = parameter.data.half()
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        images = torch.empty(2, 3, 360, 480, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+        with Layouts() as layouts:
+            network(images)
+    if fused:
+        operators = {"fastseg.bn_relu", "fastseg.bn_relu_pool", "fastseg.unpool", "aten.convolution"}
+        assert (layouts.channels_last, layouts.others) == (operators, set())
+    else:
+        assert layouts.others == {"aten.max_unpool2d"}
+        assert "aten.clone" in layouts.channels_last  # the copy that brings it back
+
+
 def test_weights_start_as_he_et_al_have_them():
     torch.manual_seed(0)
     network = SegNet(11)
@@ -143,7 +197,7 @@ def encoder_stages(model: SegNet, x: torch.Tensor) -> list[torch.Tensor]:
     found = []
     for stage in model.eval().encoder:
         found.append(stage(x))
-        x = pool(found[-1])[0]
+        x = torch_pool(found[-1])[0]
     return [*found, x]
 
 

@@ -1,0 +1,70 @@
+"""Every kernel builds for every architecture without a GPU, with wide memory accesses and without spills."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastseg.kernels
+from fastseg.kernels.launch import INTERPRETED
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(INTERPRETED, reason="builds the same machine code in the run without TRITON_INTERPRET"),
+]
+
+# All accesses to feature maps are 16 bytes wide; what else these kernels touch is per channel, or a byte per element.
+MAPS = {
+    "pool": ({128}, {64, 128}),
+    "unpool": ({64, 128}, {128}),
+    "take": ({64, 128}, {128}),
+    "bn_relu moments": ({128}, {32}),
+    "bn_relu apply": ({128}, {128}),
+    "bn_relu apply, pool": ({128}, {64, 128}),
+    "bn_relu backward sums": ({128}, {32}),
+    "bn_relu backward sums, pool": ({64, 128}, {32}),
+    "bn_relu backward": ({128}, {128}),
+    "bn_relu backward, pool": ({64, 128}, {128}),
+}
+
+
+@pytest.fixture(scope="module")
+def built() -> list[dict]:
+    """In a process of its own: a kernel is either compiled or interpreted, and only one is possible per process."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "fastseg.kernels.aot"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_all_kernels_build_for_all_architectures_and_dtypes(built):
+    sources = Path(fastseg.kernels.__file__).parent.glob("*_triton.py")
+    kernels = [line for path in sources for line in path.read_text().splitlines() if line.startswith("def ")]
+    names = {line.removeprefix("def ").partition("(")[0] for line in kernels if "_kernel(" in line}
+    assert {row["function"] for row in built} == names
+    for name in {row["kernel"] for row in built}:
+        rows = {(row["sm"], row["dtype"]) for row in built if row["kernel"] == name}
+        assert rows == {(sm, dtype) for sm in (80, 90, 100) for dtype in ("fp32", "fp16", "bf16")}, name
+
+
+def test_no_kernel_spills_or_asks_for_more_shared_memory_than_there_is_by_default(built):
+    assert [row for row in built if row["spilled"] or row["shared"] > 48 * 1024] == []
+
+
+@pytest.mark.parametrize("kernel", MAPS)
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_feature_maps_are_read_and_written_16_bytes_at_a_time(built, kernel, dtype):
+    rows = [row for row in built if (row["kernel"], row["dtype"]) == (kernel, dtype)]
+    assert [(set(row["load_bits"]), set(row["store_bits"])) for row in rows] == [MAPS[kernel]] * 3
+    assert all(row["v4"] for row in rows)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_augmented_images_are_written_16_bytes_at_a_time(built, dtype):
+    rows = [row for row in built if (row["kernel"], row["dtype"]) == ("augment", dtype)]
+    assert len(rows) == 3
+    assert all(max(row["store_bits"]) == 128 for row in rows)

@@ -1,0 +1,144 @@
+"""Gathered, mirrored, moved and normalised in one pass: by hand, against the torchvision tier, and by its own laws."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastseg.data.classes import VOID
+from fastseg.kernels.augment import augment, torch_augment
+from fastseg.kernels.launch import INTERPRETED
+from fastseg.pipelines.reference import mirror_and_move
+from fastseg.pipelines.source import MEAN, STD, normalise
+
+# On a CPU the operator runs its reference, so that the two differ in the interpreter and on a GPU alone.
+makers = pytest.mark.parametrize("make", [augment, torch_augment], ids=["operator", "reference"])
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+
+
+def store(count: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random images uint8[N, H, W, 3] and labels uint8[N, H, W], which need not be classes."""
+    generator = torch.Generator().manual_seed(height)
+    images = torch.randint(0, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8)
+    return images, torch.randint(0, 256, (count, height, width), generator=generator, dtype=torch.uint8)
+
+
+def run(make, images, labels, samples, device, dtype=torch.float32, mean=MEAN, std=STD):
+    operands = images, labels, torch.tensor(samples, dtype=torch.int32), torch.tensor(mean), torch.tensor(std)
+    return tuple(t.cpu() for t in make(*(t.to(device) for t in operands), dtype))
+
+
+def moved(images: torch.Tensor, labels: torch.Tensor, sample: tuple[int, int, int], device: torch.device):
+    """Each image and label of a store mirrored and moved alike; with no normalisation, so that it is a store again."""
+    samples = [(index, *sample) for index in range(len(images))]
+    found, labels = run(augment, images, labels, samples, device, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return found.permute(0, 2, 3, 1).to(torch.uint8).contiguous(), labels
+
+
+@dtypes
+@makers
+def test_a_2x3_image_worked_by_hand(device, make, dtype):
+    v = VOID
+    cases = {  # mirror, dy, dx: labels
+        (0, 0, 0): [[0, 1, 2], [3, 4, 5]],
+        (1, 0, 0): [[2, 1, 0], [5, 4, 3]],
+        (0, 1, 0): [[v, v, v], [0, 1, 2]],
+        (0, -1, 0): [[3, 4, 5], [v, v, v]],
+        (0, 0, 1): [[v, 0, 1], [v, 3, 4]],
+        (0, 0, -2): [[2, v, v], [5, v, v]],
+        (1, 1, -1): [[v, v, v], [1, 0, v]],
+        (1, -1, 2): [[v, v, 5], [v, v, v]],
+        (0, 2, 0): [[v, v, v], [v, v, v]],
+        (1, 0, -3): [[v, v, v], [v, v, v]],
+        (0, -90, 90): [[v, v, v], [v, v, v]],
+    }
+    labels = torch.tensor([[[0, 1, 2], [3, 4, 5]]], dtype=torch.uint8)
+    images = torch.stack([10 + 10 * labels, 70 + 10 * labels, 130 + 10 * labels], 3)
+    found, found_labels = run(
+        make,
+        images,
+        labels,
+        [(0, *case) for case in cases],
+        device,
+        dtype,
+        mean=(60.0, 20.0, 30.0),
+        std=(2.0, 4.0, 8.0),
+    )
+    wanted = torch.tensor(list(cases.values()))
+    assert found_labels.tolist() == wanted.tolist()
+    # (10 + 10 l - 60) / 2 and so on; black is not zero. Few enough bits that every dtype holds them.
+    red, green, blue = 5.0 * wanted - 25, 2.5 * wanted + 12.5, 1.25 * wanted + 12.5
+    black = torch.tensor([-30.0, -5.0, -3.75])[:, None, None]
+    assert torch.equal(found.float(), torch.where(wanted[:, None] == v, black, torch.stack([red, green, blue], 1)))
+
+
+# One pixel, one row, exactly one program's 1024 pixels, and a second program that is part empty.
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (32, 32), (37, 41)])
+@dtypes
+@makers
+def test_batches_equal_those_of_the_torchvision_tier(device, make, dtype, size):
+    images, labels = store(3, *size)
+    # Each of the store, some twice and out of order; each way to move, and beyond an edge.
+    samples = [(2, 0, 0, 0), (0, 1, 3, -4), (2, 1, -5, 7), (1, 0, -2, -3), (1, 1, 4, 1), (0, 0, 36, -40), (2, 0, 0, 41)]
+    found, found_labels = run(make, images, labels, samples, device, dtype)
+    pixels, wanted_labels = [], []
+    for index, mirror, *shift in samples:
+        pixels.append(mirror_and_move(images[index].permute(2, 0, 1), bool(mirror), shift, 0).permute(1, 2, 0))
+        wanted_labels.append(mirror_and_move(labels[index][None], bool(mirror), shift, VOID)[0])
+    assert torch.equal(found_labels, torch.stack(wanted_labels))
+    # The interpreter cuts bf16 off where a GPU rounds.
+    tolerance = 2**-7 if INTERPRETED and dtype is torch.bfloat16 else 0
+    torch.testing.assert_close(found, normalise(torch.stack(pixels), dtype), rtol=tolerance, atol=0)
+
+
+@dtypes
+@makers
+def test_images_are_channels_last_and_labels_bytes(device, make, dtype):
+    images, labels = run(make, *store(2, 5, 7), [(1, 0, 0, 0), (0, 1, 1, 1), (1, 1, 0, 2)], device, dtype)
+    assert (images.dtype, images.shape) == (dtype, (3, 3, 5, 7))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert (labels.dtype, labels.shape) == (torch.uint8, (3, 5, 7))
+    assert labels.is_contiguous()
+
+
+shifts = st.tuples(st.integers(-8, 8), st.integers(-8, 8))
+# The fixture only names a device.
+few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@given(shift=shifts)
+@few
+def test_mirrored_moved_and_mirrored_again_is_moved_the_other_way(device, shift):
+    dy, dx = shift
+    for size in ((5, 7), (6, 4)):
+        there = moved(*store(2, *size), (1, dy, dx), device)
+        for found, wanted in zip(
+            moved(*there, (1, 0, 0), device), moved(*store(2, *size), (0, dy, -dx), device), strict=True
+        ):
+            assert torch.equal(found, wanted)
+
+
+@given(first=shifts, second=shifts)
+@few
+def test_two_moves_the_same_way_are_one_by_their_sum(device, first, second):
+    # Opposite ways would lose the pixels that left the image in between.
+    second = tuple(abs(b) if a > 0 else -abs(b) for a, b in zip(first, second, strict=True))
+    sums = tuple(a + b for a, b in zip(first, second, strict=True))
+    twice = moved(*moved(*store(2, 5, 7), (0, *first), device), (0, *second), device)
+    for found, wanted in zip(twice, moved(*store(2, 5, 7), (0, *sums), device), strict=True):
+        assert torch.equal(found, wanted)
+
+
+@dtypes
+def test_torch_accepts_the_operator_as_its_own(device, dtype):
+    operands = *store(2, 5, 7), torch.tensor([[1, 0, 0, 0], [0, 1, 2, -3]], dtype=torch.int32)
+    operands = *operands, torch.tensor(MEAN), torch.tensor(STD)
+    torch.library.opcheck(augment, (*(t.to(device) for t in operands), dtype))
+
+
+def test_the_triton_kernel_runs_on_a_gpu_and_in_the_interpreter_alone(device, monkeypatch):
+    launchers = pytest.importorskip("fastseg.kernels.augment_triton")
+    launched, launch = [], launchers.augment
+    monkeypatch.setattr(launchers, "augment", lambda *args: launched.append(1) or launch(*args))
+    run(augment, *store(1, 1, 1), [(0, 0, 0, 0)], device)
+    assert launched == ([1] if INTERPRETED or device.type == "cuda" else [])
