@@ -111,6 +111,17 @@ def test_both_kinds_of_operators_share_their_weights_and_agree(depth):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_under_autocast_the_fused_operators_keep_the_convolutions_dtype():
+    network, seen = SegNet(11, depth=2, fused=True), []
+    for conv in convolutions(network):
+        conv.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = network(torch.randn(2, 3, 9, 10))
+    assert seen[1:] == [(torch.bfloat16, torch.bfloat16)] * (len(seen) - 1)
+    scores.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in network.parameters())
+
+
 class Layouts(TorchDispatchMode):
     """Operators that gave a feature map of the batch: channels-last ones and others."""
 

@@ -211,8 +211,9 @@ def test_a_run_folder_holds_what_it_promises(street, tmp_path, capsys):
     assert all(
         e["img_per_s"] == e["img_per_s_per_device"] > 0 and 0 <= e["data_wait"] <= 1 for e in events(run, "train")
     )
-    block = [line.split()[0] for line in capsys.readouterr().err.splitlines()[:11]]
-    names = ["run", "data", "split", "model", "loss", "loader", "device", "dtype", "optimizer", "world", "batch"]
+    block = [line.split()[0] for line in capsys.readouterr().err.splitlines()[:12]]
+    names = ["run", "data", "split", "model", "loss", "loader", "device", "dtype", "kernels", "optimizer"]
+    names += ["world", "batch"]
     assert block == names
 
 
@@ -258,6 +259,18 @@ def test_two_processes_train_one_run_and_evaluate_as_one(street, tmp_path):
     assert len(events(run, "start")) == 1
     assert events(run, "start")[0]["world"] == 2
     assert evaluate(run / "checkpoints" / "last.pt")["classes"] == events(run, "val")[-1]["classes"]
+
+
+def test_the_fused_operators_train_and_evaluate_the_same_run(street, tmp_path):
+    for kernels in ("torch", "fused"):
+        train(tiny(street, runtime__kernels=kernels, model__depth=2), tmp_path / kernels)
+    plain, fused = (events(tmp_path / kernels, "train") for kernels in ("torch", "fused"))
+    assert [e["loss"] for e in fused] == pytest.approx([e["loss"] for e in plain], rel=1e-3)
+    (start,) = events(tmp_path / "fused", "start")
+    assert start["choices"]["kernels"] == "fused: as asked, their PyTorch reference on a CPU"
+    found = evaluate(tmp_path / "fused" / "checkpoints" / "last.pt")
+    assert found["protocol"]["kernels"] == "fused"
+    assert found["miou"] == events(tmp_path / "fused", "val")[-1]["miou"]
 
 
 def test_a_finished_run_is_not_trained_further(street, tmp_path, monkeypatch):
