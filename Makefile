@@ -7,7 +7,7 @@ ARCH := $(shell uname -m)
 EXTRAS := $(if $(filter x86_64 aarch64,$(ARCH)),[dali$(comma)dev],[dev])
 
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench wheels clean
 help: ## say what each target does
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -33,6 +33,9 @@ lint: .venv/done ## ruff and mypy
 
 bench: .venv/done ## throughput of the data path and of the training step on this machine
 	$(BIN)/fastseg bench
+
+wheels: .venv/done ## fill build/wheels for bench/device.sh on a GPU machine without a package index
+	$(BIN)/pip download --quiet --disable-pip-version-check -c constraints.txt -d build/wheels -r bench/device.txt
 
 clean: ## remove .venv and build products (runs/ stays)
 	rm -rf .venv build *.egg-info

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -161,3 +163,14 @@ def test_both_ways_of_an_operator_compute_the_same():
         found, wanted = case.fused(), case.plain()
         assert found is not None
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_script_for_a_gpu_machine_runs_every_part_at_every_batch():
+    script = Path(bench_kernels.__file__).with_name("device.sh")
+    done = subprocess.run([script, "--dry-run", "/tmp/found"], capture_output=True, text=True, check=True)
+    commands = done.stdout.splitlines()
+    assert sum("pytest -m gpu tests/kernels" in line for line in commands) == 1
+    for what in ("kernels", "model"):
+        for batch in (4, 16, 32):
+            (line,) = (line for line in commands if f"bench {what} --device cuda --batch {batch} " in line)
+            assert line.endswith(f"--json > '/tmp/found/{what}-batch-{batch}.json'")

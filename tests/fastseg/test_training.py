@@ -245,9 +245,11 @@ def test_all_four_layouts_train_and_evaluate_to_identical_results(tmp_path, load
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_run_and_evaluate_as_one(street, tmp_path):
+@pytest.mark.parametrize("kernels", ["torch", "fused"])
+def test_two_processes_train_one_run_and_evaluate_as_one(street, tmp_path, kernels):
     run = tmp_path / "run"
-    sets = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+    changes = TINY | {"runtime.kernels": kernels}
+    sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "fastseg", "train", "--data", str(street), "--recipe", "fast", *sets]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(

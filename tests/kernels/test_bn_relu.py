@@ -26,18 +26,22 @@ trainings = pytest.mark.parametrize("training", [True, False], ids=["train", "fr
 
 
 def sample(shape, device, dtype=torch.float32, training=True, seed=0):
-    """A map whose values differ (in fp32), and a module whose weights and statistics do, one of them zero."""
+    """A map whose values differ (in fp32), and a module with a negative, a zero and positive weights."""
     generator = torch.Generator().manual_seed(seed)
     numbers, channels = math.prod(shape), shape[1]
     x = (torch.randperm(numbers, generator=generator) * (4 / numbers) - 1.5).view(shape)
     norm = nn.BatchNorm2d(channels).train(training)
     with torch.no_grad():
-        norm.weight.copy_(torch.randn(channels, generator=generator))
-        norm.bias.copy_(torch.randn(channels, generator=generator) / 2)
-        norm.running_mean.copy_(torch.randn(channels, generator=generator) / 2)
-        norm.running_var.copy_(torch.rand(channels, generator=generator) + 0.5)
-        if channels > 2:
-            norm.weight[1], norm.bias[1] = 0, 0.5
+        for vector, least in (
+            (norm.weight, 0.5),
+            (norm.bias, -0.5),
+            (norm.running_mean, -0.5),
+            (norm.running_var, 0.5),
+        ):
+            vector.copy_(torch.rand(channels, generator=generator) + least)
+        norm.weight[::2] *= -1
+        norm.weight[1:2] = 0
+        norm.bias[1:2] = 0.5
     return x.to(device, dtype), norm.to(device)
 
 
@@ -52,19 +56,20 @@ def fused(x, norm, pooled):
 
 
 def plain(x, norm, pooled):
-    """The same by torch's modules."""
-    y = F.relu(norm(x))
-    if not pooled:
-        return y, None
-    values, positions = F.max_pool2d(y, 2, 2, ceil_mode=True, return_indices=True)
-    return values, positions // x.shape[-1] % 2 * 2 + positions % x.shape[-1] % 2
+    """The same by torch's modules, and where the output is not a rounding away from ReLU's other side."""
+    z = norm(x)
+    y, codes = F.relu(z), None
+    if pooled:
+        y, positions = F.max_pool2d(y, 2, 2, ceil_mode=True, return_indices=True)
+        codes = (positions // x.shape[-1] % 2 * 2 + positions % x.shape[-1] % 2).to(torch.uint8)
+        z = F.max_pool2d(z, 2, 2, ceil_mode=True)
+    return y, codes, z.abs() > 1e-3
 
 
-def gradients(y, x, norm, seed=0):
-    """Of x, weight and bias, for a random gradient of y."""
-    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(y.device)
-    # What bf16 can hold, so that the oracle gets the same.
-    return torch.autograd.grad(y, (x, norm.weight, norm.bias), upstream.bfloat16().to(y.dtype))
+def gradients(y, x, norm, where=True):
+    """Of x, weight and bias, for a gradient of y that is random, or 0 but for `where`; bf16 can hold it."""
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).bfloat16().to(y.device, y.dtype)
+    return torch.autograd.grad(y, (x, norm.weight, norm.bias), upstream * where)
 
 
 def assert_close(found, wanted):
@@ -76,11 +81,11 @@ def assert_close(found, wanted):
 def assert_equals_torch(x, norm, pooled):
     """Outputs, codes, gradients and running statistics are those of torch's modules in float64."""
     twin, mine, theirs = copy.deepcopy(norm).double(), x.clone().requires_grad_(), x.double().requires_grad_()
-    (y, codes), (wanted, wanted_codes) = fused(mine, norm, pooled), plain(theirs, twin, pooled)
+    (y, codes), (wanted, wanted_codes, clear) = fused(mine, norm, pooled), plain(theirs, twin, pooled)
     assert y.dtype == x.dtype
     assert_close(y, wanted)
-    assert codes is None or torch.equal(codes, wanted_codes.to(torch.uint8))
-    for found, expected in zip(gradients(y, mine, norm), gradients(wanted, theirs, twin), strict=True):
+    assert codes is None or torch.equal(codes, wanted_codes)
+    for found, expected in zip(gradients(y, mine, norm, clear), gradients(wanted, theirs, twin, clear), strict=True):
         assert_close(found, expected)
     assert_close(norm.running_mean, twin.running_mean)
     assert_close(norm.running_var, twin.running_var)
@@ -113,8 +118,9 @@ def test_half_precision_rounds_only_what_it_stores(device, dtype, training):
 @pytest.mark.parametrize("dtype", PRECISION)
 @pytest.mark.parametrize("shape", [(1, 3, 27, 31), (2, 11, 5, 7)], ids=str)
 def test_pooling_in_one_pass_is_pooling_after(device, shape, dtype, training):
-    # In half precision windows have ties: the first of the equal rounded values must win, as in the sequence.
     x, norm = sample(shape, device, dtype, training)
+    # Near 16 half precision makes ties: the first of the equal rounded values must win, as in the sequence.
+    norm.bias.data[::2] += 16
     x.requires_grad_()
     twin = copy.deepcopy(norm)
     y = bn_relu(x, twin)
@@ -283,8 +289,8 @@ def test_vectors_of_any_strides_are_read_as_they_are(device):
 )
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_shape_equals_torch(device, shape, training, pooled, seed):
-    batch, _, height, width = shape
-    training = training and batch * height * width > 1
+    # A variance of few values may be tiny: normalising then magnifies the roundings of any fp32 arithmetic.
+    training = training and math.prod(shape) >= 8 * shape[1]
     assert_equals_torch(*sample(shape, device, training=training, seed=seed), pooled)
 
 
