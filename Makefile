@@ -31,7 +31,7 @@ lint: .venv/done ## ruff and mypy
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/lint .
 	cd build/lint && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fastseg
 
-bench: .venv/done ## throughput of the data path and of the training step on this machine
+bench: .venv/done ## throughput of the data path, the operators and the training step on this machine
 	$(BIN)/fastseg bench
 
 wheels: .venv/done ## fill build/wheels for bench/device.sh on a GPU machine without a package index

@@ -68,9 +68,8 @@ def confusion_kernel(
         scores = scores_at(scores_ptr, image, row, column, C, h, w, classes, exists)
 
     nan = scores != scores
-    best = tl.max(tl.where(nan, -float("inf"), scores), 1)
     has_nan = tl.max(nan.to(tl.int32), 1) > 0
-    highest = tl.where(has_nan[:, None], nan, scores == best[:, None])
+    highest = tl.where(has_nan[:, None], nan, scores == tl.max(scores, 1)[:, None])
     prediction = tl.min(tl.where(highest, classes, CLASSES), 1)
     if KEEP:
         tl.store(predictions_ptr + pixel, prediction.to(tl.uint8), pixel < pixels)

@@ -64,12 +64,16 @@ def leaf(x: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
     return x.detach().to(device, copy=True).requires_grad_()
 
 
-def test_a_3x3_worked_by_hand():
-    x = torch.tensor([[[[1.0, 9, 3], [4, 2, 8], [7, 5, 6]]]])
+def test_a_3x3_worked_by_hand(device):
+    x = torch.tensor([[[[1.0, 9, 3], [4, 2, 8], [7, 5, 6]]]], device=device)
     values, positions = torch_pool(x)
-    assert values.tolist() == [[[[9, 8], [7, 6]]]]
+    found, codes = pool(x)
+    assert values.tolist() == found.tolist() == [[[[9, 8], [7, 6]]]]
     assert positions.tolist() == [[[[1, 5], [6, 8]]]]  # row * 3 + column
-    assert torch_unpool(values, positions, (3, 3)).tolist() == [[[[0, 9, 0], [0, 0, 8], [7, 0, 6]]]]
+    assert codes.tolist() == [[[[1, 2], [0, 0]]]]  # 2 * row + column in the window
+    for back in (torch_unpool(values, positions, (3, 3)), unpool(found, codes, 3, 3)):
+        assert back.tolist() == [[[[0, 9, 0], [0, 0, 8], [7, 0, 6]]]]
+    assert take(10 * x, codes).tolist() == [[[[90, 80], [70, 60]]]]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -134,16 +138,6 @@ def test_low_precision_moves_values_without_changing_them(dtype):
     assert values.dtype == dtype
     assert torch.equal(values, torch_pool(x.double())[0].to(dtype))
     assert set(torch_unpool(values, positions, (5, 6)).unique().tolist()) <= {0.0, *x.unique().tolist()}
-
-
-def test_the_codes_of_a_3x3_worked_by_hand(device):
-    x = torch.tensor([[[[1.0, 9, 3], [4, 2, 8], [7, 5, 6]]]], device=device)
-    values, codes = pool(x)
-    assert values.tolist() == [[[[9, 8], [7, 6]]]]
-    assert codes.dtype == torch.uint8
-    assert codes.tolist() == [[[[1, 2], [0, 0]]]]  # 2 * row + column in the window
-    assert unpool(values, codes, 3, 3).tolist() == [[[[0, 9, 0], [0, 0, 8], [7, 0, 6]]]]
-    assert take(10 * x, codes).tolist() == [[[[90, 80], [70, 60]]]]
 
 
 def assert_as_torch(mine, theirs, operand: torch.Tensor, device: torch.device) -> None:
