@@ -43,9 +43,9 @@ def augment(
     """Images `dtype`[B, 3, H, W], channels-last, and labels uint8[B, H, W].
 
     Args:
-        images_NHWC: uint8[N, H, W, 3], contiguous.
-        labels_NHW: uint8[N, H, W], contiguous.
-        samples_B4: int32[B, 4], contiguous: index, mirror (0 or 1), dy, dx.
+        images_NHWC: uint8[N, H, W, 3].
+        labels_NHW: uint8[N, H, W].
+        samples_B4: int32[B, 4]: index, mirror (0 or 1), dy, dx.
         mean_3, std_3: fp32, in 0..255.
         dtype: of the images.
     """

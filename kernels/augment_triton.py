@@ -62,6 +62,7 @@ def augment(
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `fastseg.kernels.augment.augment`."""
+    images_NHWC, labels_NHW, samples_B4 = images_NHWC.contiguous(), labels_NHW.contiguous(), samples_B4.contiguous()
     (height, width), batch = labels_NHW.shape[1:], len(samples_B4)
     out = empty((batch, 3, height, width), images_NHWC, dtype)
     labels_out = labels_NHW.new_empty((batch, height, width))
@@ -70,8 +71,8 @@ def augment(
         images_NHWC,
         labels_NHW,
         samples_B4,
-        mean_3,
-        std_3,
+        mean_3.contiguous(),
+        std_3.contiguous(),
         out,
         labels_out,
         height,

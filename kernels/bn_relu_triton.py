@@ -339,7 +339,8 @@ def _reduction(rows: int, channels: int, elements: int) -> tuple[tuple[int, int]
 
 def _statistics(x_BCHW: Tensor, running_mean: Tensor, running_var: Tensor, training: bool) -> tuple[Tensor, Tensor]:
     if not training:
-        return running_mean.clone(), running_var.clone()
+        copied = torch.contiguous_format
+        return running_mean.clone(memory_format=copied), running_var.clone(memory_format=copied)
     rows, channels = _rows(x_BCHW), x_BCHW.shape[1]
     grid, tiles, parts, (height, width) = _reduction(rows, channels, ELEMENTS)
     means, squares = x_BCHW.new_empty((2, parts, channels), dtype=torch.float32)
@@ -355,7 +356,7 @@ def bn_relu(
     x_BCHW: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, training: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `fastseg.kernels.bn_relu.bn_relu_op`."""
-    x_BCHW = channels_last(x_BCHW)
+    x_BCHW, weight, bias = channels_last(x_BCHW), weight.contiguous(), bias.contiguous()
     mean, variance = _statistics(x_BCHW, running_mean, running_var, training)
     rows, channels = _rows(x_BCHW), x_BCHW.shape[1]
     height, width = tile(channels, ELEMENTS)
@@ -371,7 +372,7 @@ def bn_relu_pool(
     x_BCHW: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, training: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `fastseg.kernels.bn_relu.bn_relu_pool_op`."""
-    x_BCHW = channels_last(x_BCHW)
+    x_BCHW, weight, bias = channels_last(x_BCHW), weight.contiguous(), bias.contiguous()
     mean, variance = _statistics(x_BCHW, running_mean, running_var, training)
     batch, channels, *large = x_BCHW.shape
     small = [halved(size) for size in large]
@@ -415,7 +416,8 @@ def bn_relu_backward(
     gradient, x_BCHW = channels_last(gradient), channels_last(x_BCHW)
     batch, channels, *large = x_BCHW.shape
     values = rows = _rows(x_BCHW)
-    given: tuple[Tensor, ...] = (gradient, x_BCHW, weight, bias, mean, variance)
+    vectors = [vector.contiguous() for vector in (weight, bias, mean, variance)]
+    given: tuple[Tensor, ...] = (gradient, x_BCHW, *vectors)
     sizes: tuple[int, ...] = (channels,)
     sums_kernel, kernel, unit = backward_sums_kernel, backward_kernel, "ROWS"
     if codes is not None:

@@ -90,6 +90,8 @@ def confusion(
     counts_CC: torch.Tensor, scores_BChw: torch.Tensor, labels_BHW: torch.Tensor, predictions_BHW: torch.Tensor | None
 ) -> None:
     """See `fastseg.kernels.confusion.confusion`."""
+    if not counts_CC.is_contiguous() or not (predictions_BHW is None or predictions_BHW.is_contiguous()):
+        raise ValueError("confusion: counts and predictions are written in place and have to be contiguous")
     scores_BChw, labels_BHW = channels_last(scores_BChw), labels_BHW.contiguous()
     classes, small, large = scores_BChw.shape[1], scores_BChw.shape[-2:], labels_BHW.shape[-2:]
     width, bins = triton.next_power_of_2(classes), triton.next_power_of_2(classes**2)

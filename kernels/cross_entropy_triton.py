@@ -65,7 +65,7 @@ def _tile(classes: int) -> tuple[int, int]:
 
 def weight_sum(labels: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
     """See `fastseg.kernels.cross_entropy.weight_sum`."""
-    labels = labels.contiguous()
+    labels, weights_C = labels.contiguous(), weights_C.contiguous()
     programs = triton.cdiv(labels.numel(), LABELS)
     parts = torch.empty(programs, dtype=torch.float32, device=labels.device)
     weight_sum_kernel[(programs,)](
@@ -76,7 +76,7 @@ def weight_sum(labels: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
 
 def cross_entropy_sum(logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
     """See `fastseg.kernels.cross_entropy.cross_entropy_sum`."""
-    logits_BCHW, labels_BHW = channels_last(logits_BCHW), labels_BHW.contiguous()
+    logits_BCHW, labels_BHW, weights_C = channels_last(logits_BCHW), labels_BHW.contiguous(), weights_C.contiguous()
     pixels, classes = labels_BHW.numel(), logits_BCHW.shape[1]
     rows, width = _tile(classes)
     programs = triton.cdiv(pixels, rows)
@@ -91,7 +91,7 @@ def cross_entropy_backward(
     gradient: torch.Tensor, logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor, weights_C: torch.Tensor
 ) -> torch.Tensor:
     """See `fastseg.kernels.cross_entropy.cross_entropy_backward`."""
-    logits_BCHW, labels_BHW = channels_last(logits_BCHW), labels_BHW.contiguous()
+    logits_BCHW, labels_BHW, weights_C = channels_last(logits_BCHW), labels_BHW.contiguous(), weights_C.contiguous()
     pixels, classes = labels_BHW.numel(), logits_BCHW.shape[1]
     rows, width = _tile(classes)
     out = empty(tuple(logits_BCHW.shape), logits_BCHW)
