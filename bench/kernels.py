@@ -122,10 +122,9 @@ class Case(NamedTuple):
 def cases(device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int) -> dict[str, Case]:
     """Forward and backward of each operator on the network's largest map, in memory."""
     generator = torch.Generator().manual_seed(0)
-    kind = {"device": device, "dtype": dtype}
 
     def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(**kind, memory_format=torch.channels_last)
+        return torch.randn(shape, generator=generator).to(device, dtype, memory_format=torch.channels_last)
 
     channels, (height, width), s = CHANNELS[0], size, dtype.itemsize
     small = halved(height), halved(width)
@@ -200,7 +199,7 @@ def step_case(device: torch.device, dtype: torch.dtype, size: tuple[int, int], b
     weights = torch.ones(CLASSES, device=device)
 
     def step(fused: bool) -> Callable[[], object]:
-        network = SegNet(CLASSES, fused=fused).to(device, memory_format=torch.channels_last)
+        network = SegNet(CLASSES, fused=fused).to(device).to(memory_format=torch.channels_last)
         entropy = cross_entropy_sum if fused else torch_cross_entropy_sum
 
         def call() -> None:

@@ -7,6 +7,7 @@ the class scores. Convolutions carry no bias, since batch normalisation subtract
 
 import urllib.error
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -84,7 +85,7 @@ class SegNet(nn.Module):
 
 def _fused_encode(stage: nn.Module, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """An encoder stage and its pooling with fastseg's operators: values and codes."""
-    layers = list(stage.children())
+    layers: list[Any] = list(stage.children())
     *blocks, (conv, norm) = zip(layers[::3], layers[1::3], strict=True)
     for inner_conv, inner_norm in blocks:
         x_BCHW = bn_relu(inner_conv(x_BCHW), inner_norm)
@@ -93,7 +94,7 @@ def _fused_encode(stage: nn.Module, x_BCHW: torch.Tensor) -> tuple[torch.Tensor,
 
 def _fused_decode(stage: nn.Module, x_BCHW: torch.Tensor) -> torch.Tensor:
     """A decoder stage with fastseg's operators; the last one ends with the convolution that gives the scores."""
-    layers = list(stage.children())
+    layers: list[Any] = list(stage.children())
     for conv, norm in zip(layers[::3], layers[1::3], strict=False):
         x_BCHW = bn_relu(conv(x_BCHW), norm)
     return x_BCHW if isinstance(layers[-1], nn.ReLU) else layers[-1](x_BCHW)

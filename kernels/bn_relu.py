@@ -9,6 +9,8 @@ The operators return them; `bn_relu` and `bn_relu_pool` below move a module's ru
 for the pooled maximum happens after rounding to the map's dtype, so that ties are those of the unfused sequence.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -38,6 +40,8 @@ def bn_relu_pool(x_BCHW: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _arguments(x_BCHW: Tensor, norm: nn.BatchNorm2d) -> tuple:
+    if norm.running_mean is None or norm.momentum is None:
+        raise ValueError("batch norm: only one with running statistics and a fixed momentum can be fused")
     if norm.training and x_BCHW.numel() == x_BCHW.shape[1]:
         raise ValueError(
             f"batch norm: one value per channel has no variance ({list(x_BCHW.shape)}); use a larger batch"
@@ -45,7 +49,8 @@ def _arguments(x_BCHW: Tensor, norm: nn.BatchNorm2d) -> tuple:
     return norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.training, norm.eps
 
 
-def _move_running(x_BCHW: Tensor, norm: nn.BatchNorm2d, mean_C: Tensor, variance_C: Tensor) -> None:
+def _move_running(x_BCHW: Tensor, norm: Any, mean_C: Tensor, variance_C: Tensor) -> None:
+    # Any, since torch has these buffers as optional; `_arguments` has seen that they are there.
     if not norm.training:
         return
     values = x_BCHW.numel() // x_BCHW.shape[1]
