@@ -40,8 +40,8 @@ def bn_relu_pool(x_BCHW: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _arguments(x_BCHW: Tensor, norm: nn.BatchNorm2d) -> tuple:
-    if norm.running_mean is None or norm.momentum is None:
-        raise ValueError("batch norm: only one with running statistics and a fixed momentum can be fused")
+    if norm.running_mean is None or norm.momentum is None or norm.weight is None:
+        raise ValueError("batch norm: only one with a scale, running statistics and a fixed momentum can be fused")
     if norm.training and x_BCHW.numel() == x_BCHW.shape[1]:
         raise ValueError(
             f"batch norm: one value per channel has no variance ({list(x_BCHW.shape)}); use a larger batch"
@@ -62,7 +62,7 @@ def _move_running(x_BCHW: Tensor, norm: Any, mean_C: Tensor, variance_C: Tensor)
 
 
 def _reference(x, weight, bias, mean, variance, eps):
-    return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps).relu_()
+    return F.batch_norm(x, mean, variance, weight.to(mean.dtype), bias.to(mean.dtype), False, 0.0, eps).relu_()
 
 
 def _statistics(x, running_mean, running_var, training):

@@ -344,3 +344,19 @@ def test_triton_runs_on_a_gpu_and_in_its_interpreter_only(device, monkeypatch):
         fused(x.requires_grad_(), norm, pooled)[0].sum().backward()
     expected = ["bn_relu", "bn_relu_backward", "bn_relu_pool", "bn_relu_backward"]
     assert calls == (expected if INTERPRETED or device.type == "cuda" else [])
+
+
+def test_a_norm_in_bf16_trains_as_well(device):
+    x, norm = sample((2, 3, 4, 6), device)
+    wanted = bn_relu(x, copy.deepcopy(norm))
+    found = bn_relu(x.bfloat16(), norm.bfloat16())
+    assert found.dtype == torch.bfloat16
+    # The input, the scale, the shift and the result are each rounded to 8 bits.
+    torch.testing.assert_close(found.float(), wanted, rtol=2**-6, atol=2**-5)
+
+
+@pytest.mark.parametrize("option", [{"momentum": None}, {"track_running_stats": False}, {"affine": False}])
+def test_a_norm_that_cannot_be_fused_is_refused(device, option):
+    norm = torch.nn.BatchNorm2d(3, **option).to(device)
+    with pytest.raises(ValueError, match="only one with a scale, running statistics and a fixed momentum"):
+        bn_relu(torch.ones(2, 3, 4, 4, device=device), norm)
