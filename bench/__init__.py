@@ -24,7 +24,7 @@ def run(what: str, *, data: str, size: tuple[int, int] | None, batch: int, round
     if what not in (*BENCHES, "all"):
         raise UsageError(f"bench {what}: choose one of {', '.join(BENCHES)}, all")
     if size is None:
-        size = (360, 480) if choose_device(device)[0] == "cuda" else (120, 160)
+        size = bench_kernels.PUBLISHED if choose_device(device)[0] == "cuda" else (120, 160)
     found = [
         measure(data=data, size=size, batch=batch, rounds=rounds, device=device)
         for name, measure in BENCHES.items()

@@ -103,7 +103,7 @@ def build(kernel: Any, values: dict[str, int], dtype: str, architecture: int) ->
     return {
         **resources(compiled.asm["cubin"]),
         "shared": compiled.metadata.shared,
-        "v4": ".v4.b32" in compiled.asm["ptx"],
+        "v4": re.search(r"\b(ld|st)\.global[.\w:]*\.v4\.b32", compiled.asm["ptx"]) is not None,
         "load_bits": widths(compiled.asm["ptx"], "ld"),
         "store_bits": widths(compiled.asm["ptx"], "st"),
     }
