@@ -2,12 +2,13 @@
 
 Schema 1: schema, step, weights ("model"; batch-norm statistics included), averaged weights ("ema" or None), optimiser
 kind and state, gradient scaler, best score and how many validations ago, training seconds, CPU threads, the resolved
-config, class names and colours, mean and std of the input, and the training split's digest. The file loads with
-`weights_only=True`. No random state is in it, since nothing in a step draws a number: the sample plan is a function of
-seed and step, the learning rate of the step.
+config, class names and colours, mean and std of the input, the training split's digest, the number of processes, the
+step of the last log line and each one's loss since. The file loads with `weights_only=True`. No random state is in it,
+since nothing in a step draws a number: the sample plan is a function of seed and step, the learning rate of the step.
 """
 
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,54 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         # torch's zip writer puts a RuntimeError of its own over a full disk's OSError.
         reason = str(error.__context__ or error).splitlines()[0]
         raise FastsegError(f"{path} could not be written ({reason}); the checkpoint before it is kept") from None
+
+
+class Writer:
+    """Writes checkpoints in a thread of its own, one at a time, while training goes on.
+
+    A plain file from one process, and not torch.distributed.checkpoint: under DistributedDataParallel every process
+    holds all of the weights, so that there is nothing to gather, and one file is what `--resume` and users handle.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: FastsegError | None = None
+
+    def submit(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Copy `state` to memory of its own, and write it as soon as the one before is written."""
+        self.join()
+        self._thread = threading.Thread(target=self._write, args=(path, _copied(state)), name="checkpoint")
+        self._thread.start()
+
+    def _write(self, path: Path, state: Mapping[str, Any]) -> None:
+        try:
+            save(path, state)
+        except FastsegError as error:
+            self._error = error
+
+    def join(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            FastsegError: it could not be.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+
+def _copied(value: Any) -> Any:
+    """The same tree with every tensor copied to the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(part) for part in value)
+    return value
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import click
 
 from fastseg import __version__
-from fastseg.errors import FastsegError, UsageError
+from fastseg.errors import FastsegError, LostError, StoppedError, UsageError, first_line
+from fastseg.place import decide, decided, die_with_launcher, end_launcher, is_main, is_worker, place, restarts
 
 Command = Callable[..., Any]
 
@@ -19,12 +21,15 @@ class Group(click.Group):
     """Prints what a user can cause as one line, without a traceback unless --debug is given."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        die_with_launcher()
+        if (code := decided()) is not None:  # started again, although the run has ended
+            ctx.exit(code)
         try:
             return super().invoke(ctx)
         except FastsegError as error:
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"fastseg: {error}", err=True)
+            report_error(error)
             ctx.exit(error.exit_code)
         except BrokenPipeError:  # the reader of our output has gone
             sys.stderr.close()
@@ -33,8 +38,31 @@ class Group(click.Group):
             # A file that cannot be written or read is the user's to mend; anything else is ours, with its traceback.
             if ctx.params.get("debug") or error.filename is None:
                 raise
-            click.echo(f"fastseg: {error.filename}: {error.strerror}", err=True)
+            report_error(FastsegError(f"{error.filename}: {error.strerror}"))
             ctx.exit(1)
+        except Exception as error:
+            mine = place()
+            if mine is None or isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort)):
+                raise
+            report_error(FastsegError(f"{first_line(error)}\n{traceback.format_exc()}"))
+            ctx.exit(1)
+
+
+def report_error(error: FastsegError) -> None:
+    """Print an error; among several processes with the rank, once, and so that the others end too."""
+    mine = place()
+    if mine is None:
+        click.echo(f"fastseg: {error}", err=True)
+    elif isinstance(error, LostError):
+        if decided() is None:  # else it only follows from what another process has said
+            click.echo(f"fastseg: rank {mine.rank}: {error}", err=True)
+    else:
+        first, new = decide(error.exit_code, str(error))
+        stopped = isinstance(error, StoppedError)  # all of them, at the same step
+        if new:
+            click.echo(f"fastseg: {'' if stopped else f'rank {mine.rank}: '}{error}", err=True)
+        if first and not stopped:
+            end_launcher()
 
 
 def print_json(document: dict) -> None:
@@ -206,22 +234,44 @@ def changes_of(sets: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]
     return assignments(sets) | {key: value for key, value in options.items() if value is not None}
 
 
+class IntervalType(click.ParamType):
+    """500 or 10m -> the configuration keys of a checkpoint every so many steps or minutes."""
+
+    name = "STEPS|MINUTESm"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, float]:
+        try:
+            if value.endswith("m"):
+                return {"train.checkpoint_minutes": float(value[:-1]), "train.checkpoint_steps": 0}
+            return {"train.checkpoint_steps": int(value), "train.checkpoint_minutes": 0.0}
+        except ValueError:
+            self.fail(f"{value}: write steps, such as 500, or minutes, such as 10m", param, ctx)
+
+
 @main.command()
 @click.option("--data", "data_name", help="camvid, synth, a folder, or a .toml file.  [default: camvid]")
 @click.option("--recipe", default="baseline", show_default=True, help="baseline, fast, or a .toml file.")
 @click.option("--gpus", type=click.IntRange(1), help="GPUs of this machine, one process each.  [default: 1]")
 @click.option("--nproc", type=click.IntRange(1), help="Processes with --device cpu.  [default: 1]")
 @click.option(
+    "--nnodes", type=click.IntRange(1), default=1, show_default=True, help="Machines, each with this command."
+)
+@click.option("--rdzv-endpoint", metavar="HOST:PORT", help="Where several machines meet: one of them, a free port.")
+@click.option(
     "--amp/--no-amp", default=None, help="Mixed precision where the device does it well.  [default: the recipe's]"
 )
 @click.option("--size", help="The network's input, HEIGHTxWIDTH.")
 @click.option("--epochs", type=int, help="Passes over the training images.")
 @click.option("--batch", type=int, help="Images per device and backward pass.")
+@click.option("--global-batch", type=int, help="Images per step of all devices together, instead of --batch.")
 @click.option("--lr", type=float, help="Learning rate; the highest of the schedule.")
 @click.option("--init", help="The encoder's start: none, vgg16, vgg16_bn, vgg19, vgg19_bn, or a file.")
 @click.option("--split-scheme", help="auto, segnet, random-60-40 or video.")
 @click.option("--unknown-colours", help="error or void: label values outside the class map.")
 @click.option("--seed", type=int, help="Of the sample plan, the split and the initial weights.")
+@click.option("--checkpoint-every", type=IntervalType(), help="Time between checkpoints inside epochs: 500, or 10m.")
+@click.option("--sync-bn", is_flag=True, default=None, help="Batch norm over the batches of all GPUs together.")
+@click.option("--deterministic", is_flag=True, default=None, help="The same bits from run to run on a GPU too.")
 @run_options
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-RECIPE-TIME]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --run from its last checkpoint.")
@@ -232,22 +282,25 @@ def train(
     recipe: str,
     gpus: int | None,
     nproc: int | None,
+    nnodes: int,
+    rdzv_endpoint: str | None,
     amp: bool | None,
     run: Path | None,
     resume: bool,
     as_json: bool,
     sets: tuple[str, ...],
     data_name: str | None,
+    checkpoint_every: dict[str, float] | None,
     **options: Any,
 ) -> None:
     """Train a network; the run folder keeps its configuration, log, checkpoints and report."""
     from fastseg import config as configs
     from fastseg import runs
-    from fastseg.distributed import check_gpus, is_main, is_worker, launch
+    from fastseg.distributed import check_gpus, launch
 
     sections = {"size": "data", "split_scheme": "data", "unknown_colours": "data", "init": "model"}
-    sections |= dict.fromkeys(("epochs", "batch", "lr"), "train")
-    sections |= dict.fromkeys(("seed", "device", "dtype", "loader"), "runtime")
+    sections |= dict.fromkeys(("epochs", "batch", "global_batch", "lr"), "train")
+    sections |= dict.fromkeys(("seed", "device", "dtype", "loader", "sync_bn", "deterministic"), "runtime")
     flags = {f"{sections[name]}.{name}": value for name, value in options.items()}
     if amp is not None and options["dtype"] is None:
         flags["runtime.dtype"] = "auto" if amp else "fp32"
@@ -256,7 +309,9 @@ def train(
         flags["data.path"] = str(Path(data_name).resolve()) if data_name not in ("camvid", "synth") else data_name
     if gpus and nproc:
         raise UsageError("--gpus and --nproc: give one of them")
-    changes = changes_of(sets, flags)
+    if nnodes > 1 and (rdzv_endpoint is None or run is None):
+        raise UsageError("--nnodes: several machines need --rdzv-endpoint HOST:PORT, and --run in a folder they share")
+    changes = changes_of(sets, flags) | (checkpoint_every or {})
 
     changed: list[str] = []
     if resume:
@@ -267,19 +322,26 @@ def train(
     else:
         config = configs.override(configs.load_recipe(recipe), changes, "train")
         run = run or runs.new_folder(config, recipe)
+        if restarts() and (run / "config.toml").is_file():
+            config, resume = configs.read(run / "config.toml"), True
+    if restarts() and is_main():
+        click.echo(f"fastseg: all processes start again, from the last checkpoint (restart {restarts()})", err=True)
     if nproc and config.runtime.device != "cpu":
         raise UsageError("--nproc: processes without GPUs; give --device cpu too, or --gpus")
 
     if gpus:
         check_gpus(gpus)
-    if (processes := gpus or nproc or 1) > 1 and not is_worker():
-        if not resume:
+    processes = gpus or nproc or 1
+    if processes * nnodes > 1 and not is_worker():
+        # Another machine's launcher may have begun already.
+        if not resume and nnodes == 1:
             runs.refuse_existing(run)
-        launch(processes, [*sys.argv[1:], "--run", str(run)])
-        return
+        arguments = [*sys.argv[1:], "--run", str(run)]
+        timeout = config.runtime.collective_timeout
+        ctx.exit(launch(processes, arguments, nodes=nnodes, endpoint=rdzv_endpoint, timeout=timeout))
     from fastseg.training import train as run_training
 
-    if changed:
+    if changed and is_main():
         click.echo(f"resumed with other {', '.join(changed)}", err=True)
     try:
         document = run_training(config, run, resume=resume)
@@ -317,11 +379,15 @@ def evaluate(
     """Score a checkpoint on a split: one confusion matrix over all its pixels."""
     from rich.console import Console
 
+    from fastseg.distributed import leave
     from fastseg.evaluation import evaluate as run_evaluation
     from fastseg.runlog import class_table
 
     changes = changes_of(sets, {f"runtime.{name}": value for name, value in options.items()})
     document = run_evaluation(checkpoint, data=data_name, split=split, at=at, changes=changes)
+    leave()
+    if not is_main():
+        return
     if as_json:
         print_json(document)
         return

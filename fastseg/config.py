@@ -84,6 +84,7 @@ class Train(_Checked):
     epochs: int = _option(100, "passes over the training images", least=1)
     batch: int = _option(4, "images per device and backward pass", least=1)
     accumulate: int = _option(1, "backward passes per optimiser step", least=1)
+    global_batch: int = _option(0, "images per step of all devices together; sets batch. 0: batch x devices", least=0)
     drop_remainder: bool = _option(False, "end each epoch with its last full batch, instead of batches across epochs")
     weighting: str = _option("median-frequency", "class weights of the loss", WEIGHTINGS)
     optimizer: str = _option("auto", "which SGD: auto is apex where it fits, else torch", ("auto", "apex", "torch"))
@@ -92,6 +93,11 @@ class Train(_Checked):
     weight_decay: float = _option(5e-4, "L2", least=0)
     decay_norms: bool = _option(True, "weight decay on batch norms and biases too")
     schedule: str = _option("constant", "the learning rate over the run", ("constant", "step", "poly", "one-cycle"))
+    lr_scaling: str = _option("none", "lr grows with the global batch", ("none", "linear", "sqrt"))
+    lr_batch: int = _option(4, "the global batch that lr is meant for, where lr_scaling scales from", least=1)
+    lr_warmup_epochs: float = _option(
+        5.0, "epochs in which a scaled rate grows from lr; one-cycle has its own", least=0
+    )
     warmup: float = _option(0.3, "one-cycle: share of the run in which the learning rate rises", least=0)
     step_epochs: int = _option(30, "step: epochs between two drops", least=1)
     step_factor: float = _option(0.1, "step: what each drop multiplies by", least=0)
@@ -100,6 +106,8 @@ class Train(_Checked):
     ema: float = _option(0.0, "decay per step of the averaged weights that are evaluated; 0 for none", least=0)
     validate_every: int = _option(1, "epochs between validations; each also writes a checkpoint", least=1)
     patience: int = _option(0, "stop after so many validations without a better mIoU; 0 never", least=0)
+    checkpoint_steps: int = _option(0, "steps between checkpoints inside epochs; 0 for none", least=0)
+    checkpoint_minutes: float = _option(0.0, "the same in minutes", least=0)
     keep_every: int = _option(0, "keep a checkpoint of every so many epochs beside last and best; 0 for none", least=0)
 
     def __post_init__(self) -> None:
@@ -124,6 +132,11 @@ class Runtime(_Checked):
         "auto", "operators between convolutions: auto is fused on a GPU that runs Triton", ("auto", "fused", "torch")
     )
     threads: int = _option(0, "CPU threads per process; 0 shares the cores out", least=0)
+    sync_bn: bool = _option(False, "batch norm over the batches of all GPUs together")
+    deterministic: bool = _option(False, "the same bits from run to run on a GPU too, slower")
+    bucket_mib: int = _option(25, "gradients of so many MiB travel together", least=1)
+    compress: str = _option("none", "precision of gradients between processes", ("none", "bf16"))
+    collective_timeout: int = _option(600, "seconds that processes wait for one another", least=1)
     log_every: int = _option(10, "steps between two log lines", least=1)
 
 

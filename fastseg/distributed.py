@@ -1,30 +1,54 @@
 """Processes and devices: who we are among how many, on which device, and how a run's processes are started.
 
-One process per device. Whatever starts them (fastseg itself, torchrun, a cluster) sets RANK, WORLD_SIZE and LOCAL_RANK,
-as torch.distributed reads them; without these a run is one process.
+One process per device. Whatever starts them (fastseg itself, torchrun, SLURM's srun) says so in the environment;
+without that a run is one process. Gradients travel over NCCL between GPUs and gloo between CPUs; what else processes
+tell one another between steps goes through gloo groups on the CPU, so that nobody waits for a GPU to hear it.
 """
 
 import contextlib
+import datetime
+import logging
 import os
+import shutil
+import signal
+import socket
 import sys
-from collections.abc import Sequence
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import click
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from fastseg.environment import cores
-from fastseg.errors import FastsegError, UsageError
+from fastseg.errors import FastsegError, LostError, UsageError, first_line
+from fastseg.place import LAUNCHER, Place, place, restarts, slurm_meeting_point, verdicts
+
+# torch's agent passes these on to the workers; by default it dies of the last two and leaves them behind.
+SIGNALS_TO_WORKERS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+RESTARTS = 3
+# Seconds for all that still live to notice a failure that one of them has noticed.
+ROLL_CALL = 5.0
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: its rank, how many there are, and its device."""
+    """This process among all: its rank, how many there are, its device.
+
+    `side` is for what processes tell one another between steps, `store` for finding out who is missing.
+    """
 
     rank: int
     size: int
     device: torch.device
+    side: dist.ProcessGroup | None = None
+    store: dist.Store | None = None
+    timeout: int = 600  # seconds that processes wait for one another
 
     @property
     def is_main(self) -> bool:
@@ -37,30 +61,86 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather(self, value: float) -> list[float]:
+        """The value of each process, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        found = [torch.zeros((), dtype=torch.float64) for _ in range(self.size)]
+        dist.all_gather(found, torch.tensor(value, dtype=torch.float64), group=self.side)
+        return [float(other) for other in found]
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            dist.barrier(group=self.side)
+
     def sync_buffers(self, model: nn.Module) -> None:
         """Rank 0's batch-norm statistics for all: each rank has its own, and one set is evaluated and saved."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
-    def wrap(self, model: nn.Module, accumulate: int) -> nn.Module:
+    def wrap(self, model: nn.Module, accumulate: int, bucket_mib: int, compress: str) -> nn.Module:
         """The model under DistributedDataParallel, or as it is where there is one process."""
         if self.size == 1:
             return model
-        return nn.parallel.DistributedDataParallel(
+        wrapped = nn.parallel.DistributedDataParallel(
             model,
             device_ids=[self.device] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
+            # torch makes the first bucket small (1 MiB) by itself, so that communication begins early.
+            bucket_cap_mb=bucket_mib,
             # `no_sync` under a static graph trips an assertion in torch 2.14's reducer.
             static_graph=accumulate == 1,
             forward_sync_buffers=False,
         )
+        if compress == "bf16":
+            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+            wrapped.register_comm_hook(None, bf16_compress_hook)
+        return wrapped
 
     def gradient_sync(self, wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager:
         """Around a backward pass: gradients meet those of the other processes in the `last` pass of a step only."""
         if last or not isinstance(wrapped, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()
         return wrapped.no_sync()
+
+    @contextlib.contextmanager
+    def named_failures(self) -> Iterator[None]:
+        """Around work with collectives: one that fails is one line that says which ranks were missing.
+
+        Raises:
+            LostError: a process is gone or was too late.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            absent = self.call_roll()
+            missing = f"rank{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}"
+            if not absent:
+                raise LostError(f"the connection between processes failed: {first_line(error)}") from error
+            if "timed out" in str(error).lower():
+                raise LostError(
+                    f"waited {self.timeout} s in vain for {missing}; if it is only slow, set runtime.collective_timeout"
+                ) from error
+            raise LostError(f"lost the connection to {missing}") from error
+
+    def call_roll(self) -> list[int]:
+        """Ranks that have not found out, within a few seconds, that a collective failed: they are gone, or busy."""
+        assert self.store is not None
+        absent = list(range(self.size))
+        end = time.monotonic() + ROLL_CALL
+        try:
+            self.store.set(f"roll/{self.rank}", "here")
+            while absent and time.monotonic() < end:
+                absent = [rank for rank in absent if not self.store.check([f"roll/{rank}"])]
+                time.sleep(0.05)
+        except (dist.DistError, RuntimeError):
+            return [0]  # it keeps the store
+        return absent
 
 
 def choose_device(requested: str) -> tuple[str, str]:
@@ -100,37 +180,70 @@ def choose_dtype(requested: str, device: str) -> tuple[torch.dtype, str]:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[best], why
 
 
-def join(requested_device: str, threads: int) -> tuple[World, str]:
-    """Take this process's place: process group, device, CPU threads. Returns the world and why this device."""
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
+def join(requested_device: str, threads: int, *, timeout: int = 600, deterministic: bool = False) -> tuple[World, str]:
+    """Take this process's place: process groups, device, CPU threads. Returns the world and why this device.
+
+    Args:
+        requested_device: auto, cpu or cuda.
+        threads: of this process on the CPU; 0 shares the machine's cores out among its processes.
+        timeout: seconds that processes wait for one another.
+        deterministic: make a GPU choose algorithms that give the same bits each time; a CPU's do.
+
+    Raises:
+        UsageError: fewer GPUs than processes. FastsegError: the processes cannot meet.
+    """
+    mine = place() or Place(0, 1, 0, 1)
     kind, why = choose_device(requested_device)
     if kind == "cuda":
-        if local_rank >= torch.cuda.device_count():
-            raise UsageError(f"{local_size} processes on this machine, but {torch.cuda.device_count()} GPUs: use fewer")
-        torch.cuda.set_device(local_rank)
-        torch.backends.cudnn.benchmark = True
-    torch.set_num_threads(threads or max(1, cores() // local_size))
-    if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-    device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
-    return World(rank, size, device), why
+        if mine.local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"{mine.local_size} processes on this machine, but {torch.cuda.device_count()} GPUs: use fewer"
+            )
+        torch.cuda.set_device(mine.local_rank)
+        torch.backends.cudnn.benchmark = not deterministic
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is first used
+            torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(threads or max(1, cores() // mine.local_size))
+    device = torch.device(kind, mine.local_rank) if kind == "cuda" else torch.device(kind)
+    if mine.size == 1:
+        return World(0, 1, device), why
+    store = _meet(mine, device, timeout)
+    side = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout))
+    return World(mine.rank, mine.size, device, side, store, timeout), why
+
+
+def _meet(mine: Place, device: torch.device, timeout: int) -> dist.Store:
+    if device.type == "cuda" and not dist.is_nccl_available():
+        raise FastsegError(
+            "several GPUs need NCCL, and this torch was built without it: install one with, or use one GPU"
+        )
+    if "MASTER_ADDR" not in os.environ:
+        os.environ |= slurm_meeting_point()
+    limit = datetime.timedelta(seconds=timeout)
+    try:
+        store, _, _ = next(dist.rendezvous("env://", mine.rank, mine.size, timeout=limit))
+        # A store that outlives a restart (torchrun's does) still has the addresses of the processes before.
+        store = dist.PrefixStore(f"start-{restarts()}", store)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=mine.rank,
+            world_size=mine.size,
+            # NCCL's own time-out ends the process without a word; the side group's comes first and names who was late.
+            timeout=limit * (2 if device.type == "cuda" else 1),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise FastsegError(f"{mine.size} processes could not meet at {where} ({first_line(error)})") from None
+    return store
 
 
 def leave() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def is_worker() -> bool:
-    """True in a process that a launcher has started as one of several."""
-    return "RANK" in os.environ
-
-
-def is_main() -> bool:
-    """True in a run's one process, or in the first of several: the one that talks."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def check_gpus(wanted: int) -> None:
@@ -141,28 +254,109 @@ def check_gpus(wanted: int) -> None:
         raise UsageError(f"--gpus {wanted}: torch sees {found} usable NVIDIA GPUs here; {cure}")
 
 
-def launch(processes: int, arguments: Sequence[str]) -> None:
+def launch(
+    processes: int, arguments: Sequence[str], *, nodes: int = 1, endpoint: str | None = None, timeout: int = 600
+) -> int:
     """Run `python -m fastseg ARGUMENTS` in that many processes on this machine, and wait for them.
 
+    torch's elastic agent starts them, all of them again when one fails (at most RESTARTS times), and passes signals on.
+
+    Args:
+        nodes: machines that take part, each with its own launcher.
+        endpoint: HOST:PORT where they meet; needed for several.
+        timeout: seconds to wait for the other machines.
+
+    Returns:
+        0, or the exit code of the error that a worker has printed; 128 + N where signal N left no time to save.
+
     Raises:
-        FastsegError: one of them failed (it has said why).
+        FastsegError: a process failed too often (it has said why), or the machines did not meet.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # Workers say what happened in a line of their own; the agent's tables of files and ranks would bury it.
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=nodes,
+        max_nodes=nodes,
         nproc_per_node=processes,
+        run_id="fastseg",
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
+        rdzv_endpoint=endpoint or "localhost:0",
+        rdzv_configs={"join_timeout": timeout, "read_timeout": min(timeout, 60)},
+        max_restarts=RESTARTS,
+        monitor_interval=0.5,
+        signals_to_handle=SIGNALS_TO_WORKERS,
+        shutdown_timeout=60,
     )
+    # torch's agents share one store among all starts of the workers, with the addresses of the processes before in it.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    with tempfile.TemporaryDirectory(prefix="fastseg-") as folder:
+        os.environ[LAUNCHER] = folder
+        _end_at_the_second_signal(folder)
+        if endpoint is not None:
+            _refuse_foreign_server(endpoint)
+        try:
+            elastic_launch(config, sys.executable)("-m", "fastseg", *arguments)
+        except (ChildFailedError, SignalException) as error:
+            if found := verdicts(Path(folder)):
+                return found[0][0]
+            if isinstance(error, SignalException):
+                click.echo(f"fastseg: {_ended(error.sigval)}", err=True)
+                return 128 + error.sigval
+            rank, failure = error.get_first_failure()
+            raise FastsegError(
+                f"process {rank} failed with exit code {failure.exitcode}, after {RESTARTS} restarts of all processes"
+            ) from None
+        except (RendezvousError, dist.DistError) as error:
+            raise FastsegError(
+                f"--rdzv-endpoint {endpoint}: {nodes} machines could not meet there ({first_line(error)}); "
+                "give HOST:PORT of one of them, a port that is free there and open to the others"
+            ) from None
+    return 0
+
+
+def _refuse_foreign_server(endpoint: str) -> None:
+    """Raise FastsegError where another program has the port; torch would wait for ever for it to speak."""
+    host, _, port = endpoint.rpartition(":")
     try:
-        elastic_launch(config, sys.executable)("-m", "fastseg", *arguments)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise FastsegError(f"process {rank} of {processes} failed with exit code {failure.exitcode}") from None
-    except SignalException as error:
-        raise FastsegError(f"stopped by {error.sigval.name}; go on with --resume and --run") from None
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        return  # nobody is there yet, or torch says what is wrong
+
+    def connect() -> None:
+        with contextlib.suppress(dist.DistError):
+            dist.TCPStore(host, int(port), is_master=False, timeout=datetime.timedelta(seconds=5))
+
+    attempt = threading.Thread(target=connect, daemon=True)
+    attempt.start()
+    attempt.join(10)
+    if attempt.is_alive():
+        raise FastsegError(f"--rdzv-endpoint {endpoint}: another program uses this port; give a free one")
+
+
+def _ended(number: int) -> str:
+    return f"{signal.Signals(number).name}: ended without saving; the last checkpoint counts, if there is one"
+
+
+def _end_at_the_second_signal(folder: str) -> None:
+    """Leave when a second signal comes, and with us the workers; torch's agent would wait for them again."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+
+    def watch() -> None:
+        asked = 0
+        while asked < 2:
+            number = os.read(reader, 1)[0]
+            asked += number != signal.SIGUSR2  # a worker's
+        click.echo(f"fastseg: {_ended(number)}", err=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(128 + number)
+
+    threading.Thread(target=watch, daemon=True, name="signals").start()

@@ -16,6 +16,16 @@ class UsageError(FastsegError):
     exit_code = 2
 
 
+class LostError(FastsegError):
+    """Other processes of the run are gone or too late; starting all of them again may help."""
+
+
+class StoppedError(FastsegError):
+    """A run that was asked to stop by a signal and has saved all it did."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: come back later
+
+
 def first_line(error: Exception) -> str:
     """Kind and first line of an error that is not ours, for one line of our own."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".removesuffix(": ")

@@ -1,6 +1,8 @@
 """A training run's parts, put together from its configuration or from a checkpoint."""
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from fastseg.data.split import digest
 from fastseg.data.stats import class_weights, count
 from fastseg.distributed import World, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError
+from fastseg.gradients import traffic
 from fastseg.inputs import make_spec, open_data
 from fastseg.kernels import launch
 from fastseg.model import SegNet, initialise
-from fastseg.optim import Average, make_optimizer
+from fastseg.optim import Average, lr_scale, make_optimizer
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.source import Spec, choose_loader
 
@@ -40,10 +43,19 @@ class Job:
     average: Average | None
     choices: dict[str, str]  # what fastseg chose: "value: why"
     left_out: int  # files of the data set without a partner
+    loss: torch.Tensor  # this process's, summed since the last log line
     step: int = 0
     best_miou: float | None = None
     stale: int = 0  # validations since the best one
     train_seconds: float = 0.0
+    since: int = 0  # the step of the last log line
+    before: str = ""  # what a resumed run ran on before, where that is not what it runs on now
+    writer: checkpoints.Writer = field(default_factory=checkpoints.Writer)
+
+    @property
+    def batch(self) -> int:
+        """Images per device and backward pass."""
+        return self.plan.batch // (self.world.size * self.config.train.accumulate)
 
     @property
     def total_steps(self) -> int:
@@ -62,13 +74,19 @@ def set_up(config: Config, state: dict[str, Any] | None) -> Job:
     Raises:
         FastsegError: data or options that cannot be trained on, by name.
     """
-    world, device_why = join(config.runtime.device, config.runtime.threads)
+    runtime = config.runtime
+    world, device_why = join(
+        runtime.device, runtime.threads, timeout=runtime.collective_timeout, deterministic=runtime.deterministic
+    )
     device = world.device
     dtype, dtype_why = choose_dtype(config.runtime.dtype, device.type)
     dataset, splits = open_data(config)
     spec, val_spec = (make_spec(config, dataset, splits, s, device=device, dtype=dtype) for s in ("train", "val"))
     loader, loader_why = choose_loader(config.runtime.loader, spec)
-    kernels, kernels_why = launch.choose(config.runtime.kernels, device)
+    plan = make_plan(config, len(spec.pairs), world.size)
+    # What was batch x processes becomes a number: the run keeps its batches when it goes on with other processes.
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch=plan.batch))
+    kernels, kernels_why = choose_kernels(config, device)
     counts = count(spec.pairs, spec.classes, spec.threads, unknown=spec.unknown)
     weights = class_weights(counts, config.train.weighting)
 
@@ -76,6 +94,8 @@ def set_up(config: Config, state: dict[str, Any] | None) -> Job:
     model = SegNet(len(spec.classes.names), config.model.backbone, config.model.depth, fused=kernels == "fused")
     if state is None:
         initialise(model, config.model.init)
+    if runtime.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer, optimizer_name, optimizer_why = make_optimizer(model, config.train, device)
     job = Job(
@@ -85,7 +105,7 @@ def set_up(config: Config, state: dict[str, Any] | None) -> Job:
         loader=loader,
         val_spec=val_spec,
         val_loader=choose_loader(config.runtime.loader, val_spec)[0],
-        plan=make_plan(config, len(spec.pairs), world.size),
+        plan=plan,
         weights=torch.tensor(weights, dtype=torch.float32, device=device),
         model=model,
         wrapped=model,
@@ -100,11 +120,37 @@ def set_up(config: Config, state: dict[str, Any] | None) -> Job:
             "optimizer": f"{optimizer_name}: {optimizer_why}",
         },
         left_out=len(dataset.problems),
+        loss=torch.zeros((), device=device),
     )
     if state is not None:
         restore(job, state)
-    job.wrapped = world.wrap(model, config.train.accumulate)
+    if len(steps := set(world.gather(job.step))) > 1:
+        raise FastsegError(
+            f"processes see checkpoints of different steps ({', '.join(f'{step:g}' for step in sorted(steps))}): "
+            "give --run in a folder that all machines share"
+        )
+    job.wrapped = world.wrap(model, config.train.accumulate, runtime.bucket_mib, runtime.compress)
     return job
+
+
+def choose_kernels(config: Config, device: torch.device) -> tuple[str, str]:
+    """ "fused" or "torch", and why.
+
+    Raises:
+        UsageError: what was asked for does not go together.
+    """
+    runtime = config.runtime
+    if runtime.sync_bn and device.type != "cuda":
+        raise UsageError("--sync-bn: torch synchronises batch norm between GPUs only; leave it out with --device cpu")
+    if runtime.sync_bn:
+        if runtime.kernels == "fused":
+            raise UsageError("--sync-bn: the fused batch norm is each GPU's own; use --set runtime.kernels=torch")
+        kernels, why = "torch", "PyTorch's batch norm can be synchronised"
+    else:
+        kernels, why = launch.choose(runtime.kernels, device)
+    if runtime.deterministic and device.type == "cuda" and kernels == "torch":
+        raise UsageError("--deterministic: PyTorch's unpooling and loss on a GPU are not; use runtime.kernels = fused")
+    return kernels, why
 
 
 def start_block(job: Job, run: Path) -> dict[str, str]:
@@ -112,8 +158,12 @@ def start_block(job: Job, run: Path) -> dict[str, str]:
     data, train, model = job.config.data, job.config.train, job.config.model
     files = f"{data.path}, {len(job.spec.pairs)} to train, {len(job.val_spec.pairs)} to validate"
     absent = [name for name, weight in zip(job.spec.classes.names, job.weights.tolist(), strict=True) if weight == 0]
-    world = f"{job.world.size} process{'es' * (job.world.size > 1)}, {torch.get_num_threads()} threads each"
+    world = processes(job.world.size, torch.get_num_threads())
+    if job.before:
+        world += f"; {job.before} before, so that sums are rounded otherwise from here on"
     resumed = f", from step {job.step} on" if job.step else ""
+    scale = lr_scale(train, job.plan.batch)
+    scaled = f"x {scale:g} for a batch of {job.plan.batch} ({train.lr_scaling})" if scale != 1 else "not scaled"
     network = f"SegNet, {model.backbone}, depth {model.depth}, init {model.init}"
     return {
         "run": str(run),
@@ -123,9 +173,15 @@ def start_block(job: Job, run: Path) -> dict[str, str]:
         "loss": f"cross-entropy, {train.weighting} weights" + (f", 0 for absent {', '.join(absent)}" if absent else ""),
         **job.choices,
         "world": world,
-        "batch": f"{job.plan.batch} = {job.world.size} x {train.batch} x {train.accumulate} accumulated",
+        "batch": f"{job.plan.batch} = {job.world.size} x {job.batch} x {train.accumulate} accumulated",
+        "lr": f"{train.lr:g}, {train.schedule}, {scaled}",
         "steps": f"{job.total_steps} = {train.epochs} epochs x {job.plan.steps_per_epoch:g}{resumed}",
     }
+
+
+def processes(number: int, threads: int) -> str:
+    """ "2 processes, 1 thread each"."""
+    return f"{number} process{'es' * (number > 1)}, {threads} thread{'s' * (threads > 1)} each"
 
 
 def start_event(job: Job) -> dict[str, Any]:
@@ -139,6 +195,7 @@ def start_event(job: Job) -> dict[str, Any]:
         "epochs": job.config.train.epochs,
         "batch": job.plan.batch,
         "world": job.world.size,
+        **traffic(job.wrapped),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "dtype": str(job.spec.dtype).removeprefix("torch."),
         "loader": job.loader,
@@ -155,7 +212,13 @@ def make_plan(config: Config, num_samples: int, world: int) -> Plan:
     Raises:
         UsageError: with `drop_remainder`, a batch that is never full.
     """
-    batch = config.train.batch * config.train.accumulate * world
+    parts = config.train.accumulate * world
+    batch = config.train.global_batch or config.train.batch * parts
+    if batch % parts:
+        raise UsageError(
+            f"train.global_batch: {batch} images cannot be shared out to {world} processes x "
+            f"{config.train.accumulate} accumulated; use a multiple of {parts}"
+        )
     if config.train.drop_remainder and batch > num_samples:
         raise UsageError(
             f"train.batch: {batch} images per step are more than the {num_samples} training images, and "
@@ -171,26 +234,30 @@ def make_plan(config: Config, num_samples: int, world: int) -> Plan:
     )
 
 
-def save(job: Job, path: Path, *, whole: bool = True) -> None:
-    """Write a checkpoint: all it takes to go on, or (not `whole`) just the evaluated weights."""
-    checkpoints.save(
-        path,
-        {
-            "step": job.step,
-            "model": job.model.state_dict() if whole else job.evaluated.state_dict(),
-            "ema": job.average.model.state_dict() if whole and job.average else None,
-            "optimizer": {"kind": type(job.optimizer).__name__, "state": job.optimizer.state_dict()} if whole else None,
-            "scaler": job.scaler.state_dict() if whole else None,
-            "best_miou": job.best_miou,
-            "stale": job.stale,
-            "train_seconds": job.train_seconds,
-            "threads": torch.get_num_threads(),
-            "config": job.config.as_dict(),
-            "classes": list(job.spec.classes.names),
-            "colors": [list(color) for color in job.spec.classes.colors],
-            "digest": digest(job.spec.pairs),
-        },
-    )
+def state_of(job: Job, *, whole: bool = True, losses: Sequence[float] = (0.0,)) -> dict[str, Any]:
+    """What a checkpoint holds: all it takes to go on, or (not `whole`) just the evaluated weights.
+
+    Args:
+        losses: each process's, summed since the last log line.
+    """
+    return {
+        "step": job.step,
+        "model": job.model.state_dict() if whole else job.evaluated.state_dict(),
+        "ema": job.average.model.state_dict() if whole and job.average else None,
+        "optimizer": {"kind": type(job.optimizer).__name__, "state": job.optimizer.state_dict()} if whole else None,
+        "scaler": job.scaler.state_dict() if whole else None,
+        "best_miou": job.best_miou,
+        "stale": job.stale,
+        "train_seconds": job.train_seconds,
+        "losses": list(losses),
+        "since": job.since,
+        "threads": torch.get_num_threads(),
+        "world": job.world.size,
+        "config": job.config.as_dict(),
+        "classes": list(job.spec.classes.names),
+        "colors": [list(color) for color in job.spec.classes.colors],
+        "digest": digest(job.spec.pairs),
+    }
 
 
 def restore(job: Job, state: dict[str, Any]) -> None:
@@ -209,4 +276,11 @@ def restore(job: Job, state: dict[str, Any]) -> None:
     checkpoints.load_optimizer(job.optimizer, state["optimizer"]["state"])
     job.scaler.load_state_dict(state["scaler"])
     job.step, job.best_miou, job.stale = state["step"], state["best_miou"], state["stale"]
-    job.train_seconds = state["train_seconds"]
+    job.train_seconds, job.since = state["train_seconds"], state["since"]
+    losses = state["losses"]
+    if len(losses) != job.world.size:
+        losses = [sum(losses)] + [0.0] * (job.world.size - 1)  # their sum is what is logged
+    job.loss.fill_(losses[job.world.rank])
+    before = processes(state["world"], state["threads"])
+    if before != processes(job.world.size, torch.get_num_threads()):
+        job.before = before

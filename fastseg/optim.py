@@ -62,8 +62,24 @@ def make_optimizer(model: nn.Module, train: Train, device: torch.device) -> tupl
     return optimizer, "torch fused SGD", why
 
 
-def schedule(train: Train, total_steps: int) -> Callable[[int], float]:
-    """The learning rate of step 0 .. total_steps - 1, as a pure function of the step: nothing to save or restore."""
+def lr_scale(train: Train, batch: int) -> float:
+    """What a global batch multiplies train.lr by: "linear" as Goyal et al. 2017, "sqrt" as Krizhevsky 2014."""
+    ratio = batch / train.lr_batch
+    return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[train.lr_scaling]
+
+
+def schedule(train: Train, total_steps: int, batch: int) -> Callable[[int], float]:
+    """The learning rate of step 0 .. total_steps - 1, as a pure function of the step: nothing to save or restore.
+
+    Where `lr_scaling` raises it for a global batch, it grows from train.lr within the first `lr_warmup_epochs` (Goyal
+    et al. 2017, section 2.2); one-cycle begins low anyway.
+    """
+    scale, rate = lr_scale(train, batch), _unscaled(train, total_steps)
+    warmup = 0.0 if train.schedule == "one-cycle" else total_steps * train.lr_warmup_epochs / train.epochs
+    return lambda step: rate(step) * (1 + (scale - 1) * min(1.0, step / warmup if warmup else 1.0))
+
+
+def _unscaled(train: Train, total_steps: int) -> Callable[[int], float]:
     if train.schedule == "step":
         # In whole numbers: a quotient of floats can fall just below the drop.
         drops = total_steps * train.step_epochs

@@ -105,6 +105,8 @@ def _summary(events: list[Event], silent: bool) -> dict[str, Any]:
     state = "silent" if silent else "running"
     if end:
         state = "finished" if total is None or step >= total else "stopped"
+    elif events and events[-1]["event"] == "stopped":
+        state = "stopped"
     speeds = [event["img_per_s"] for event in train if event.get("img_per_s") is not None]
     return {
         "start": start,

@@ -16,9 +16,14 @@ from fastseg.errors import UsageError
 
 ROOT = Path("runs")
 
-# What a resumed run may do otherwise than it began; anything else would make it another run.
-CHANGEABLE = {"train.epochs", "train.patience", "train.validate_every", "train.keep_every"}
-CHANGEABLE |= {f"runtime.{name}" for name in ("device", "kernels", "loader", "threads", "log_every")}
+# What a resumed run may do otherwise than it began; anything else would make it another run. The number of processes
+# may change too: config.toml holds the global batch, which stays.
+CHANGEABLE = {"train.epochs", "train.patience", "train.validate_every", "train.keep_every", "train.accumulate"}
+CHANGEABLE |= {"train.checkpoint_steps", "train.checkpoint_minutes"}
+CHANGEABLE |= {
+    f"runtime.{name}"
+    for name in ("device", "kernels", "loader", "threads", "log_every", "bucket_mib", "collective_timeout")
+}
 
 
 def new_folder(config: Config, recipe: str) -> Path:

@@ -4,8 +4,10 @@ The loss of a step is sum(weight * cross-entropy) / sum(weight) over the global 
 passes of the step together, so that neither their number nor accumulation changes the objective.
 """
 
+import contextlib
 import math
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,12 +18,13 @@ from torch import nn
 
 from fastseg import checkpoint as checkpoints
 from fastseg import runs
-from fastseg.config import Config
+from fastseg.config import Config, Train
 from fastseg.distributed import leave
 from fastseg.environment import environment
-from fastseg.errors import FastsegError
+from fastseg.errors import FastsegError, StoppedError
 from fastseg.evaluation import score
-from fastseg.job import Job, save, set_up, start_block, start_event
+from fastseg.gradients import BackwardClock, traffic
+from fastseg.job import Job, set_up, start_block, start_event, state_of
 from fastseg.kernels.cross_entropy import (
     cross_entropy_sum,
     torch_cross_entropy_sum,
@@ -33,7 +36,8 @@ from fastseg.optim import schedule
 from fastseg.overlays import write_strips
 from fastseg.pipelines.source import Batch, TrainSource
 from fastseg.report import write as write_report
-from fastseg.runlog import RunLog
+from fastseg.runlog import RunLog, now
+from fastseg.stopping import Wishes
 
 STRIPS = 6  # validation images whose predictions are shown
 
@@ -46,7 +50,8 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> dict[str,
         run: the run folder; new, or with `resume` one that `runs.reopen` gave `config` for.
 
     Raises:
-        FastsegError: anything about data, options or a diverging loss that stops the run.
+        StoppedError: a signal asked for an end; everything is saved.
+        FastsegError: anything about data, options, a diverging loss or lost processes that stops the run.
     """
     run = Path(run)
     last = runs.last_checkpoint(run)
@@ -58,13 +63,15 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> dict[str,
     try:
         if not finished(job):
             log.start(job.step, start_block(job, run), **start_event(job))
-            loop(job, run, log)
+            with job.world.named_failures(), Wishes(job.world) as wishes:
+                loop(job, run, log, wishes)
         img_per_s = job.step * job.plan.batch / job.train_seconds if job.train_seconds else None
         figures = {"best_miou": job.best_miou, "train_seconds": job.train_seconds, "img_per_s": img_per_s}
         log.end(run, job.step, **figures)
         if job.world.is_main:
             write_report(run)
     finally:
+        job.writer.join()
         log.close()
         leave()
     return {"run": str(run), "steps": job.step, **figures}
@@ -89,30 +96,35 @@ def finished(job: Job) -> bool:
     return job.step >= job.total_steps or 0 < patience <= job.stale
 
 
-def loop(job: Job, run: Path, log: RunLog) -> None:
+def loop(job: Job, run: Path, log: RunLog, wishes: Wishes) -> None:
     """Steps until `finished`, with a log line every few of them, a validation and a checkpoint every few epochs."""
     train, plan, world = job.config.train, job.plan, job.world
-    total, rate = job.total_steps, schedule(train, job.total_steps)
+    total, rate = job.total_steps, schedule(train, job.total_steps, plan.batch)
     epoch_ends = {plan.total_steps(epoch): epoch for epoch in range(1, train.epochs + 1)}
     source = TrainSource(job.spec, plan, job.loader, job.step, world.rank, world.size)
     batches = iter(source)
     batch = next(batches)
-    loss, since, waited, started = torch.zeros((), device=job.spec.device), job.step, 0.0, time.perf_counter()
-    validation_seconds = 0.0
+    first, timed_from, waited, started = job.step, job.step, 0.0, time.perf_counter()
+    validation_seconds, saved = 0.0, started
     while True:
         lr = rate(job.step)
-        loss += optimise(job, batch, lr)
+        # By its second step torch has cut the buckets in which gradients travel from then on.
+        clock = BackwardClock(job.wrapped) if world.size > 1 and job.step == first + 1 else None
+        with clock or contextlib.nullcontext():
+            job.loss += optimise(job, batch, lr)
         job.step += 1
+        if clock:
+            log.event("buckets", job.step, **traffic(job.wrapped), ready_ms=clock.milliseconds())
         epoch = epoch_ends.get(job.step)
 
         # The only place where the host waits for the device.
         if epoch or job.step % job.config.runtime.log_every == 0:
-            mean_loss = float(world.sum(loss)) / (job.step - since)
+            mean_loss = float(world.sum(job.loss)) / (job.step - job.since)
             seconds = time.perf_counter() - started
             job.train_seconds += seconds
             source.check()
             refuse_divergence(job, mean_loss)
-            images_per_s = (job.step - since) * plan.batch / seconds
+            images_per_s = (job.step - timed_from) * plan.batch / seconds
             validations = (train.epochs - job.step / plan.steps_per_epoch) / train.validate_every
             log.train(
                 job.step,
@@ -129,8 +141,9 @@ def loop(job: Job, run: Path, log: RunLog) -> None:
                 loss_scale=job.scaler.get_scale() if job.scaler.is_enabled() else None,
                 seconds=job.train_seconds,
             )
-            loss.zero_()
-            since, waited, started = job.step, 0.0, time.perf_counter()
+            job.loss.zero_()
+            job.since = timed_from = job.step
+            waited, started = 0.0, time.perf_counter()
 
         if epoch and (epoch % train.validate_every == 0 or job.step == total):
             scores, best = validate(job, run)
@@ -138,13 +151,47 @@ def loop(job: Job, run: Path, log: RunLog) -> None:
             summary = scores.summary(job.spec.classes.names)
             log.val(job.step, epochs=train.epochs, epoch=epoch, best=best, seconds=validation_seconds, **summary)
             checkpoint(job, run, epoch)
-            started = time.perf_counter()
+            started = saved = time.perf_counter()
 
         if finished(job):
+            wishes.settle()
             return
+        asked, save = wishes.after_step(checkpoint_due(train, job.step, time.perf_counter() - saved))
+        if asked:
+            stop(job, run, log, asked)
+        if save:
+            capture(job, run)
+            saved = time.perf_counter()
         before = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - before
+
+
+def checkpoint_due(train: Train, step: int, seconds: float) -> bool:
+    """Whether it is time for a checkpoint inside an epoch, `seconds` after the one before."""
+    steps, minutes = train.checkpoint_steps, train.checkpoint_minutes
+    return (steps > 0 and step % steps == 0) or 0 < 60 * minutes <= seconds
+
+
+def capture(job: Job, run: Path) -> None:
+    """Write last.pt between two validations, while training goes on."""
+    job.world.sync_buffers(job.model)
+    losses = job.world.gather(float(job.loss))
+    if job.world.is_main:
+        job.writer.submit(runs.last_checkpoint(run), state_of(job, losses=losses))
+
+
+def stop(job: Job, run: Path, log: RunLog, number: int) -> None:
+    """Save and end, as a signal asked."""
+    capture(job, run)
+    job.writer.join()
+    name = signal.Signals(number).name
+    log.event("stopped", job.step, time=now(), signal=name)
+    job.world.barrier()  # a process that ends early would take the one that writes with it
+    processes = "" if job.world.size == 1 else ", and with as many processes"
+    raise StoppedError(
+        f"{name}: saved after step {job.step}; go on with: fastseg train --resume --run {run}{processes}"
+    )
 
 
 def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:
@@ -155,7 +202,7 @@ def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:
     # A batch of only void pixels has weight 0 and cross-entropy 0: its loss is 0, not 0 / 0.
     total = total.clamp(min=1e-12)
     loss = torch.zeros((), device=job.spec.device)
-    parts = list(zip(batch.images.split(train.batch), batch.labels.split(train.batch), strict=True))
+    parts = list(zip(batch.images.split(job.batch), batch.labels.split(job.batch), strict=True))
     for position, (images, labels) in enumerate(parts):
         last = position == len(parts) - 1
         with job.world.gradient_sync(job.wrapped, last):
@@ -190,7 +237,7 @@ def validate(job: Job, run: Path) -> tuple[Scores, bool]:
     if best:
         job.best_miou = miou
         if job.world.is_main:
-            save(job, run / "checkpoints" / "best.pt", whole=False)
+            checkpoints.save(run / "checkpoints" / "best.pt", state_of(job, whole=False))
             write_strips(run / "overlays", job.val_spec, kept)
     return scores, best
 
@@ -198,9 +245,11 @@ def validate(job: Job, run: Path) -> tuple[Scores, bool]:
 def checkpoint(job: Job, run: Path, epoch: int) -> None:
     """Write last.pt, and a copy that stays every `keep_every` epochs."""
     if job.world.is_main:
-        save(job, runs.last_checkpoint(run))
+        job.writer.join()
+        state = state_of(job)
+        checkpoints.save(runs.last_checkpoint(run), state)
         if job.config.train.keep_every and epoch % job.config.train.keep_every == 0:
-            save(job, run / "checkpoints" / f"epoch-{epoch:04d}.pt")
+            checkpoints.save(run / "checkpoints" / f"epoch-{epoch:04d}.pt", state)
 
 
 def refuse_divergence(job: Job, loss: float) -> None:

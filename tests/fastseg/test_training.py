@@ -204,16 +204,16 @@ def test_a_run_folder_holds_what_it_promises(street, tmp_path, capsys):
     files = {"config.toml", "environment.json", "split.json", "log.jsonl", "report.html"}
     assert names == files | checkpoints | boards | overlays
     assert (len(boards), len(overlays)) == (1, 4)  # all four validation images
-    assert configs.read(run / "config.toml") == tiny(street, train__keep_every=2)
+    assert configs.read(run / "config.toml") == tiny(street, train__keep_every=2, train__global_batch=2)
     assert len(json.loads((run / "split.json").read_text())["train"]) == 8
     assert result["steps"] == 12 == events(run, "end")[0]["step"]
     assert [e["step"] for e in events(run, "train")] == [2, 4, 6, 8, 10, 12]
     assert all(
         e["img_per_s"] == e["img_per_s_per_device"] > 0 and 0 <= e["data_wait"] <= 1 for e in events(run, "train")
     )
-    block = [line.split()[0] for line in capsys.readouterr().err.splitlines()[:12]]
+    block = [line.split()[0] for line in capsys.readouterr().err.splitlines()[:14]]
     names = ["run", "data", "split", "model", "loss", "loader", "device", "dtype", "kernels", "optimizer"]
-    names += ["world", "batch"]
+    names += ["world", "batch", "lr", "steps"]
     assert block == names
 
 

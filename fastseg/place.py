@@ -1,0 +1,127 @@
+"""Where a launcher put this process among others, read from the environment; no torch, so that any command may ask.
+
+torchrun and fastseg's own launcher set RANK and so on. In a SLURM step (`srun`, one task per GPU) SLURM's variables say
+the same; a job's batch script, which has no SLURM_STEP_NUM_TASKS, is on its own.
+"""
+
+import ctypes
+import functools
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+# Names the folder in which the workers of fastseg's launcher leave word for it and for those that come after them.
+LAUNCHER = "FASTSEG_LAUNCHER"
+
+
+class Place(NamedTuple):
+    """A process's number among all and among those of its machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+def place() -> Place | None:
+    """Where the launcher put this process, or None where there is no launcher.
+
+    torchrun's variables, or those of a SLURM step (a job's batch script has no SLURM_STEP_NUM_TASKS and is on its own).
+    """
+    env = os.environ
+    if "RANK" in env:
+        rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
+        return Place(rank, size, int(env.get("LOCAL_RANK", 0)), int(env.get("LOCAL_WORLD_SIZE", size)))
+    size = int(env.get("SLURM_STEP_NUM_TASKS", 1))
+    if size == 1 or "SLURM_PROCID" not in env:
+        return None
+    # "2(x3),1": tasks on each node, in the order of the nodes.
+    tasks = [
+        int(count)
+        for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])
+        for _ in range(int(times or 1))
+    ]
+    return Place(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), tasks[int(env["SLURM_NODEID"])])
+
+
+def slurm_meeting_point() -> dict[str, str]:
+    """MASTER_ADDR, the step's first node, and MASTER_PORT, from the job's number as other jobs have others."""
+    env = os.environ
+    # "gpu[07-09,12],login": the first node is gpu07.
+    first = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", env["SLURM_STEP_NODELIST"])
+    host = (first[1] + (first[2] or "")) if first else env["SLURM_STEP_NODELIST"]
+    port = 20000 + (int(env["SLURM_JOB_ID"]) * 16 + int(env.get("SLURM_STEP_ID", 0)) % 16) % 20000
+    return {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+
+
+def is_worker() -> bool:
+    """True in a process that a launcher has started as one of several."""
+    return place() is not None
+
+
+def is_main() -> bool:
+    """True in a run's one process, or in the first of several: the one that talks."""
+    mine = place()
+    return mine is None or mine.rank == 0
+
+
+@functools.cache
+def restarts() -> int:
+    """How often this worker's group has been started again after one of them failed."""
+    if LAUNCHER not in os.environ:
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    # torch's count stands still where it was another machine's worker that failed.
+    starts = Path(os.environ[LAUNCHER]) / f"starts-{os.environ['LOCAL_RANK']}"
+    with starts.open("a") as file:
+        file.write(".")
+    return starts.stat().st_size - 1
+
+
+def die_with_launcher() -> None:
+    """Let this worker be killed when fastseg's launcher goes, however that happens: nothing is left running."""
+    if LAUNCHER in os.environ and sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def decide(exit_code: int, message: str) -> tuple[bool, bool]:
+    """Tell fastseg's launcher why the run ends; whether that is the first reason, and whether it is a new one.
+
+    Without such a launcher every reason is both.
+    """
+    if LAUNCHER not in os.environ:
+        return True, True
+    import fcntl  # not on Windows, where torch has no launcher either
+
+    folder = Path(os.environ[LAUNCHER])
+    with (folder / "verdicts").open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        before = verdicts(folder)
+        new = (exit_code, message.partition("\n")[0]) not in before
+        if new:
+            file.write(f"{exit_code} {message.partition(chr(10))[0]}\n")
+    return not before, new
+
+
+def decided() -> int | None:
+    """The exit code that a worker of this machine gave for the run's end, if one has."""
+    found = verdicts(Path(os.environ[LAUNCHER])) if LAUNCHER in os.environ else []
+    return found[0][0] if found else None
+
+
+def verdicts(folder: Path) -> list[tuple[int, str]]:
+    """(exit code, message) of what the workers of a launcher's folder decided, the first one first."""
+    path = folder / "verdicts"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [(int(code), message) for code, _, message in (line.partition(" ") for line in lines)]
+
+
+def end_launcher() -> None:
+    """Stop fastseg's launcher, and with it all workers: it would start them again otherwise, to fail again."""
+    if LAUNCHER in os.environ:
+        time.sleep(1)  # other workers may have something of their own to say
+        os.kill(os.getppid(), signal.SIGUSR2)

@@ -1,0 +1,63 @@
+"""A worker that something is wrong with, or that says more than others; test_processes.py runs it under torchrun.
+
+worker.py frozen|late|bug DATA RUN [ACCUMULATE]
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+
+from torch import nn
+
+from fastseg import cli, training
+
+RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+WHAT, DATA, RUN = sys.argv[1:4]
+
+optimise, set_up = training.optimise, training.set_up
+samples: list[list[str]] = []
+changes = {"data.size": "32x48", "model.depth": 1, "train.epochs": 10, "train.validate_every": 10}
+changes |= {"runtime.log_every": 1, "runtime.device": "cpu", "train.global_batch": 4, "train.schedule": "constant"}
+
+
+def frozen(*arguments):
+    """A job whose batch norms never use a batch's statistics."""
+    job = set_up(*arguments)
+    for module in job.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval().train = lambda mode=True, same=module: same
+    return job
+
+
+def observed(job, batch, lr):
+    samples.append([hashlib.sha256(label.numpy().tobytes()).hexdigest() for label in batch.labels])
+    return optimise(job, batch, lr)
+
+
+def late(job, batch, lr):
+    if RANK == 1 and job.step == 3:
+        time.sleep(60)
+    return optimise(job, batch, lr)
+
+
+def bug(job, batch, lr):
+    raise ZeroDivisionError("a bug")
+
+
+if WHAT == "frozen":
+    training.set_up, training.optimise = frozen, observed
+    changes |= {"train.accumulate": sys.argv[4], "train.lr": 1e-4}
+elif WHAT == "late":
+    training.optimise = late
+    changes |= {"runtime.collective_timeout": 10}
+elif WHAT == "bug":
+    training.optimise = bug
+
+settings = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+try:
+    cli.main(["train", "--data", DATA, "--recipe", "fast", *settings, "--run", RUN, "--json"])
+finally:
+    if WHAT == "frozen":
+        os.write(1, (json.dumps({"rank": RANK, "samples": samples}) + "\n").encode())
