@@ -31,7 +31,7 @@ def measure(
     """Rows per tier, and how much faster DALI is than torchvision where both can read the data."""
     changes = {"data.path": data, "data.size": "{}x{}".format(*size), "train.batch": batch, "runtime.device": device}
     config = configs.override(configs.load_recipe("fast"), changes, "bench")
-    world, _ = join(config.runtime.device, 0)
+    world, _ = join(config.runtime)
     dtype, _ = choose_dtype("auto", world.device.type)
     dataset, splits = open_data(config)
     spec = make_spec(config, dataset, splits, "train", device=world.device, dtype=dtype)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg.bench.harness import Result, exact, ratio, result, take_turns
+from fastseg.config import Runtime
 from fastseg.distributed import choose_dtype, join
 from fastseg.kernels.augment import augment, torch_augment
 from fastseg.kernels.bn_relu import bn_relu, bn_relu_pool
@@ -248,7 +249,7 @@ def measure(
     *, data: str, size: tuple[int, int], batch: int, rounds: int, device: str
 ) -> tuple[list[Result], list[Result]]:
     """Bytes per image of each operator at 360x480, and how much faster than PyTorch's it is on this machine."""
-    world, _ = join(device, 0)
+    world, _ = join(Runtime(device=device))
     dtype, _ = choose_dtype("auto", world.device.type)
     on_gpu = world.device.type == "cuda"
     results, ratios = [], []

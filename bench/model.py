@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastseg.bench.harness import Result, exact, ratio, result, take_turns
-from fastseg.config import Train
+from fastseg.config import Runtime, Train
 from fastseg.distributed import choose_dtype, join
 from fastseg.kernels import launch
 from fastseg.kernels.cross_entropy import cross_entropy_sum, torch_cross_entropy_sum
@@ -68,7 +68,7 @@ def measure(
     *, data: str, size: tuple[int, int], batch: int, rounds: int, device: str
 ) -> tuple[list[Result], list[Result]]:
     """Parameters, FLOPs and the step's throughput in fp32 and in the device's mixed precision."""
-    world, _ = join(device, 0)
+    world, _ = join(Runtime(device=device))
     best, _ = choose_dtype("auto", world.device.type)
     steps = {str(t).removeprefix("torch."): _Step(world.device, t, size, batch) for t in {torch.float32, best}}
     samples = take_turns({name: step.images_per_second for name, step in steps.items()}, rounds)

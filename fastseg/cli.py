@@ -307,6 +307,8 @@ def train(
     if data_name is not None:
         # A run is resumed from any folder.
         flags["data.path"] = str(Path(data_name).resolve()) if data_name not in ("camvid", "synth") else data_name
+    if options["batch"] is not None and options["global_batch"] is None and not resume:
+        flags["train.global_batch"] = 0  # a recipe's would override it
     if gpus and nproc:
         raise UsageError("--gpus and --nproc: give one of them")
     if nnodes > 1 and (rdzv_endpoint is None or run is None):
@@ -323,9 +325,12 @@ def train(
         config = configs.override(configs.load_recipe(recipe), changes, "train")
         run = run or runs.new_folder(config, recipe)
         if restarts() and (run / "config.toml").is_file():
-            config, resume = configs.read(run / "config.toml"), True
-    if restarts() and is_main():
-        click.echo(f"fastseg: all processes start again, from the last checkpoint (restart {restarts()})", err=True)
+            config = configs.read(run / "config.toml")
+    if restarts():
+        # A process of the group failed: go on from the last checkpoint, or from the beginning where there is none yet.
+        resume = True
+        if is_main():
+            click.echo(f"fastseg: all processes start again, from the last checkpoint (restart {restarts()})", err=True)
     if nproc and config.runtime.device != "cpu":
         raise UsageError("--nproc: processes without GPUs; give --device cpu too, or --gpus")
 

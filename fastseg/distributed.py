@@ -25,9 +25,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from fastseg.config import Runtime
 from fastseg.environment import cores
 from fastseg.errors import FastsegError, LostError, UsageError, first_line
-from fastseg.place import LAUNCHER, Place, place, restarts, slurm_meeting_point, verdicts
+from fastseg.place import LAUNCHER, Place, place, slurm_meeting_point, verdicts
 
 # torch's agent passes these on to the workers; by default it dies of the last two and leaves them behind.
 SIGNALS_TO_WORKERS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
@@ -111,10 +112,12 @@ class World:
         """Around work with collectives: one that fails is one line that says which ranks were missing.
 
         Raises:
-            LostError: a process is gone or was too late.
+            LostError: a process is gone or was too late, or a GPU failed.
         """
         try:
             yield
+        except torch.AcceleratorError as error:
+            raise LostError(f"the GPU failed: {first_line(error)}") from error
         except RuntimeError as error:
             if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
@@ -180,51 +183,47 @@ def choose_dtype(requested: str, device: str) -> tuple[torch.dtype, str]:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[best], why
 
 
-def join(requested_device: str, threads: int, *, timeout: int = 600, deterministic: bool = False) -> tuple[World, str]:
+def join(runtime: Runtime) -> tuple[World, str]:
     """Take this process's place: process groups, device, CPU threads. Returns the world and why this device.
 
-    Args:
-        requested_device: auto, cpu or cuda.
-        threads: of this process on the CPU; 0 shares the machine's cores out among its processes.
-        timeout: seconds that processes wait for one another.
-        deterministic: make a GPU choose algorithms that give the same bits each time; a CPU's do.
-
     Raises:
-        UsageError: fewer GPUs than processes. FastsegError: the processes cannot meet.
+        UsageError: fewer GPUs than processes. FastsegError: no NCCL. LostError: the processes do not meet.
     """
     mine = place() or Place(0, 1, 0, 1)
-    kind, why = choose_device(requested_device)
+    kind, why = choose_device(runtime.device)
+    device = torch.device(kind)
     if kind == "cuda":
-        if mine.local_rank >= torch.cuda.device_count():
-            raise UsageError(
-                f"{mine.local_size} processes on this machine, but {torch.cuda.device_count()} GPUs: use fewer"
-            )
-        torch.cuda.set_device(mine.local_rank)
-        torch.backends.cudnn.benchmark = not deterministic
-        if deterministic:
+        found = torch.cuda.device_count()
+        # SLURM may show each of its tasks a GPU of its own, and no other.
+        device = torch.device(kind, 0 if found == 1 and mine.by_slurm else mine.local_rank)
+        if device.index >= found:
+            raise UsageError(f"{mine.local_size} processes on this machine, but {found} GPUs: use fewer")
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = not runtime.deterministic
+        if runtime.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is first used
             torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(threads or max(1, cores() // mine.local_size))
-    device = torch.device(kind, mine.local_rank) if kind == "cuda" else torch.device(kind)
+    torch.set_num_threads(runtime.threads or max(1, cores() // mine.local_size))
     if mine.size == 1:
         return World(0, 1, device), why
-    store = _meet(mine, device, timeout)
-    side = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout))
-    return World(mine.rank, mine.size, device, side, store, timeout), why
+    return _meet(mine, device, runtime.collective_timeout), why
 
 
-def _meet(mine: Place, device: torch.device, timeout: int) -> dist.Store:
+def _meet(mine: Place, device: torch.device, timeout: int) -> World:
+    """The world of several processes, once all of them are there."""
     if device.type == "cuda" and not dist.is_nccl_available():
         raise FastsegError(
             "several GPUs need NCCL, and this torch was built without it: install one with, or use one GPU"
         )
-    if "MASTER_ADDR" not in os.environ:
+    if mine.by_slurm:
         os.environ |= slurm_meeting_point()
     limit = datetime.timedelta(seconds=timeout)
     try:
         store, _, _ = next(dist.rendezvous("env://", mine.rank, mine.size, timeout=limit))
-        # A store that outlives a restart (torchrun's does) still has the addresses of the processes before.
-        store = dist.PrefixStore(f"start-{restarts()}", store)
+        # torchrun's store outlives a restart, with the addresses of the processes before. Machines count differently.
+        one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "any"
+        store = dist.PrefixStore(f"attempt-{attempt}", store)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=store,
@@ -234,10 +233,12 @@ def _meet(mine: Place, device: torch.device, timeout: int) -> dist.Store:
             timeout=limit * (2 if device.type == "cuda" else 1),
             device_id=device if device.type == "cuda" else None,
         )
+        side = dist.new_group(backend="gloo", timeout=limit)
+        assert isinstance(side, dist.ProcessGroup)  # all ranks are members
     except (dist.DistError, RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise FastsegError(f"{mine.size} processes could not meet at {where} ({first_line(error)})") from None
-    return store
+        raise LostError(f"{mine.size} processes could not meet at {where} ({first_line(error)})") from None
+    return World(mine.rank, mine.size, device, side, store, timeout)
 
 
 def leave() -> None:
@@ -301,6 +302,7 @@ def launch(
         _end_at_the_second_signal(folder)
         if endpoint is not None:
             _refuse_foreign_server(endpoint)
+            click.echo(f"waiting for {nodes} machines at {endpoint}, at most {timeout} s", err=True)
         try:
             elastic_launch(config, sys.executable)("-m", "fastseg", *arguments)
         except (ChildFailedError, SignalException) as error:

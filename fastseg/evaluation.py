@@ -117,7 +117,7 @@ def evaluate(
     state = checkpoints.read(Path(checkpoint))
     changes = {**(changes or {}), **({"data.path": data} if data else {})}
     config = configs.override(configs.from_dict(state["config"], str(checkpoint)), changes)
-    world, _ = join(config.runtime.device, config.runtime.threads)
+    world, _ = join(config.runtime)
     dtype, _ = choose_dtype(config.runtime.dtype, world.device.type)
     dataset, splits = open_data(config)
     if list(dataset.classes.names) != state["classes"]:
@@ -130,7 +130,8 @@ def evaluate(
     kernels, _ = launch.choose(config.runtime.kernels, world.device)
     network = checkpoints.build_model(state).to(world.device)
     network.fused = kernels == "fused"
-    scores, _ = score(network, spec, loader, world, at=at, fused=network.fused)
+    with world.named_failures():
+        scores, _ = score(network, spec, loader, world, at=at, fused=network.fused)
     return {
         **scores.summary(dataset.classes.names),
         "confusion": scores.confusion.tolist(),

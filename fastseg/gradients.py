@@ -28,7 +28,7 @@ class BackwardClock:
     the buckets that it stays with.
     """
 
-    def __init__(self, wrapped: DistributedDataParallel) -> None:
+    def __init__(self, wrapped: nn.Module) -> None:
         self.wrapped = wrapped
         self._marks: list[tuple[int, Any]] = []  # bytes of the gradient that was ready then; 0 as backward begins
         self._device = next(wrapped.parameters()).device

@@ -74,15 +74,17 @@ def set_up(config: Config, state: dict[str, Any] | None) -> Job:
     Raises:
         FastsegError: data or options that cannot be trained on, by name.
     """
-    runtime = config.runtime
-    world, device_why = join(
-        runtime.device, runtime.threads, timeout=runtime.collective_timeout, deterministic=runtime.deterministic
-    )
-    device = world.device
-    dtype, dtype_why = choose_dtype(config.runtime.dtype, device.type)
+    world, device_why = join(config.runtime)
+    with world.named_failures():
+        return _assemble(config, state, world, device_why)
+
+
+def _assemble(config: Config, state: dict[str, Any] | None, world: World, device_why: str) -> Job:
+    runtime, device = config.runtime, world.device
+    dtype, dtype_why = choose_dtype(runtime.dtype, device.type)
     dataset, splits = open_data(config)
     spec, val_spec = (make_spec(config, dataset, splits, s, device=device, dtype=dtype) for s in ("train", "val"))
-    loader, loader_why = choose_loader(config.runtime.loader, spec)
+    loader, loader_why = choose_loader(runtime.loader, spec)
     plan = make_plan(config, len(spec.pairs), world.size)
     # What was batch x processes becomes a number: the run keeps its batches when it goes on with other processes.
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch=plan.batch))
@@ -90,7 +92,7 @@ def set_up(config: Config, state: dict[str, Any] | None) -> Job:
     counts = count(spec.pairs, spec.classes, spec.threads, unknown=spec.unknown)
     weights = class_weights(counts, config.train.weighting)
 
-    torch.manual_seed(config.runtime.seed)
+    torch.manual_seed(runtime.seed)
     model = SegNet(len(spec.classes.names), config.model.backbone, config.model.depth, fused=kernels == "fused")
     if state is None:
         initialise(model, config.model.init)
@@ -104,7 +106,7 @@ def set_up(config: Config, state: dict[str, Any] | None) -> Job:
         spec=spec,
         loader=loader,
         val_spec=val_spec,
-        val_loader=choose_loader(config.runtime.loader, val_spec)[0],
+        val_loader=choose_loader(runtime.loader, val_spec)[0],
         plan=plan,
         weights=torch.tensor(weights, dtype=torch.float32, device=device),
         model=model,

@@ -25,13 +25,11 @@ class Place(NamedTuple):
     size: int
     local_rank: int
     local_size: int
+    by_slurm: bool = False
 
 
 def place() -> Place | None:
-    """Where the launcher put this process, or None where there is no launcher.
-
-    torchrun's variables, or those of a SLURM step (a job's batch script has no SLURM_STEP_NUM_TASKS and is on its own).
-    """
+    """Where the launcher put this process, or None where there is no launcher."""
     env = os.environ
     if "RANK" in env:
         rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
@@ -45,12 +43,17 @@ def place() -> Place | None:
         for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])
         for _ in range(int(times or 1))
     ]
-    return Place(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), tasks[int(env["SLURM_NODEID"])])
+    return Place(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), tasks[int(env["SLURM_NODEID"])], True)
 
 
 def slurm_meeting_point() -> dict[str, str]:
-    """MASTER_ADDR, the step's first node, and MASTER_PORT, from the job's number as other jobs have others."""
+    """MASTER_ADDR, the step's first node, and MASTER_PORT, which follows from the job's number as others have others.
+
+    What the user has set stands.
+    """
     env = os.environ
+    if "MASTER_ADDR" in env and "MASTER_PORT" in env:
+        return {}
     # "gpu[07-09,12],login": the first node is gpu07.
     first = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", env["SLURM_STEP_NODELIST"])
     host = (first[1] + (first[2] or "")) if first else env["SLURM_STEP_NODELIST"]
@@ -72,13 +75,14 @@ def is_main() -> bool:
 @functools.cache
 def restarts() -> int:
     """How often this worker's group has been started again after one of them failed."""
+    count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if LAUNCHER not in os.environ:
-        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    # torch's count stands still where it was another machine's worker that failed.
+        return count
+    # That count stands still where it was another machine's worker that failed.
     starts = Path(os.environ[LAUNCHER]) / f"starts-{os.environ['LOCAL_RANK']}"
     with starts.open("a") as file:
         file.write(".")
-    return starts.stat().st_size - 1
+    return max(count, starts.stat().st_size - 1)
 
 
 def die_with_launcher() -> None:

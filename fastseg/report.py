@@ -105,7 +105,8 @@ def _summary(events: list[Event], silent: bool) -> dict[str, Any]:
     state = "silent" if silent else "running"
     if end:
         state = "finished" if total is None or step >= total else "stopped"
-    elif events and events[-1]["event"] == "stopped":
+    stop = events[-1] if events and events[-1]["event"] == "stopped" else None
+    if stop:
         state = "stopped"
     speeds = [event["img_per_s"] for event in train if event.get("img_per_s") is not None]
     return {
@@ -113,6 +114,7 @@ def _summary(events: list[Event], silent: bool) -> dict[str, Any]:
         "first": starts[0] if starts else {},
         "end": end,
         "state": state,
+        "stop": stop,
         "step": step,
         "resumes": max(len(starts) - 1, 0),
         "best": best,

@@ -2,7 +2,7 @@
 
 SIGTERM, SIGINT and SIGUSR1 (what clusters send before they take a node away) only set a flag. Between steps the
 processes tell one another theirs through a group of its own, on the CPU, and look at the answer one step later, so that
-nobody waits for a GPU: all stop after the same step and save. A second signal of the same kind ends at once.
+nobody waits for a GPU: all stop after the same step and save. A second signal ends at once.
 """
 
 import os
@@ -46,7 +46,7 @@ class Wishes:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == self.signal and time.monotonic() - self._at > ONE_AND_THE_SAME:
+        if self.signal and time.monotonic() - self._at > ONE_AND_THE_SAME:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif not self.signal:

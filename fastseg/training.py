@@ -35,6 +35,7 @@ from fastseg.metrics import Scores, null_if_nan
 from fastseg.optim import schedule
 from fastseg.overlays import write_strips
 from fastseg.pipelines.source import Batch, TrainSource
+from fastseg.place import place
 from fastseg.report import write as write_report
 from fastseg.runlog import RunLog, now
 from fastseg.stopping import Wishes
@@ -177,6 +178,7 @@ def capture(job: Job, run: Path) -> None:
     """Write last.pt between two validations, while training goes on."""
     job.world.sync_buffers(job.model)
     losses = job.world.gather(float(job.loss))
+    refuse_divergence(job, sum(losses))
     if job.world.is_main:
         job.writer.submit(runs.last_checkpoint(run), state_of(job, losses=losses))
 
@@ -188,7 +190,9 @@ def stop(job: Job, run: Path, log: RunLog, number: int) -> None:
     name = signal.Signals(number).name
     log.event("stopped", job.step, time=now(), signal=name)
     job.world.barrier()  # a process that ends early would take the one that writes with it
-    processes = "" if job.world.size == 1 else ", and with as many processes"
+    mine = place()
+    option = "--gpus" if job.spec.device.type == "cuda" else "--nproc"
+    processes = f" {option} {mine.size}" if mine and mine.size == mine.local_size else ""
     raise StoppedError(
         f"{name}: saved after step {job.step}; go on with: fastseg train --resume --run {run}{processes}"
     )

@@ -14,8 +14,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("fastseg ")]
 
-# A stranger's GPU and network are not here: what these commands end with instead.
-EXPECTED = {"fastseg train --gpus 8 --amp": (2, "torch sees 0 usable NVIDIA GPUs")}
+LAUNCHED = [line for block in BLOCKS for line in block.splitlines() if line.startswith(("torchrun ", "srun "))]
+
+# A stranger's GPUs are not here: what these commands end with instead.
+NO_GPUS = (2, "torch sees 0 usable NVIDIA GPUs")
+EXPECTED = {command: NO_GPUS for command in COMMANDS if "--gpus" in command}
 SMALLER = {
     "train": ["--size", "32x48", "--epochs", "1", "--set", "model.depth=1"],
     "bench": ["--size", "32x48", "--batch", "1", "--rounds", "3"],
@@ -56,6 +59,24 @@ def test_every_fastseg_command_of_the_readme_runs_as_it_stands(tmp_path):
         assert message in done.stderr
 
 
+@pytest.mark.slow
+def test_the_readmes_launchers_train(street, tmp_path):
+    # Two processes instead of eight GPUs, and of SLURM what it would tell one task.
+    smaller = ["--data", str(street), "--recipe", "fast", "--device", "cpu", *SMALLER["train"]]
+    slurm = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    assert [command.split()[0] for command in LAUNCHED] == ["torchrun", "srun"]
+    for command in LAUNCHED:
+        launcher, fastseg, options = command.replace("per-node 8", "per-node 2").partition("fastseg ")
+        run = ["-m", "torch.distributed.run", *launcher.split()[1:], fastseg.strip()]
+        words = [*(run if launcher.startswith("torchrun") else ["-m", "fastseg"]), *options.split(), *smaller]
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env=os.environ | slurm | {"OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"third", "fourth"}
+
+
 def test_every_option_that_the_readme_names_exists():
     from click.testing import CliRunner
 
@@ -65,5 +86,7 @@ def test_every_option_that_the_readme_names_exists():
         CliRunner().invoke(main, [*command, "--help"]).output
         for command in ([], ["train"], ["eval"], ["bench"], ["data", "synth"], ["data", "check"], ["data", "stats"])
     )
-    for option in set(re.findall(r"--[a-z][a-z-]+", README)):
+    # Options of torchrun and SLURM, and --run-path, which is torchrun's.
+    others = {"--standalone", "--nproc-per-node", "--ntasks-per-node", "--run-path"}
+    for option in set(re.findall(r"--[a-z][a-z-]+", README)) - others:
         assert option in text

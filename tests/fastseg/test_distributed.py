@@ -1,10 +1,15 @@
 """Devices and precision: what is chosen, and what is said of it."""
 
+import os
+
 import pytest
 import torch
 
+from fastseg import distributed
+from fastseg.config import Runtime
 from fastseg.distributed import check_gpus, choose_device, choose_dtype
-from fastseg.errors import UsageError
+from fastseg.errors import FastsegError, UsageError
+from fastseg.place import place, slurm_meeting_point
 
 
 @pytest.mark.parametrize(
@@ -56,3 +61,78 @@ def test_too_few_gpus_are_counted(monkeypatch):
     check_gpus(4)
     with pytest.raises(UsageError, match="--gpus 8: torch sees 4 usable NVIDIA GPUs here; use --gpus 4"):
         check_gpus(8)
+
+
+SRUN = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "2"}
+SRUN |= {"SLURM_STEP_TASKS_PER_NODE": "2(x3),1(x2)", "SLURM_STEP_NODELIST": "gpu[07-09,12],big1", "SLURM_JOB_ID": "421"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """environment({...}) replaces what launchers say in the environment."""
+
+    def replace(variables: dict[str, str]) -> None:
+        for name in list(os.environ):
+            if name.startswith(("SLURM", "MASTER", "TORCHELASTIC")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+                monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return replace
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, (3, 4, 1, 2, False)),
+        (SRUN, (5, 8, 1, 2, True)),
+        (SRUN | {"SLURM_PROCID": "7", "SLURM_LOCALID": "0", "SLURM_NODEID": "4"}, (7, 8, 0, 1, True)),
+        # One task, and a batch script of eight, which no srun has started.
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "421"}, None),
+        # torchrun within a task knows better.
+        (SRUN | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, (0, 2, 0, 2, False)),
+    ],
+)
+def test_the_launchers_variables_give_the_place(environment, variables, expected):
+    environment(variables)
+    assert place() == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("gpu[07-09,12],big1", "gpu07"), ("n1", "n1"), ("a-b-3,c", "a-b-3"), ("x[1,3]", "x1")]
+)
+def test_slurm_tasks_meet_on_the_first_node(environment, nodes, first):
+    environment(SRUN | {"SLURM_STEP_NODELIST": nodes})
+    found = slurm_meeting_point()
+    assert found["MASTER_ADDR"] == first
+    assert 20000 <= int(found["MASTER_PORT"]) < 40000
+    environment(SRUN | {"MASTER_ADDR": "here", "MASTER_PORT": "1"})
+    assert slurm_meeting_point() == {}
+
+
+def test_a_slurm_task_that_sees_one_gpu_uses_it(environment, monkeypatch):
+    environment(SRUN)
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", seen.append)
+    monkeypatch.setattr(distributed, "_meet", lambda mine, device, timeout: (mine.rank, device, timeout))
+    world, _ = distributed.join(Runtime(collective_timeout=7))
+    assert world == (5, torch.device("cuda:0"), 7)
+    assert seen == [torch.device("cuda:0")]
+    environment({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
+    with pytest.raises(UsageError, match="2 processes on this machine, but 1 GPUs: use fewer"):
+        distributed.join(Runtime())
+
+
+def test_several_gpus_without_nccl_are_refused_in_one_line(environment, monkeypatch):
+    environment({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    with pytest.raises(FastsegError, match=r"^several GPUs need NCCL, and this torch was built without it: ") as error:
+        distributed.join(Runtime())
+    assert "\n" not in str(error.value)

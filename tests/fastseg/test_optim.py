@@ -31,8 +31,8 @@ def rates_of_torch(make, lr: float, steps: int) -> list[float]:
     return found
 
 
-def rates(steps: int, **options) -> list[float]:
-    rate = schedule(Train(**options), steps)
+def rates(steps: int, batch: int = 4, **options) -> list[float]:
+    rate = schedule(Train(**options), steps, batch)
     return [rate(step) for step in range(steps)]
 
 
@@ -43,6 +43,25 @@ def test_one_cycle_is_torchs(steps, warmup, lr):
     options = {"total_steps": steps, "pct_start": warmup, "cycle_momentum": False}
     wanted = rates_of_torch(lambda o: lr_scheduler.OneCycleLR(o, lr, **options), lr, steps)
     assert rates(steps, schedule="one-cycle", lr=lr, warmup=warmup) == pytest.approx(wanted, rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("none", 1.0), ("linear", 8.0), ("sqrt", 8.0**0.5)])
+def test_a_rate_scaled_for_a_batch_of_32_grows_over_five_epochs(scaling, factor):
+    # Goyal et al. 2017: from lr to lr x 32 / 4, in equal steps over the first 5 of 10 epochs of 4 steps.
+    found = rates(40, 32, lr=0.1, epochs=10, lr_batch=4, lr_scaling=scaling)
+    assert found[0] == pytest.approx(0.1)
+    assert found[10] == pytest.approx(0.1 * (1 + factor) / 2)
+    assert found[20:] == pytest.approx([0.1 * factor] * 20)
+
+
+def test_a_scaled_cycle_needs_no_other_warm_up():
+    options = {"schedule": "one-cycle", "lr": 0.1, "epochs": 10, "lr_scaling": "linear"}
+    assert rates(40, 16, **options) == pytest.approx([4 * rate for rate in rates(40, 4, **options)])
+
+
+def test_a_scaled_rate_drops_with_its_schedule():
+    found = rates(8, 8, schedule="step", lr=1.0, epochs=8, step_epochs=4, lr_scaling="linear", lr_warmup_epochs=0)
+    assert found == pytest.approx([2.0] * 4 + [0.2] * 4)
 
 
 def test_one_cycle_starts_peaks_and_ends_as_published():

@@ -138,6 +138,15 @@ def test_stopped_early(run: Path) -> None:
     assert "Stopped at step 20 of 40" in words(page(run, START, train(20), end(20)))
 
 
+def test_stopped_by_a_signal(run: Path) -> None:
+    stopped = {"event": "stopped", "step": 22, "time": "2026-01-02T04:00:00+00:00", "signal": "SIGUSR1"}
+    seen = words(page(run, START, train(20), stopped))
+    assert "Stopped at step 22 of 40" in seen
+    assert "SIGUSR1 ended it, all is saved" in seen
+    resumed = START | {"step": 22, "time": "2026-01-03T00:00:00+00:00"}
+    assert "Running at step 24 of 40" in words(page(run, START, train(20), stopped, resumed, train(24)))
+
+
 def test_a_killed_run_is_not_called_running(run: Path) -> None:
     page(run, START, train(20))
     long_ago = time.time() - 3600

@@ -61,6 +61,9 @@ def test_a_run_does_not_write_into_what_is_there(tmp_path):
         ("runtime.loader", "torchvision"),
         ("runtime.threads", 2),
         ("runtime.log_every", 1),
+        ("train.accumulate", 2),
+        ("train.checkpoint_steps", 10),
+        ("runtime.collective_timeout", 9),
     ],
 )
 def test_a_run_that_goes_on_may_change_its_length_and_its_machine(tmp_path, key, value):
@@ -74,6 +77,7 @@ def test_a_run_that_goes_on_may_change_its_length_and_its_machine(tmp_path, key,
     ("changes", "named"),
     [
         ({"train.lr": 0.1}, ["train.lr"]),
+        ({"train.batch": 8, "train.global_batch": 8}, ["train.batch", "train.global_batch"]),
         ({"runtime.seed": 1, "data.size": "32x48", "train.epochs": 2}, ["data.size", "runtime.seed"]),
         ({"model.depth": 3, "runtime.dtype": "bf16"}, ["model.depth", "runtime.dtype"]),
     ],

@@ -13,11 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastseg import checkpoint, runs, training
 from fastseg import config as configs
-from fastseg import runs, training
-from fastseg.checkpoint import read
+from fastseg.checkpoint import Writer, read
 from fastseg.config import Config
-from fastseg.errors import FastsegError, UsageError
+from fastseg.errors import FastsegError, StoppedError, UsageError
 from fastseg.evaluation import evaluate
 from fastseg.job import Job, set_up
 from fastseg.metrics import Scores
@@ -302,6 +302,8 @@ def test_a_run_that_exists_is_never_overwritten(street, tmp_path):
         ({"data__path": "/nowhere"}, "/nowhere: no folder"),
         ({"data__split_scheme": "segnet"}, "no name is in SegNet's published lists"),
         ({"model__depth": 6}, "model.depth 6: from 1 to 5"),
+        ({"train__global_batch": 5, "train__accumulate": 2}, "train.global_batch: 5 images cannot be shared out to 1"),
+        ({"runtime__sync_bn": True, "runtime__device": "cpu"}, "--sync-bn: torch synchronises batch norm between GPUs"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(street, tmp_path, changes, message):
@@ -320,3 +322,64 @@ def test_changed_training_data_is_refused_on_resume(tmp_path):
     config, _ = runs.reopen(tmp_path / "run", lambda old: configs.override(old, {"train.epochs": 2}))
     with pytest.raises(FastsegError, match=r"training images of .* have changed"):
         train(config, tmp_path / "run", resume=True)
+
+
+def test_the_global_batch_sets_the_batch(street, tmp_path):
+    train(tiny(street, train__global_batch=4, train__accumulate=2, train__epochs=1), tmp_path / "run")
+    (start,) = events(tmp_path / "run", "start")
+    assert (start["batch"], start["total_steps"]) == (4, 2)  # 8 images
+
+
+def test_a_signal_between_two_log_lines_loses_no_loss(street, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(tiny(street, runtime__log_every=4), whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "optimise", signalled(signal.SIGUSR1, at=2))
+        with pytest.raises(StoppedError, match="SIGUSR1: saved after step 3; go on with: fastseg train --resume"):
+            train(tiny(street, runtime__log_every=4), parts)
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    assert [event["step"] for event in events(parts, "stopped")] == [3]
+    config, _ = runs.reopen(parts, lambda old: old)
+    train(config, parts, resume=True)
+    assert same_bits(whole, parts)
+    assert [(e["step"], e["loss"]) for e in events(parts, "train")] == [
+        (e["step"], e["loss"]) for e in events(whole, "train")
+    ]
+
+
+def signalled(number: int, at: int):
+    """`optimise` that gets a signal in step `at`, counted from 0, and a second one at once: they count as one."""
+
+    def step(job, batch, lr):
+        if job.step == at:
+            for _ in range(2):
+                os.kill(os.getpid(), number)
+        return optimise(job, batch, lr)
+
+    return step
+
+
+def test_a_checkpoint_inside_an_epoch_is_written_at_its_steps(street, tmp_path, monkeypatch):
+    seen = []
+    submit = Writer.submit
+
+    def watched(writer, path, state):
+        seen.append((path.name, state["step"], state["since"]))
+        submit(writer, path, state)
+
+    monkeypatch.setattr(Writer, "submit", watched)
+    train(tiny(street, train__epochs=2, train__checkpoint_steps=3), tmp_path / "run")
+    # 8 steps; a checkpoint is asked for after 3 and 6, and log lines stand at 2, 4, 6, 8.
+    assert seen == [("last.pt", 3, 2), ("last.pt", 6, 6)]
+    seen.clear()
+    train(tiny(street, train__epochs=1, train__checkpoint_minutes=1e-9), tmp_path / "other")
+    assert seen == [("last.pt", 1, 0), ("last.pt", 2, 2), ("last.pt", 3, 2)]
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(street, tmp_path, monkeypatch):
+    def full(path, state):
+        raise FastsegError(f"{path} could not be written (disk full)")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(FastsegError, match=r"last\.pt could not be written"):
+        train(tiny(street, train__checkpoint_steps=1), tmp_path / "run")
