@@ -157,12 +157,15 @@ def loop(job: Job, run: Path, log: RunLog, wishes: Wishes) -> None:
         if finished(job):
             wishes.settle()
             return
-        asked, save = wishes.after_step(checkpoint_due(train, job.step, time.perf_counter() - saved))
+        # One clock decides, when it wishes and not when that is done: else the next step would wish for it again.
+        due = world.is_main and checkpoint_due(train, job.step, time.perf_counter() - saved)
+        if due:
+            saved = time.perf_counter()
+        asked, save = wishes.after_step(due)
         if asked:
             stop(job, run, log, asked)
         if save:
-            capture(job, run)
-            saved = time.perf_counter()
+            capture(job, run, log)
         before = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - before
@@ -174,18 +177,19 @@ def checkpoint_due(train: Train, step: int, seconds: float) -> bool:
     return (steps > 0 and step % steps == 0) or 0 < 60 * minutes <= seconds
 
 
-def capture(job: Job, run: Path) -> None:
+def capture(job: Job, run: Path, log: RunLog) -> None:
     """Write last.pt between two validations, while training goes on."""
     job.world.sync_buffers(job.model)
     losses = job.world.gather(float(job.loss))
     refuse_divergence(job, sum(losses))
     if job.world.is_main:
         job.writer.submit(runs.last_checkpoint(run), state_of(job, losses=losses))
+    log.event("checkpoint", job.step)
 
 
 def stop(job: Job, run: Path, log: RunLog, number: int) -> None:
     """Save and end, as a signal asked."""
-    capture(job, run)
+    capture(job, run, log)
     job.writer.join()
     name = signal.Signals(number).name
     log.event("stopped", job.step, time=now(), signal=name)
