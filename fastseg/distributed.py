@@ -295,6 +295,7 @@ def launch(
         signals_to_handle=SIGNALS_TO_WORKERS,
         shutdown_timeout=60,
     )
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces of connections that ended
     # torch's agents share one store among all starts of the workers, with the addresses of the processes before in it.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with tempfile.TemporaryDirectory(prefix="fastseg-") as folder:

@@ -63,8 +63,9 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> dict[str,
     log = prepare_log(job, run)
     try:
         if not finished(job):
-            log.start(job.step, start_block(job, run), **start_event(job))
             with job.world.named_failures(), Wishes(job.world) as wishes:
+                job.world.barrier()  # from the start line on, a signal to any of them saves
+                log.start(job.step, start_block(job, run), **start_event(job))
                 loop(job, run, log, wishes)
         img_per_s = job.step * job.plan.batch / job.train_seconds if job.train_seconds else None
         figures = {"best_miou": job.best_miou, "train_seconds": job.train_seconds, "img_per_s": img_per_s}
