@@ -1,5 +1,6 @@
 """The command line: each command parses, calls one function and prints. Heavy imports happen inside commands."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -97,7 +98,7 @@ def main(debug: bool) -> None:
     """Train SegNet on CamVid-like data as fast as the machine allows.
 
     First steps: `fastseg train --data synth --recipe fast --size 48x72`, then `fastseg report RUN`.
-    Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 wrong use, 75 saved and stopped by a signal, 128 + N ended at once by signal N.
     """
 
 
@@ -211,6 +212,95 @@ def stats(path: str, split_name: str, split_scheme: str, weighting: str, seed: i
         )
 
 
+@data.command()
+@data_path
+@click.option("--cache-dir", required=True, help="Folder for the decoded data; `fastseg train --cache-dir` finds it.")
+@click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
+@click.option("--split-scheme", default="auto", show_default=True, help="auto, segnet, random-60-40 or video.")
+@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@click.option("--unknown-colours", default="error", show_default=True, help="error or void.")
+@click.option("--verify", is_flag=True, help="Decode what is there too, and compare.")
+@as_json
+def prepare(path: str, cache_dir: str, verify: bool, as_json: bool, **options: Any) -> None:
+    """Decode and resize the train and val splits of the data set at PATH once, for all runs that follow."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from fastseg.inputs import reading
+    from fastseg.pipelines.cache import prepare as prepare_split
+    from fastseg.pipelines.prepared import key_of, shape_of
+    from fastseg.pipelines.source import choose_loader, make_tier
+
+    rows: list[dict[str, Any]] = []
+    with Progress(console=Console(stderr=True)) as progress:
+        for split, spec in reading(path, cache_dir=cache_dir, **options).items():
+            shape = shape_of(spec, resize_labels=True)
+            assert shape is not None  # labels of one size
+            advance = functools.partial(progress.advance, progress.add_task(split, total=len(spec.pairs)))
+            inner, _ = choose_loader("auto", dataclasses.replace(spec, cache_dir=""))
+            wrong = prepare_split(spec, make_tier(inner, spec), verify=verify, done=advance)
+            folder = Path(cache_dir) / key_of(spec, shape)
+            mended = [spec.pairs[index].stem for index in wrong]
+            counts = {"pairs": len(spec.pairs), "bytes": shape.nbytes}
+            rows.append({"split": split, **counts, "folder": str(folder), "mended": mended})
+    if as_json:
+        print_json({"splits": rows})
+        return
+    for row in rows:
+        note = f"; wrong, and mended: {', '.join(row['mended'])}" if row["mended"] else ""
+        click.echo(f"{row['split']:<6} {row['pairs']} pairs, {row['bytes'] / 1e6:.0f} MB, {row['folder']}{note}")
+
+
+@data.command()
+@data_path
+@click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
+@click.option("--split", default="val", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@as_json
+def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
+    """Compare what this machine's tiers make of the data set at PATH, stage by stage, with the torchvision tier."""
+    from fastseg.inputs import reading
+    from fastseg.pipelines.parity import BATCH, parity
+    from fastseg.pipelines.plan import Plan
+
+    spec = reading(path, splits=(split,), **options)[split]
+    plan = Plan(num_samples=len(spec.pairs), batch=BATCH, seed=0, mirror=True, max_shift=(10, 10))
+    rows = parity(spec, plan)
+    if as_json:
+        print_json({"reference": "torchvision", "images": len(spec.pairs), "rows": rows})
+        return
+    click.echo(f"{len(spec.pairs)} images of {split}, against torchvision:")
+    click.echo(f"{'tier':<6} {'stage':<8} {'image, of 255':>14} {'label pixels':>24}")
+    for row in rows:
+        if "skipped" in row:
+            click.echo(f"{row['tier']:<6} not here: {row['skipped']}")
+        else:
+            labels = f"{row['labels_off']:,} of {row['labels']:,} differ"
+            click.echo(f"{row['tier']:<6} {row['stage']:<8} {row['image_difference']:>14.3f} {labels:>24}")
+
+
+@data.command()
+@data_path
+@click.option("--out", type=click.Path(path_type=Path), default="preview.png", show_default=True)
+@click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
+@click.option("--images", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the sample plan.")
+def preview(path: str, out: Path, images: int, seed: int, **options: Any) -> None:
+    """Save a sheet of training samples of the data set at PATH as the network sees them, with their labels."""
+    from fastseg.inputs import reading
+    from fastseg.overlays import write_sheet
+    from fastseg.pipelines.plan import Plan
+    from fastseg.pipelines.source import TrainSource, choose_loader
+
+    spec = reading(path, splits=("train",), seed=seed, **options)["train"]
+    plan = Plan(num_samples=len(spec.pairs), batch=images, seed=seed, mirror=True, max_shift=(10, 10))
+    source = TrainSource(spec, plan, choose_loader("auto", spec)[0])
+    batch = next(iter(source))
+    source.check()
+    write_sheet(out, batch, spec, columns=min(4, images))
+    click.echo(f"{out}: the first {images} samples of a run with seed {seed}")
+
+
 # Training and what follows from it
 
 
@@ -219,7 +309,8 @@ def run_options(command: Command) -> Command:
     options = (
         click.option("--device", help="auto, cpu or cuda."),
         click.option("--dtype", help="auto, bf16, fp16 or fp32."),
-        click.option("--loader", help="auto, dali or torchvision."),
+        click.option("--loader", help="auto, dali, cache or torchvision."),
+        click.option("--cache-dir", help="Folder that keeps decoded data from run to run."),
         click.option(
             "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any configuration key, such as train.clip=5."
         ),
@@ -300,7 +391,8 @@ def train(
 
     sections = {"size": "data", "split_scheme": "data", "unknown_colours": "data", "init": "model"}
     sections |= dict.fromkeys(("epochs", "batch", "global_batch", "lr"), "train")
-    sections |= dict.fromkeys(("seed", "device", "dtype", "loader", "sync_bn", "deterministic"), "runtime")
+    sections |= dict.fromkeys(("seed", "device", "dtype", "loader", "cache_dir"), "runtime")
+    sections |= dict.fromkeys(("sync_bn", "deterministic"), "runtime")
     flags = {f"{sections[name]}.{name}": value for name, value in options.items()}
     if amp is not None and options["dtype"] is None:
         flags["runtime.dtype"] = "auto" if amp else "fp32"

@@ -126,8 +126,11 @@ class Runtime(_Checked):
     device: str = _option("auto", "auto is cuda where there is a GPU", ("auto", "cpu", "cuda"))
     dtype: str = _option("fp32", "auto is the fastest that the device does well", ("auto", "bf16", "fp16", "fp32"))
     loader: str = _option(
-        "auto", "what decodes: auto is DALI where it reads the files", ("auto", "dali", "torchvision")
+        "auto",
+        "where batches come from: auto is cache where the data fits into memory, else dali where it reads the files",
+        ("auto", "dali", "cache", "torchvision"),
     )
+    cache_dir: str = _option("", "folder that keeps decoded data from run to run; empty: memory, for this run")
     kernels: str = _option(
         "auto", "operators between convolutions: auto is fused on a GPU that runs Triton", ("auto", "fused", "torch")
     )

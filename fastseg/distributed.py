@@ -273,6 +273,7 @@ def launch(
     Raises:
         FastsegError: a process failed too often (it has said why), or the machines did not meet.
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
@@ -282,24 +283,25 @@ def launch(
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=nodes,
-        max_nodes=nodes,
-        nproc_per_node=processes,
-        run_id="fastseg",
-        rdzv_backend="c10d",
-        rdzv_endpoint=endpoint or "localhost:0",
-        rdzv_configs={"join_timeout": timeout, "read_timeout": min(timeout, 60)},
-        max_restarts=RESTARTS,
-        monitor_interval=0.5,
-        signals_to_handle=SIGNALS_TO_WORKERS,
-        shutdown_timeout=60,
-    )
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces of connections that ended
     # torch's agents share one store among all starts of the workers, with the addresses of the processes before in it.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with tempfile.TemporaryDirectory(prefix="fastseg-") as folder:
         os.environ[LAUNCHER] = folder
+        config = LaunchConfig(
+            min_nodes=nodes,
+            max_nodes=nodes,
+            nproc_per_node=processes,
+            run_id="fastseg",
+            rdzv_backend="c10d",
+            rdzv_endpoint=endpoint or "localhost:0",
+            rdzv_configs={"join_timeout": timeout, "read_timeout": min(timeout, 60)},
+            max_restarts=RESTARTS,
+            monitor_interval=0.5,
+            signals_to_handle=SIGNALS_TO_WORKERS,
+            shutdown_timeout=60,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
         _end_at_the_second_signal(folder)
         if endpoint is not None:
             _refuse_foreign_server(endpoint)

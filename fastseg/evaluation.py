@@ -126,7 +126,7 @@ def evaluate(
             f"({', '.join(state['classes'])})"
         )
     spec = make_spec(config, dataset, splits, split, device=world.device, dtype=dtype)
-    loader, _ = choose_loader(config.runtime.loader, spec)
+    loader, _ = choose_loader(config.runtime.loader, spec, resize_labels=at == "network")
     kernels, _ = launch.choose(config.runtime.kernels, world.device)
     network = checkpoints.build_model(state).to(world.device)
     network.fused = kernels == "fused"

@@ -2,11 +2,13 @@
 
 import torch
 
+from fastseg import config as configs
 from fastseg import data
 from fastseg.config import Config
 from fastseg.data.headers import read_headers
 from fastseg.data.layouts import Dataset, find
 from fastseg.data.split import Splits, apply
+from fastseg.distributed import join
 from fastseg.errors import FastsegError
 from fastseg.pipelines.source import Spec
 
@@ -46,4 +48,32 @@ def make_spec(
         dtype=dtype,
         threads=threads,
         unknown_void=config.data.unknown_colours == "void",
+        cache_dir=config.runtime.cache_dir,
     )
+
+
+def reading(
+    path: str,
+    *,
+    size: str,
+    splits: tuple[str, ...] = ("train", "val"),
+    device: str = "cpu",
+    split_scheme: str = "auto",
+    seed: int = 0,
+    unknown_colours: str = "error",
+    cache_dir: str = "",
+) -> dict[str, Spec]:
+    """What to read of each split that is there, for commands that look at data and train nothing.
+
+    Raises:
+        FastsegError: no such data set or none of the splits, or a file that is unreadable.
+    """
+    changes = {"data.path": path, "data.size": size, "data.split_scheme": split_scheme, "runtime.seed": seed}
+    changes |= {"data.unknown_colours": unknown_colours, "runtime.cache_dir": cache_dir, "runtime.device": device}
+    config = configs.override(Config(), changes, "data")
+    world, _ = join(config.runtime)
+    dataset, found = open_data(config)
+    wanted = [split for split in splits if found.get(split)] or list(splits)
+    return {
+        split: make_spec(config, dataset, found, split, device=world.device, dtype=torch.float32) for split in wanted
+    }

@@ -84,7 +84,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
     dtype, dtype_why = choose_dtype(runtime.dtype, device.type)
     dataset, splits = open_data(config)
     spec, val_spec = (make_spec(config, dataset, splits, s, device=device, dtype=dtype) for s in ("train", "val"))
-    loader, loader_why = choose_loader(runtime.loader, spec)
+    loader, loader_why = choose_loader(runtime.loader, spec, epochs=True)
     plan = make_plan(config, len(spec.pairs), world.size)
     # What was batch x processes becomes a number: the run keeps its batches when it goes on with other processes.
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch=plan.batch))
@@ -106,7 +106,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
         spec=spec,
         loader=loader,
         val_spec=val_spec,
-        val_loader=choose_loader(runtime.loader, val_spec)[0],
+        val_loader=choose_loader(runtime.loader, val_spec, epochs=True, resize_labels=False)[0],
         plan=plan,
         weights=torch.tensor(weights, dtype=torch.float32, device=device),
         model=model,

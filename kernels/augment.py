@@ -31,6 +31,44 @@ def torch_augment(
     return ((images.float() - mean_3) / std_3).to(dtype).permute(0, 3, 1, 2), labels
 
 
+def augment_by_slices(
+    images_NHWC: torch.Tensor,
+    labels_NHW: torch.Tensor,
+    samples_B4: torch.Tensor,
+    mean_3: torch.Tensor,
+    std_3: torch.Tensor,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `augment`, on a CPU: sample by sample, with whole windows instead of a gather per pixel.
+
+    Pixels are read once as uint8 and turned into fp32 where they are to stay; rows of 3 W values keep the inner loops
+    long, where 3 channels would make them short.
+    """
+    batch, (height, width) = len(samples_B4), labels_NHW.shape[1:]
+    images = torch.empty(batch, height, 3 * width, dtype=dtype)
+    labels = torch.empty(batch, height, width, dtype=torch.uint8)
+    scratch = None if dtype == torch.float32 else torch.empty(height, 3 * width)
+    mean, std = mean_3.repeat(width), std_3.repeat(width)
+    black = (0 - mean).div_(std)
+    for position, (index, mirror, dy, dx) in enumerate(samples_B4.tolist()):
+        image, label = images_NHWC[index], labels_NHW[index]
+        if mirror:
+            image, label = image.flip(1), label.flip(1)
+        out, moved = images[position] if scratch is None else scratch, labels[position]
+        top, bottom, left, right = max(dy, 0), height + min(dy, 0), max(dx, 0), width + min(dx, 0)
+        if (top, bottom, left, right) != (0, height, 0, width):
+            out.copy_(black)
+            moved.fill_(VOID)
+        if top < bottom and left < right:
+            columns = slice(3 * left, 3 * right)
+            source = image.view(height, 3 * width)[top - dy : bottom - dy, 3 * (left - dx) : 3 * (right - dx)]
+            out[top:bottom, columns].copy_(source).sub_(mean[columns]).div_(std[columns])
+            moved[top:bottom, left:right] = label[top - dy : bottom - dy, left - dx : right - dx]
+        if scratch is not None:
+            images[position].copy_(scratch)
+    return images.view(batch, height, width, 3).permute(0, 3, 1, 2), labels
+
+
 @torch.library.custom_op("fastseg::augment", mutates_args=())
 def augment(
     images_NHWC: torch.Tensor,

@@ -5,6 +5,7 @@ decoder and everything after it on the GPU; `device="cpu"` is the same graph wit
 """
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from fastseg.data.classes import VOID, ClassMap
 from fastseg.data.decode import decode_image
 from fastseg.errors import FastsegError
 from fastseg.pipelines.plan import BatchPlan, Plan
+from fastseg.pipelines.source import normalise
 
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec
@@ -187,13 +189,24 @@ class DaliTier:
         for step in itertools.count(start):
             near = (plan.shard(s, rank, world).indices for s in range(step, step + PREFETCH + 2))
             images, labels = self._run(pipe, near)
-            yield torch.from_dlpack(images.as_tensor()), torch.from_dlpack(labels.as_tensor())[..., 0]
+            pixels = torch.from_dlpack(images.as_tensor())
+            yield normalise(pixels, self.spec.dtype), torch.from_dlpack(labels.as_tensor())[..., 0]
 
-    def evaluate(
-        self, batches: list[np.ndarray], *, resize_labels: bool
+    def decode(
+        self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool
     ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
-        parts = (BatchPlan(i, np.zeros(len(i), bool), np.zeros((len(i), 2), np.int32)) for i in batches)
-        pipe = self.build(parts, len(batches[0]), augment=False, with_resized_labels=resize_labels)
-        for position in range(len(batches)):
-            images, labels = self._run(pipe, batches[position : position + PREFETCH + 2])
+        in_flight: deque[np.ndarray] = deque()
+
+        def parts() -> Iterator[BatchPlan]:
+            for indices in batches:
+                in_flight.append(indices)
+                yield BatchPlan(indices, np.zeros(len(indices), bool), np.zeros((len(indices), 2), np.int32))
+
+        pipe = self.build(parts(), most, augment=False, with_resized_labels=resize_labels)
+        while True:
+            try:
+                images, labels = self._run(pipe, in_flight)
+            except StopIteration:
+                return
+            in_flight.popleft()
             yield torch.from_dlpack(images.as_tensor()), [torch.from_dlpack(label)[..., 0] for label in labels]

@@ -4,8 +4,9 @@ Pillow decodes (it gives palette and 16-bit labels as they are), `resize` resize
 threads work ahead by two batches; decoding leaves Python's lock.
 """
 
+import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from fastseg.data.classes import VOID
 from fastseg.data.decode import decode_image, decode_label
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.resize import resize_image, resize_label
+from fastseg.pipelines.source import normalise
 
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec
@@ -63,15 +65,15 @@ class TorchvisionTier:
                     ahead.append([pool.submit(self._augmented, *s) for s in zip(*vars(part).values(), strict=True)])
                     step += 1
                 images, labels = zip(*(future.result() for future in ahead.popleft()), strict=True)
-                yield torch.stack(images).to(device), torch.stack(labels).to(device)
+                yield normalise(torch.stack(images).to(device), self.spec.dtype), torch.stack(labels).to(device)
 
-    def evaluate(
-        self, batches: list[np.ndarray], *, resize_labels: bool
+    def decode(
+        self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool
     ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
         device = self.spec.device
         with ThreadPoolExecutor(self.spec.threads) as pool:
             ahead: deque[list[Future]] = deque()
-            for indices in [*batches, *[np.array([], int)] * BATCHES_AHEAD]:
+            for indices in itertools.chain(batches, [np.array([], int)] * BATCHES_AHEAD):
                 ahead.append([pool.submit(self._sample, int(i), resize_labels) for i in indices])
                 if len(ahead) > BATCHES_AHEAD:
                     images, labels = zip(*(future.result() for future in ahead.popleft()), strict=True)

@@ -2,13 +2,14 @@
 
     for batch in train_source(spec, plan): batch.images, batch.labels, batch.indices
 
-Whatever the tier, uint8 pixels come out of it (mirrored and moved for training), and `normalise` below makes the
-network's input from them on the training device: one definition for all tiers, in fp32, cast once. (DALI could
-normalise in its graph, but has no bf16, and uint8 is a quarter of the bytes to move.)
+Whatever the tier, pixels stay uint8 until the last step, which `normalise` below defines for all tiers: in fp32, cast
+once, on the training device. (DALI could normalise in its graph, but has no bf16, and uint8 is a quarter of the bytes
+to move.)
 """
 
+import dataclasses
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -22,7 +23,7 @@ from fastseg.data.layouts import Pair
 from fastseg.errors import FastsegError, UsageError
 from fastseg.pipelines.plan import Plan, in_order
 
-LOADERS = ("auto", "dali", "torchvision")
+LOADERS = ("auto", "dali", "cache", "torchvision")
 
 # ImageNet's mean and standard deviation in 0..255, as torchvision's VGG weights expect their input.
 MEAN = (123.675, 116.28, 103.53)
@@ -57,6 +58,7 @@ class Spec:
     dtype: torch.dtype
     threads: int
     unknown_void: bool = False
+    cache_dir: str = ""
 
     @property
     def unknown(self) -> int:
@@ -70,23 +72,35 @@ class Spec:
 
 
 class Tier(Protocol):
-    """A way to get pixels: uint8 images [B, H, W, 3] and labels on the device, for batch after batch."""
+    """A way to get pixels onto the device."""
 
-    def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+    def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Normalised images [B, 3, H, W], mirrored and moved, and labels uint8[B, H, W], for step after step."""
 
-    def evaluate(
-        self, batches: list[np.ndarray], *, resize_labels: bool
-    ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]: ...
+    def decode(
+        self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool
+    ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
+        """uint8 images [B, H, W, 3] and labels uint8[h, w] of samples by index, at most `most` at a time."""
 
 
-def choose_loader(requested: str, spec: Spec) -> tuple[str, str]:
+def choose_loader(requested: str, spec: Spec, *, epochs: bool = False, resize_labels: bool = True) -> tuple[str, str]:
     """The tier to use and why.
+
+    Args:
+        epochs: the split is read many times, so that keeping it pays.
+        resize_labels: labels are wanted at the network's size.
 
     Raises:
         UsageError: the requested tier does not exist or cannot read these files.
     """
     if requested not in LOADERS:
         raise UsageError(f"--loader {requested}: choose one of {', '.join(LOADERS)}")
+    if requested == "cache" or (requested == "auto" and (epochs or spec.cache_dir)):
+        from fastseg.pipelines.cache import find_room
+
+        fits, where = find_room(spec, resize_labels=resize_labels)
+        inner, why = choose_loader("auto", dataclasses.replace(spec, cache_dir=""))
+        return ("cache", f"{where}, filled by {inner}") if fits else (inner, f"no cache, since {where}; {why}")
     if requested == "torchvision":
         return requested, "as asked"
     missing = importlib.util.find_spec("nvidia.dali") is None if importlib.util.find_spec("nvidia") else True
@@ -105,19 +119,25 @@ def make_tier(loader: str, spec: Spec) -> Tier:
         from fastseg.pipelines.dali import DaliTier
 
         return DaliTier(spec)
+    if loader == "cache":
+        from fastseg.pipelines.cache import CacheTier
+
+        decoding = dataclasses.replace(spec, device=torch.device("cpu"), cache_dir="")
+        return CacheTier(spec, make_tier(choose_loader("auto", decoding)[0], decoding))
     from fastseg.pipelines.reference import TorchvisionTier
 
     return TorchvisionTier(spec)
 
 
 @lru_cache
-def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """MEAN and STD as float32[3] on a device."""
     return torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
 
 
 def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> (x - MEAN) / STD as `dtype` [B, 3, H, W] in channels-last memory."""
-    mean, std = _mean_and_std(images_BHWC.device)
+    mean, std = mean_and_std(images_BHWC.device)
     out = (images_BHWC.to(torch.float32) - mean).div_(std).to(dtype)
     return out.permute(0, 3, 1, 2)
 
@@ -143,9 +163,9 @@ class TrainSource:
     def __iter__(self) -> Iterator[Batch]:
         pixels = make_tier(self.loader, self.spec).train(self.plan, self.start, self.rank, self.world)
         for step, (images, labels) in enumerate(pixels, self.start):
-            self._unknown += (labels == UNKNOWN).sum()
-            indices = self.plan.shard(step, self.rank, self.world).indices
-            yield Batch(normalise(images, self.spec.dtype), labels, indices)
+            if self.loader != "cache":  # it has looked, when it decoded them
+                self._unknown += (labels == UNKNOWN).sum()
+            yield Batch(images, labels, self.plan.shard(step, self.rank, self.world).indices)
 
     def check(self) -> None:
         """Raise FastsegError, naming the files, if a label so far held a value outside the class map."""
@@ -156,7 +176,7 @@ class TrainSource:
 def evaluation_batches(spec: Spec, loader: str, batch: int, *, resize_labels: bool) -> Iterator[EvaluationBatch]:
     """Each sample once, in order; the last batch may be short. Labels keep their own size unless `resize_labels`."""
     batches = in_order(len(spec.pairs), batch)
-    pixels = make_tier(loader, spec).evaluate(batches, resize_labels=resize_labels)
+    pixels = make_tier(loader, spec).decode(batches, batch, resize_labels=resize_labels)
     unknown = torch.zeros((), dtype=torch.int64, device=spec.device)
     for indices, (images, labels) in zip(batches, pixels, strict=True):
         for label in labels:

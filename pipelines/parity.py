@@ -1,0 +1,62 @@
+"""Do the tiers of this machine see the same? Their pixels and labels side by side, stage by stage."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from fastseg.errors import UsageError
+from fastseg.pipelines.plan import Plan
+from fastseg.pipelines.source import STD, Spec, TrainSource, choose_loader, evaluation_batches
+
+REFERENCE = "torchvision"
+TIERS = ("dali", "cache")
+BATCH = 4
+
+Pixels = tuple[np.ndarray, list[np.ndarray]]
+
+
+def parity(spec: Spec, plan: Plan) -> list[dict]:
+    """One row per tier and stage: how far it is from the torchvision tier, in counts of 255 and in label pixels.
+
+    Stages: `decode` at the files' own size, `resize` at the network's, `augment` as in training, by the same plan.
+    """
+    rows: list[dict] = []
+    own = {header.image_size for header in spec.headers}
+    for tier in TIERS:
+        try:
+            found, why = choose_loader(tier, spec)
+        except UsageError as error:
+            rows.append({"tier": tier, "skipped": str(error)})
+            continue
+        if found != tier:
+            rows.append({"tier": tier, "skipped": why})
+            continue
+        for stage in ("decode", "resize", "augment"):
+            if stage == "decode" and len(own) > 1:
+                continue
+            seen = dataclasses.replace(spec, size=next(iter(own))) if stage == "decode" else spec
+            pairs = zip(batches(seen, plan, tier, stage), batches(seen, plan, REFERENCE, stage), strict=True)
+            images, labels, pixels = 0.0, 0, 0
+            for (image, label), (wanted_image, wanted_label) in pairs:
+                images = max(images, float(np.abs(image - wanted_image).max()))
+                labels += sum(int((a != b).sum()) for a, b in zip(label, wanted_label, strict=True))
+                pixels += sum(part.size for part in label)
+            rows.append(
+                {"tier": tier, "stage": stage, "image_difference": images, "labels_off": labels, "labels": pixels}
+            )
+    return rows
+
+
+def batches(spec: Spec, plan: Plan, tier: str, stage: str) -> Iterator[Pixels]:
+    """Images in counts of 255, whatever the mean, and labels: the whole split once."""
+    scale = torch.tensor(STD, device=spec.device).view(1, 3, 1, 1)
+    if stage == "augment":
+        source = iter(TrainSource(spec, plan, tier))
+        for _ in range(-(-plan.num_samples // plan.batch)):
+            batch = next(source)
+            yield (batch.images.float() * scale).cpu().numpy(), list(batch.labels.cpu().numpy())
+        return
+    for part in evaluation_batches(spec, tier, BATCH, resize_labels=True):
+        yield (part.images.float() * scale).cpu().numpy(), [label.cpu().numpy() for label in part.labels]

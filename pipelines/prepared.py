@@ -1,0 +1,212 @@
+"""Prepared data: the decoded, resized samples of a split in memory-mapped files that all processes of a host share.
+
+A store is a folder of three .npy files: NumPy alone reads and maps them, whoever made them, and the page cache holds
+them once however many processes look. Its name is a digest of all that decides its contents, so that a source file
+that changes makes another store. Each sample is there or not by its own check sum, written after its pixels: a process
+that is killed while it fills a store leaves whole samples, and those that come later go on from there; two that fill
+it at once write the same bytes.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastseg.data import home
+from fastseg.errors import FastsegError
+from fastseg.place import is_worker
+
+if TYPE_CHECKING:
+    from fastseg.pipelines.source import Spec
+
+FORMAT = 1
+SHARED_MEMORY = Path("/dev/shm")
+ABANDONED = 3600  # seconds after which a store that was never put in place belongs to nobody
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a store holds: sizes as (height, width)."""
+
+    samples: int
+    size: tuple[int, int]
+    label_size: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pixels."""
+        (height, width), (label_height, label_width) = self.size, self.label_size
+        return self.samples * (3 * height * width + label_height * label_width)
+
+
+class Store:
+    """A folder of prepared samples, open for reading and filling.
+
+    Attributes:
+        images: uint8[N, H, W, 3]. labels: uint8[N, h, w], class indices. Both memory maps.
+        checks: uint32[N], the CRC-32 of each sample's pixels; 0 where it is not there yet.
+    """
+
+    def __init__(self, folder: Path, *, passing: bool) -> None:
+        self.folder, self.passing = folder, passing
+        self.images, self.labels, self.checks = (np.load(folder / name, mmap_mode="r+") for name in FILES)
+
+    def ready(self, indices: np.ndarray) -> bool:
+        """True where all these samples are there."""
+        return bool(self.checks[indices].all())
+
+    def put(self, index: int, image: np.ndarray, label: np.ndarray) -> None:
+        """Keep a sample: uint8[H, W, 3] and uint8[h, w]."""
+        self.images[index], self.labels[index] = image, label
+        self.checks[index] = check_of(image, label)
+
+    def broken(self, indices: np.ndarray) -> list[int]:
+        """Those of these samples whose pixels are not what was kept."""
+        return [int(i) for i in indices if self.checks[i] != check_of(self.images[i], self.labels[i])]
+
+    def seal(self) -> None:
+        """Once all samples are there: write everything to the disk, and remember that it is complete."""
+        for array in (self.images, self.labels, self.checks):
+            array.flush()
+        about = json.loads((self.folder / ABOUT).read_text())
+        if not about["complete"]:
+            partial = self.folder / f"{ABOUT}.{os.getpid()}"
+            partial.write_text(json.dumps({**about, "complete": True}, indent=1) + "\n")
+            partial.replace(self.folder / ABOUT)
+
+    def release(self) -> None:
+        """Give up the name of a passing store; its memory lasts as long as the processes that have it open."""
+        if self.passing:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+FILES = ("images.npy", "labels.npy", "checks.npy")
+ABOUT = "about.json"
+
+
+def check_of(image: np.ndarray, label: np.ndarray) -> int:
+    """CRC-32 of a sample's pixels; never 0, which means that there are none."""
+    return zlib.crc32(np.ascontiguousarray(label).data, zlib.crc32(np.ascontiguousarray(image).data)) or 1
+
+
+def shape_of(spec: "Spec", *, resize_labels: bool) -> Shape | None:
+    """What a store of this split would hold, or None where its labels differ in size and are not resized."""
+    sizes = {header.label_size for header in spec.headers}
+    if resize_labels:
+        sizes = {spec.size}
+    return Shape(len(spec.pairs), spec.size, sizes.pop()) if len(sizes) == 1 else None
+
+
+def key_of(spec: "Spec", shape: Shape) -> str:
+    """Digest of what decides a store's contents: format, sizes, class map, and each file's path, size and time."""
+    classes = spec.classes
+    tables = classes.color_tables(spec.unknown) if classes.is_color else (classes.index_table(spec.unknown),)
+    digest = hashlib.sha256(repr((FORMAT, shape, classes.is_color)).encode())
+    for table in tables:
+        digest.update(table.data)
+    for pair in spec.pairs:
+        for path in (pair.image, pair.label):
+            state = os.stat(path)
+            digest.update(f"{os.path.realpath(path)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:20]
+
+
+def locate(spec: "Spec", shape: Shape, key: str, taken: Sequence[Path] = ()) -> tuple[Path | None, str]:
+    """The folder for a store and where that is, or None and why there is no room for one.
+
+    --cache-dir where it was given; else shared memory, or a file in fastseg's cache folder, that go with the run.
+
+    Args:
+        taken: folders of stores that are open already, even if they have lost their names.
+    """
+    megabytes = f"{shape.nbytes / 1e6:.0f} MB"
+    if spec.cache_dir:
+        folder = Path(spec.cache_dir) / key
+        if folder.is_dir() or _free(folder) > shape.nbytes:
+            return folder, f"{megabytes} in {spec.cache_dir}"
+        return None, f"{spec.cache_dir} has no room for {megabytes}"
+    # All workers of a host have one parent, and so find one store.
+    session = os.getppid() if is_worker() else os.getpid()
+    for base, limit in ((SHARED_MEMORY, _available_memory()), (home() / "passing", shape.nbytes * 4)):
+        folder = base / f"fastseg-{os.getuid()}-{session}-{key}"
+        if base == SHARED_MEMORY and not base.is_dir():
+            continue
+        if folder in taken or folder.is_dir() or 2 * shape.nbytes < min(_free(folder), limit):
+            return folder, f"{megabytes} in {'shared memory' if base == SHARED_MEMORY else base}"
+    return None, f"neither shared memory nor {home()} has twice the {megabytes} that it takes"
+
+
+def open_store(spec: "Spec", shape: Shape, folder: Path) -> Store:
+    """The store in `folder`, made where it is not there yet.
+
+    Raises:
+        FastsegError: the disk is full, or may not be written to.
+    """
+    if not folder.is_dir():
+        _sweep(folder.parent)
+        try:
+            _create(shape, folder)
+        except OSError as error:
+            raise FastsegError(f"--cache-dir {folder.parent}: {error.strerror}; give another folder") from None
+    store = Store(folder, passing=not spec.cache_dir)
+    if not json.loads((folder / ABOUT).read_text())["complete"]:
+        # A machine that lost power may have kept check sums whose pixels never reached the disk.
+        present = np.flatnonzero(store.checks)
+        store.checks[store.broken(present)] = 0
+    return store
+
+
+def _create(shape: Shape, folder: Path) -> None:
+    """A store without samples, put in place at once; the first of several processes wins."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
+    try:
+        shapes = [(shape.samples, *shape.size, 3), (shape.samples, *shape.label_size), (shape.samples,)]
+        for name, wanted, dtype in zip(FILES, shapes, (np.uint8, np.uint8, np.uint32), strict=True):
+            np.lib.format.open_memmap(partial / name, mode="w+", dtype=dtype, shape=wanted)
+            with (partial / name).open("r+b") as file:
+                # A full disk is an error here, where a mapped page without a place behind it would kill the process.
+                os.posix_fallocate(file.fileno(), 0, (partial / name).stat().st_size)
+        (partial / ABOUT).write_text(json.dumps({"format": FORMAT, "complete": False}) + "\n")
+        partial.chmod(0o755)  # mkdtemp's is for its owner alone
+        with contextlib.suppress(OSError):  # another process was first
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(base: Path) -> None:
+    """Remove what killed processes left: stores never put in place, and passing stores whose session has ended."""
+    for path in base.glob(".*.partial-*") if base.is_dir() else ():
+        if path.stat().st_mtime < time.time() - ABANDONED:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in base.glob(f"fastseg-{os.getuid()}-*-*"):
+        session = path.name.split("-")[2]
+        if not Path(f"/proc/{session}").exists() and Path("/proc").is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _free(folder: Path) -> int:
+    """Bytes free where `folder` is or would be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _available_memory() -> int:
+    """Bytes that new data may take before the system must swap; 0 where it does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return 0

@@ -1,0 +1,290 @@
+"""The cache tier and what it keeps: whole samples, shared by processes, thrown away when a source changes."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fastseg.data.classes import VOID, camvid_indexed
+from fastseg.data.decode import decode_image, decode_label
+from fastseg.data.headers import read_headers
+from fastseg.data.layouts import find
+from fastseg.errors import FastsegError
+from fastseg.kernels.augment import augment_by_slices, torch_augment
+from fastseg.pipelines import cache, prepared
+from fastseg.pipelines.cache import first_uses, open_once, prepare
+from fastseg.pipelines.plan import Plan
+from fastseg.pipelines.prepared import Shape, key_of, locate, open_store, shape_of
+from fastseg.pipelines.source import Spec, TrainSource, choose_loader, evaluation_batches, make_tier
+
+SIZE = (32, 48)
+
+
+@pytest.fixture
+def spec(street, tmp_path) -> Spec:
+    """Eight samples whose store is kept in a folder of the test's own."""
+    pairs = find(street).splits["train"]
+    return Spec(
+        pairs=pairs, headers=read_headers(pairs, 2), classes=find(street).classes, size=SIZE,
+        device=torch.device("cpu"), dtype=torch.float32, threads=2, cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+
+
+def plan_of(spec: Spec, batch: int = 4) -> Plan:
+    return Plan(num_samples=len(spec.pairs), batch=batch, seed=3, mirror=True, max_shift=(4, 6))
+
+
+def fill(spec: Spec) -> list[int]:
+    """What `fastseg data prepare` does; the samples that had to be mended."""
+    return prepare(spec, make_tier("torchvision", spec), verify=False, done=lambda count: None)
+
+
+def folder_of(spec: Spec) -> Path:
+    return Path(spec.cache_dir) / key_of(spec, shape_of(spec, resize_labels=True))
+
+
+def sample(b: int, mirror: bool, dy: int, dx: int) -> list[int]:
+    return [b, int(mirror), dy, dx]
+
+
+MOVES = st.builds(sample, st.integers(0, 2), st.booleans(), st.integers(-9, 9), st.integers(-9, 9))
+
+
+@given(samples=st.lists(MOVES, min_size=1, max_size=4), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_slices_are_the_references_gather_to_the_bit(samples, dtype):
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (3, 6, 7, 3), np.uint8))
+    labels = torch.from_numpy(rng.integers(0, 12, (3, 6, 7), np.uint8))
+    given = (torch.tensor(samples, dtype=torch.int32), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 7.0]))
+    found, wanted = (f(images, labels, *given, dtype) for f in (augment_by_slices, torch_augment))
+    assert torch.equal(found[0], wanted[0])
+    assert torch.equal(found[1], wanted[1])
+    assert found[0].stride() == wanted[0].stride()  # channels-last
+
+
+def test_a_sample_is_decoded_once_whatever_the_epochs(spec, monkeypatch):
+    decoded = []
+    real = cache.CacheTier._fill
+
+    def counting(tier, store, wanted, batch, *, resize_labels):
+        inner = tier.inner.decode
+
+        def decode(batches, most, *, resize_labels):
+            return inner((decoded.extend(part.tolist()) or part for part in batches), most, resize_labels=resize_labels)
+
+        monkeypatch.setattr(tier.inner, "decode", decode)
+        return real(tier, store, wanted, batch, resize_labels=resize_labels)
+
+    monkeypatch.setattr(cache.CacheTier, "_fill", counting)
+    stream = iter(TrainSource(spec, plan_of(spec), "cache"))
+    seen = [next(stream).indices for _ in range(10)]  # five epochs
+    assert sorted(decoded) == list(range(8))
+    assert decoded == [i for part in seen[:2] for i in part.tolist()]  # in the order of the plan
+    assert Counter(np.concatenate(seen).tolist()) == dict.fromkeys(range(8), 5)
+
+
+def test_a_second_run_decodes_nothing(spec, monkeypatch):
+    fill(spec)
+    cache._open.clear()
+    source = TrainSource(spec, plan_of(spec), "cache")
+    tier = make_tier("cache", spec)
+    monkeypatch.setattr(tier.inner, "decode", None)
+    pixels = tier.train(plan_of(spec), 0, 0, 1)
+    for _ in range(4):
+        next(pixels)
+    wanted = iter(TrainSource(dataclasses.replace(spec, cache_dir=""), plan_of(spec), "torchvision"))
+    for got in (next(iter(source)),):
+        expected = next(wanted)
+        assert torch.equal(got.images, expected.images)
+        assert torch.equal(got.labels, expected.labels)
+
+
+def test_the_store_is_npy_files_that_numpy_reads(spec):
+    assert fill(spec) == []
+    folder = folder_of(spec)
+    images, labels = np.load(folder / "images.npy"), np.load(folder / "labels.npy")
+    assert (images.shape, labels.shape, images.dtype, labels.dtype) == ((8, 32, 48, 3), (8, 32, 48), "u1", "u1")
+    assert json.loads((folder / "about.json").read_text())["complete"] is True
+    pairs = [dataclasses.replace(pair) for pair in spec.pairs]
+    own = dataclasses.replace(spec, size=(96, 144), cache_dir=spec.cache_dir)  # the files' own size: no resize
+    fill(own)
+    kept = np.load(folder_of(own) / "images.npy"), np.load(folder_of(own) / "labels.npy")
+    for index, pair in enumerate(pairs):
+        np.testing.assert_array_equal(kept[0][index], decode_image(pair.image))
+        np.testing.assert_array_equal(kept[1][index], decode_label(pair.label, spec.classes, VOID))
+
+
+def test_anything_that_changes_the_contents_changes_the_key(spec, tmp_path):
+    shape = shape_of(spec, resize_labels=True)
+    copied = tmp_path / "one.png"
+    copied.write_bytes(Path(spec.pairs[0].label).read_bytes())
+    one = dataclasses.replace(spec, pairs=(dataclasses.replace(spec.pairs[0], label=str(copied)), *spec.pairs[1:]))
+    classes = camvid_indexed()
+    fewer = dataclasses.replace(classes, from_index={**classes.from_index, 10: VOID})
+    keys = [
+        key_of(spec, shape),
+        key_of(spec, dataclasses.replace(shape, size=(32, 49))),
+        key_of(spec, dataclasses.replace(shape, label_size=(96, 144))),
+        key_of(dataclasses.replace(spec, unknown_void=True), shape),
+        key_of(dataclasses.replace(spec, classes=fewer), shape),
+        key_of(dataclasses.replace(spec, pairs=spec.pairs[::-1]), shape),
+        key_of(one, shape),
+    ]
+    os.utime(copied, ns=(1, 1))
+    keys.append(key_of(one, shape))
+    assert len(set(keys)) == len(keys)
+    assert key_of(dataclasses.replace(spec, device=torch.device("meta"), threads=1), shape) == keys[0]
+
+
+def test_a_changed_source_is_decoded_anew(street, tmp_path, spec):
+    import shutil
+
+    shutil.copytree(street, tmp_path / "street")
+    pairs = find(tmp_path / "street").splits["train"]
+    mine = dataclasses.replace(spec, pairs=pairs)
+    fill(mine)
+    before = folder_of(mine)
+    image = np.zeros((96, 144, 3), np.uint8)
+    Image.fromarray(image).save(pairs[2].image)
+    fill(mine)
+    assert folder_of(mine) != before
+    assert not np.load(folder_of(mine) / "images.npy")[2].any()
+    assert np.load(before / "images.npy")[2].any()
+
+
+def test_verify_finds_and_mends_what_is_not_as_it_was(spec):
+    fill(spec)
+    cache._open.clear()
+    images = np.load(folder_of(spec) / "images.npy", mmap_mode="r+")
+    good = images[5].copy()
+    images[5, 0, 0] += 1
+    images.flush()
+    assert prepare(spec, make_tier("torchvision", spec), verify=False, done=lambda count: None) == []
+    counted = []
+    assert prepare(spec, make_tier("torchvision", spec), verify=True, done=counted.append) == [5]
+    assert sum(counted) == 8
+    np.testing.assert_array_equal(images[5], good)
+    assert prepare(spec, make_tier("torchvision", spec), verify=True, done=counted.append) == []
+
+
+def test_pixels_that_never_reached_the_disk_are_decoded_again(spec):
+    # A store that is not complete: its check sums are looked at, in case the machine lost power.
+    store = open_once(spec, resize_labels=True)
+    store.put(1, np.ones((*SIZE, 3), np.uint8), np.ones(SIZE, np.uint8))
+    store.put(2, np.ones((*SIZE, 3), np.uint8), np.ones(SIZE, np.uint8))
+    store.images[2, 4, 4] = 9
+    found = open_store(spec, shape_of(spec, resize_labels=True), store.folder)
+    assert np.flatnonzero(found.checks).tolist() == [1]
+
+
+def _fill_slowly(spec: Spec, pause: float) -> None:
+    put = prepared.Store.put
+
+    def slow(store, index, image, label):
+        put(store, index, image, label)
+        time.sleep(pause)
+
+    prepared.Store.put = slow
+    fill(spec)
+
+
+def test_a_killed_build_leaves_whole_samples_and_two_builds_end_with_one_store(spec):
+    context = multiprocessing.get_context("spawn")
+    killed = context.Process(target=_fill_slowly, args=(spec, 0.3))
+    killed.start()
+    while not (folder_of(spec) / "checks.npy").is_file() or not np.load(folder_of(spec) / "checks.npy").any():
+        assert killed.is_alive()
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    left = np.load(folder_of(spec) / "checks.npy")
+    assert 0 < np.count_nonzero(left) < 8
+    assert json.loads((folder_of(spec) / "about.json").read_text())["complete"] is False
+    both = [context.Process(target=_fill_slowly, args=(spec, 0.05)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert [path.name for path in Path(spec.cache_dir).iterdir()] == [folder_of(spec).name]
+    assert prepare(spec, make_tier("torchvision", spec), verify=True, done=lambda count: None) == []
+
+
+def test_a_passing_store_loses_its_name_and_keeps_its_pixels(spec):
+    mine = dataclasses.replace(spec, cache_dir="")
+    folder, where = locate(mine, shape_of(mine, resize_labels=True), key_of(mine, shape_of(mine, resize_labels=True)))
+    assert "in shared memory" in where or "passing" in where
+    stream = iter(TrainSource(mine, plan_of(mine), "cache"))
+    next(stream)
+    assert folder.is_dir()
+    next(stream)
+    assert not folder.exists()
+    again = [next(stream) for _ in range(4)]
+    wanted = iter(TrainSource(mine, plan_of(mine), "torchvision"))
+    for step, expected in zip(range(6), wanted, strict=False):
+        if step >= 2:
+            assert torch.equal(again[step - 2].images, expected.images)
+
+
+def test_what_dead_sessions_left_is_swept(tmp_path):
+    mine = tmp_path / f"fastseg-{os.getuid()}-{os.getpid()}-a"
+    dead = tmp_path / f"fastseg-{os.getuid()}-999999999-a"
+    fresh, old = tmp_path / ".a.partial-x", tmp_path / ".a.partial-y"
+    for folder in (mine, dead, fresh, old):
+        folder.mkdir()
+    os.utime(old, (1, 1))
+    prepared._sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([mine.name, fresh.name])
+
+
+def test_without_room_the_files_are_streamed_and_the_reason_is_said(spec, monkeypatch, tmp_path):
+    monkeypatch.setattr(prepared, "_available_memory", lambda: 1000)
+    monkeypatch.setattr(prepared, "_free", lambda folder: 1000)
+    loader, why = choose_loader("cache", dataclasses.replace(spec, cache_dir=""))
+    assert loader in ("dali", "torchvision")
+    assert why.startswith("no cache, since neither shared memory nor ")
+    loader, why = choose_loader("auto", spec)
+    assert loader in ("dali", "torchvision")
+    assert why.startswith(f"no cache, since {tmp_path / 'cache'} has no room for 0 MB; ")
+
+
+def test_a_split_read_once_is_streamed_and_one_read_often_is_cached(spec):
+    mine = dataclasses.replace(spec, cache_dir="")
+    assert choose_loader("auto", mine)[0] != "cache"
+    loader, why = choose_loader("auto", mine, epochs=True)
+    assert loader == "cache"
+    assert ", filled by " in why
+
+
+def test_a_folder_that_may_not_be_written_is_named(spec, tmp_path):
+    (tmp_path / "file").write_text("")
+    wrong = dataclasses.replace(spec, cache_dir=str(tmp_path / "file" / "below"))
+    with pytest.raises(FastsegError, match=r"^--cache-dir .*below: Not a directory; give another folder$"):
+        open_store(wrong, Shape(1, SIZE, SIZE), tmp_path / "file" / "below" / "key")
+
+
+def test_evaluation_reads_labels_of_the_files_size_from_the_store(spec):
+    for _ in range(2):
+        batches = list(evaluation_batches(spec, "cache", 3, resize_labels=False))
+        assert [batch.indices.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+        labels = [label for batch in batches for label in batch.labels]
+        for pair, label in zip(spec.pairs, labels, strict=True):
+            np.testing.assert_array_equal(label.numpy(), decode_label(pair.label, spec.classes, VOID))
+
+
+def test_first_uses_are_those_of_the_rank_from_the_step_on():
+    plan = Plan(num_samples=5, batch=2, seed=0, mirror=False, max_shift=(0, 0))
+    wanted = list(dict.fromkeys(i for step in range(3, 40) for i in plan.shard(step, 1, 2).indices.tolist()))
+    assert list(first_uses(plan, 3, 1, 2)) == wanted
+    assert sorted(wanted) == list(range(5))
