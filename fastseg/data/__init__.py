@@ -1,6 +1,8 @@
 """Data sets: class maps, layouts, splits, checks, statistics, synthetic scenes."""
 
+import hashlib
 import os
+import re
 from pathlib import Path
 
 from fastseg.errors import UsageError
@@ -17,8 +19,16 @@ def home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastseg"
 
 
+def is_url(name: str) -> bool:
+    """Whether `--data` names a data set elsewhere (`s3://bucket/camvid`) and no path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
+
+
 def resolve(name: str) -> Path:
-    """The folder behind `--data`: `camvid` (downloaded on first use), `synth` (drawn on first use), or a path."""
+    """The folder behind `--data`: `camvid` (downloaded on first use), `synth` (drawn on first use), or a path.
+
+    A URL stands for its copy in `home()`, which is brought up to date with every call.
+    """
     if name == "synth":
         from fastseg.data.synth import VERSION, write
 
@@ -34,6 +44,12 @@ def resolve(name: str) -> Path:
         if not folder.exists():
             download_camvid(folder)
         return folder
+    if is_url(name):
+        from fastseg.data.remote import fetch
+
+        folder = home() / "remote" / hashlib.sha256(name.rstrip("/").encode()).hexdigest()[:16]
+        fetch(name, folder)
+        return folder
     if not name:
-        raise UsageError("--data is empty: give `camvid`, `synth` or a path")
+        raise UsageError("--data is empty: give `camvid`, `synth`, a path or a URL")
     return Path(name)
