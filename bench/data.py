@@ -1,24 +1,101 @@
-"""`fastseg bench data`: images per second of each tier of the data path, from files to batches on the device."""
+"""`fastseg bench data`: from files to batches on the device, our tiers and what users would take instead, side by side.
 
+Everyone reads the same files and makes the same tensors: normalised fp32 images in channels-last memory, mirrored and
+moved by chance, and uint8 labels. A DataLoader is measured with 0, 1 and 2 workers, and the best of them counts.
+"""
+
+import contextlib
+import functools
+import itertools
+import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
 
 from fastseg import config as configs
-from fastseg.bench.harness import Result, ratio, result, take_turns
-from fastseg.distributed import choose_dtype, join
-from fastseg.errors import UsageError
+from fastseg.bench import peers
+from fastseg.bench.harness import Result, exact, ratio, result, take_turns
+from fastseg.distributed import join
 from fastseg.inputs import make_spec, open_data
 from fastseg.job import make_plan
-from fastseg.pipelines.source import Batch, TrainSource, choose_loader
+from fastseg.pipelines.plan import Plan, in_order
+from fastseg.pipelines.source import Spec, TrainSource, choose_loader, make_tier
 
 SECONDS = 1.0  # each measurement takes as many batches as last this long
+WORKERS = (0, 1, 2)
+TIERS = ("dali", "cache", "torchvision")
+
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
-def _images_per_second(batches: Iterator[Batch], batch: int) -> Callable[[], float]:
+class Case:
+    """One way to get batches, and what they cost.
+
+    Each measurement begins anew: what one case prefetches, or its idle threads, shall not slow the next one.
+    """
+
+    def __init__(self, make: Callable[[], Batches], batch: int) -> None:
+        self.make, self.batch = make, batch
+        self.cpu_seconds: list[float] = []  # per image, a value per measurement
+
+    def __call__(self) -> float:
+        """Images per second, over SECONDS, after a third of that to begin."""
+        with contextlib.closing(self.make()) as batches:  # type: ignore[type-var]
+            start = time.perf_counter()
+            while time.perf_counter() - start < SECONDS / 3:
+                next(batches)
+            done, start, cpu = 0, time.perf_counter(), cpu_seconds()
+            while (elapsed := time.perf_counter() - start) < SECONDS:
+                next(batches)[0][0, 0, 0, 0].item()  # waits for a GPU to have made the batch
+                done += self.batch
+            self.cpu_seconds.append((cpu_seconds() - cpu) / done)
+        return done / elapsed
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children, so far."""
+    total = time.process_time()
+    for child in children():
+        with contextlib.suppress(OSError):  # it has just ended
+            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def children() -> list[int]:
+    """Processes that this one has started; none where the system does not say."""
+    try:
+        return [
+            int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()
+        ]
+    except OSError:
+        return []
+
+
+def training(spec: Spec, plan: Plan, tier: str) -> Batches:
+    """Batches as training gets them."""
+    for batch in TrainSource(spec, plan, tier):
+        yield batch.images, batch.labels
+
+
+def decoding(spec: Spec, batch: int) -> Batches:
+    """The DALI tier's graph without what makes a training batch of it: its share of the time."""
+    full = in_order(len(spec.pairs), batch)[: len(spec.pairs) // batch]
+    for images, labels in make_tier("dali", spec).decode(itertools.cycle(full), batch, resize_labels=True):
+        yield images, labels[0]
+
+
+def copy_bound(size: tuple[int, int], batch: int) -> Callable[[], float]:
+    """Images per second of writing batches of that size and nothing else: what memory allows."""
+    pixels, out = (torch.zeros(batch, *size, 3) for _ in range(2))
+
     def measure() -> float:
         done, start = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < SECONDS:
-            next(batches).images.flatten()[0].item()  # waits for a GPU to have made the batch
+        while (elapsed := time.perf_counter() - start) < SECONDS / 4:
+            out.copy_(pixels)
             done += batch
         return done / elapsed
 
@@ -28,23 +105,40 @@ def _images_per_second(batches: Iterator[Batch], batch: int) -> Callable[[], flo
 def measure(
     *, data: str, size: tuple[int, int], batch: int, rounds: int, device: str
 ) -> tuple[list[Result], list[Result]]:
-    """Rows per tier, and how much faster DALI is than torchvision where both can read the data."""
+    """Rows per tier and peer, and how our tiers compare with the best peer."""
     changes = {"data.path": data, "data.size": "{}x{}".format(*size), "train.batch": batch, "runtime.device": device}
     config = configs.override(configs.load_recipe("fast"), changes, "bench")
     world, _ = join(config.runtime)
-    dtype, _ = choose_dtype("auto", world.device.type)
     dataset, splits = open_data(config)
-    spec = make_spec(config, dataset, splits, "train", device=world.device, dtype=dtype)
+    spec = make_spec(config, dataset, splits, "train", device=world.device, dtype=torch.float32)
     plan = make_plan(config, len(spec.pairs), 1)
-    tiers = {}
-    for loader in ("dali", "torchvision"):
-        try:
-            choose_loader(loader, spec)
-        except UsageError:
-            continue
-        tiers[loader] = _images_per_second(iter(TrainSource(spec, plan, loader)), batch)
-    samples = take_turns(tiers, rounds)
-    name = f"{size[0]}x{size[1]}"
-    results = [result(f"data {loader} {name}", "img/s", figures) for loader, figures in samples.items()]
-    ratios = [ratio("data dali / torchvision", samples["dali"], samples["torchvision"])] if len(samples) > 1 else []
-    return results, ratios
+    cases: dict[str, Case] = {}
+    for tier in TIERS:
+        if tier == "torchvision" or choose_loader("cache" if tier == "cache" else "auto", spec)[0] == tier:
+            cases[tier] = Case(functools.partial(training, spec, plan, tier), batch)
+    if "dali" in cases:
+        cases["dali, decoding alone"] = Case(functools.partial(decoding, spec, batch), batch)
+    for name, batches in peers.available()[0].items():
+        for workers in WORKERS:
+            make = functools.partial(batches, spec.pairs, size, batch, workers)
+            cases[f"{name}, {workers} workers"] = Case(make, batch)
+    if "cache" in cases:
+        filling = training(spec, plan, "cache")
+        for _ in range(-(-len(spec.pairs) // batch)):
+            next(filling)
+    samples = take_turns({**cases, "copying": copy_bound(size, batch)}, rounds)
+    shown = f"{size[0]}x{size[1]}"
+    rates = [result(f"data {name} {shown}", "img/s", figures) for name, figures in samples.items()]
+    costs = [
+        result(f"data {name} {shown}, CPU", "ms/img", [1e3 * s for s in c.cpu_seconds[1:]]) for name, c in cases.items()
+    ]
+    ratios: list[Result] = []
+    others = [name for name in cases if name.startswith(tuple(peers.PEERS))]
+    best = max(others, key=lambda name: statistics.median(samples[name]))
+    rates.append(exact(f"data best peer: {best}", "img/s", statistics.median(samples[best])))
+    ratios += [ratio(f"{tier}_vs_best_peer", samples[tier], samples[best]) for tier in TIERS if tier in cases]
+    if "dali" in cases:
+        ratios.append(ratio("data dali / torchvision", samples["dali"], samples["torchvision"]))
+    if "cache" in cases:
+        ratios.append(ratio("data cache / copying", samples["cache"], samples["copying"]))
+    return rates + costs, ratios

@@ -111,15 +111,15 @@ def data() -> None:
 
 
 @data.command()
-@click.option("--out", type=click.Path(path_type=Path), help="New folder; default: where --data camvid looks.")
-def download(out: Path | None) -> None:
-    """Fetch CamVid (701 images, about 600 MB; for research use)."""
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: where --data camvid looks.")
+@click.option("--source", help="A mirror: a URL, or a folder with the two zips.  [default: the published address]")
+def download(out: Path | None, source: str | None) -> None:
+    """Fetch CamVid (701 images, about 600 MB; for research use); goes on where an earlier download stopped."""
     from fastseg.data import home
-    from fastseg.data.download import download_camvid
+    from fastseg.data.download import BASE, download_camvid
 
     out = out or home() / "camvid"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    download_camvid(out)
+    download_camvid(out, source or BASE)
     click.echo(out)
 
 
@@ -340,7 +340,7 @@ class IntervalType(click.ParamType):
 
 
 @main.command()
-@click.option("--data", "data_name", help="camvid, synth, a folder, or a .toml file.  [default: camvid]")
+@click.option("--data", "data_name", help="camvid, synth, a folder, a URL, or a .toml file.  [default: camvid]")
 @click.option("--recipe", default="baseline", show_default=True, help="baseline, fast, or a .toml file.")
 @click.option("--gpus", type=click.IntRange(1), help="GPUs of this machine, one process each.  [default: 1]")
 @click.option("--nproc", type=click.IntRange(1), help="Processes with --device cpu.  [default: 1]")
@@ -387,6 +387,7 @@ def train(
     """Train a network; the run folder keeps its configuration, log, checkpoints and report."""
     from fastseg import config as configs
     from fastseg import runs
+    from fastseg.data import is_url
     from fastseg.distributed import check_gpus, launch
 
     sections = {"size": "data", "split_scheme": "data", "unknown_colours": "data", "init": "model"}
@@ -398,7 +399,8 @@ def train(
         flags["runtime.dtype"] = "auto" if amp else "fp32"
     if data_name is not None:
         # A run is resumed from any folder.
-        flags["data.path"] = str(Path(data_name).resolve()) if data_name not in ("camvid", "synth") else data_name
+        named = data_name in ("camvid", "synth") or is_url(data_name)
+        flags["data.path"] = data_name if named else str(Path(data_name).resolve())
     if options["batch"] is not None and options["global_batch"] is None and not resume:
         flags["train.global_batch"] = 0  # a recipe's would override it
     if gpus and nproc:
@@ -457,7 +459,7 @@ def train(
 
 @main.command(name="eval")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--data", "data_name", help="Another data set than the run's: camvid, synth, a folder, or a .toml file.")
+@click.option("--data", "data_name", help="Another data set than the run's, as of train.")
 @click.option("--split", default="val", show_default=True, help="val, test or train.")
 @click.option(
     "--at", default="original", show_default=True, help="original: labels at their own size; network: resized."

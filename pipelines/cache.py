@@ -15,10 +15,9 @@ import torch
 
 from fastseg.data.classes import UNKNOWN
 from fastseg.errors import FastsegError
-from fastseg.kernels.augment import augment, augment_by_slices
 from fastseg.pipelines.plan import BatchPlan, Plan
 from fastseg.pipelines.prepared import Store, check_of, key_of, locate, open_store, shape_of
-from fastseg.pipelines.source import mean_and_std, unknown_values
+from fastseg.pipelines.source import augmented, samples_of, unknown_values
 
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec, Tier
@@ -92,14 +91,13 @@ class CacheTier:
         parts = (plan.shard(step, rank, world) for step in itertools.count(start))
         batch = len(plan.shard(start, rank, world).indices)
         filling = self._fill(store, first_uses(plan, start, rank, world), batch, resize_labels=True)
-        make = _OnGpu(store, self.spec) if self.spec.device.type == "cuda" else _OnCpu(store, self.spec)
+        pixels = _OnDevice(store, self.spec)
         for position, part in enumerate(parts):
-            while not store.ready(part.indices):
-                next(filling)
+            wait_for(store, part.indices, filling)
             if position == 1:
                 # A step has ended, in which all processes took part: they have it open, and its name may go.
                 store.release()
-            yield make(part)
+            yield augmented(*pixels.holding(part), self.spec)
 
     def decode(
         self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool
@@ -111,10 +109,21 @@ class CacheTier:
         order = (int(index) for indices in listed for index in indices)
         filling = self._fill(store, order, most, resize_labels=resize_labels)
         for indices in listed:
-            while not store.ready(indices):
-                next(filling)
+            wait_for(store, indices, filling)
             images = torch.from_numpy(store.images[indices]).to(self.spec.device)
             yield images, [torch.from_numpy(store.labels[i]).to(self.spec.device) for i in indices]
+
+
+def wait_for(store: Store, indices: np.ndarray, filling: Iterator[None]) -> None:
+    """Fill the store until these samples are there.
+
+    Raises:
+        FastsegError: they are not, although all have been decoded: somebody else wrote to the store.
+    """
+    while not store.ready(indices):
+        # At its end another process may have kept the rest, between our two looks.
+        if next(filling, "end") == "end" and not store.ready(indices):
+            raise FastsegError(f"{store.folder}: samples were removed while they were read; delete the folder")
 
 
 def first_uses(plan: Plan, start: int, rank: int, world: int) -> Iterator[int]:
@@ -129,49 +138,32 @@ def first_uses(plan: Plan, start: int, rank: int, world: int) -> Iterator[int]:
             return
 
 
-def rows(part: BatchPlan) -> torch.Tensor:
-    """int32[B, 4] of a batch's plan, as `augment` takes it: index, mirror, dy, dx."""
-    return torch.from_numpy(np.column_stack([part.indices, part.mirror, part.shift]).astype(np.int32))
-
-
-class _OnCpu:
-    """Batches from a store, on the CPU."""
+class _OnDevice:
+    """A store's pixels where batches are made: themselves on a CPU; on a GPU a copy, whole where there is room."""
 
     def __init__(self, store: Store, spec: "Spec") -> None:
-        self.images, self.labels = torch.from_numpy(store.images), torch.from_numpy(store.labels)
-        self.mean, self.std = mean_and_std(spec.device)
-        self.dtype = spec.dtype
+        self.device = spec.device
+        self.kept = torch.from_numpy(store.images), torch.from_numpy(store.labels)
+        self.copies: tuple[torch.Tensor, ...] | None = None
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if store.images.nbytes + store.labels.nbytes < GPU_SHARE * free:
+                self.copies = tuple(torch.empty_like(pixels, device=self.device) for pixels in self.kept)
+                self.copied = np.zeros(len(store.checks), bool)
 
-    def __call__(self, part: BatchPlan) -> tuple[torch.Tensor, torch.Tensor]:
-        return augment_by_slices(self.images, self.labels, rows(part), self.mean, self.std, self.dtype)
-
-
-class _OnGpu:
-    """Batches from a store, on a GPU: from a copy in its memory where there is room, else copied batch by batch."""
-
-    def __init__(self, store: Store, spec: "Spec") -> None:
-        self.store, self.spec = store, spec
-        self.mean, self.std = mean_and_std(spec.device)
-        free, _ = torch.cuda.mem_get_info(spec.device)
-        self.copied: np.ndarray | None = None
-        if store.images.nbytes + store.labels.nbytes < GPU_SHARE * free:
-            self.copied = np.zeros(len(store.checks), bool)
-            self.images = torch.empty(store.images.shape, dtype=torch.uint8, device=spec.device)
-            self.labels = torch.empty(store.labels.shape, dtype=torch.uint8, device=spec.device)
-
-    def __call__(self, part: BatchPlan) -> tuple[torch.Tensor, torch.Tensor]:
-        samples, device = rows(part), self.spec.device
-        if self.copied is None:
-            images = torch.from_numpy(self.store.images[part.indices]).to(device)
-            labels = torch.from_numpy(self.store.labels[part.indices]).to(device)
-            samples[:, 0] = torch.arange(len(samples))
-        else:
-            images, labels = self.images, self.labels
-            for index in part.indices[~self.copied[part.indices]]:
-                images[index].copy_(torch.from_numpy(self.store.images[index]))
-                labels[index].copy_(torch.from_numpy(self.store.labels[index]))
-                self.copied[index] = True
-        return augment(images, labels, samples.to(device), self.mean, self.std, self.spec.dtype)
+    def holding(self, part: BatchPlan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images and labels that hold the samples of `part`, and where they are in them: see `augment`."""
+        if self.device.type == "cpu":
+            return *self.kept, samples_of(part)
+        if self.copies is None:
+            images, labels = (pixels[part.indices].to(self.device) for pixels in self.kept)
+            return images, labels, samples_of(part, np.arange(len(part.indices)))
+        for index in part.indices[~self.copied[part.indices]]:
+            for copy, pixels in zip(self.copies, self.kept, strict=True):
+                copy[index].copy_(pixels[index])
+            self.copied[index] = True
+        images, labels = self.copies
+        return images, labels, samples_of(part)
 
 
 def prepare(spec: "Spec", inner: "Tier", *, verify: bool, done: Callable[[int], None]) -> list[int]:

@@ -188,8 +188,9 @@ def _create(shape: Shape, folder: Path) -> None:
 def _sweep(base: Path) -> None:
     """Remove what killed processes left: stores never put in place, and passing stores whose session has ended."""
     for path in base.glob(".*.partial-*") if base.is_dir() else ():
-        if path.stat().st_mtime < time.time() - ABANDONED:
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # its owner has just put it in place
+            if path.stat().st_mtime < time.time() - ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
     for path in base.glob(f"fastseg-{os.getuid()}-*-*"):
         session = path.name.split("-")[2]
         if not Path(f"/proc/{session}").exists() and Path("/proc").is_dir():

@@ -21,7 +21,8 @@ from fastseg.data.classes import UNKNOWN, VOID, ClassMap
 from fastseg.data.headers import Header, dali_obstacle
 from fastseg.data.layouts import Pair
 from fastseg.errors import FastsegError, UsageError
-from fastseg.pipelines.plan import Plan, in_order
+from fastseg.kernels.augment import augment, augment_by_slices
+from fastseg.pipelines.plan import BatchPlan, Plan, in_order
 
 LOADERS = ("auto", "dali", "cache", "torchvision")
 
@@ -137,9 +138,41 @@ def mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 
 def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> (x - MEAN) / STD as `dtype` [B, 3, H, W] in channels-last memory."""
-    mean, std = mean_and_std(images_BHWC.device)
-    out = (images_BHWC.to(torch.float32) - mean).div_(std).to(dtype)
-    return out.permute(0, 3, 1, 2)
+    batch, height, width, _ = images_BHWC.shape
+    # Rows of 3 W values: over 3 channels alone the inner loops would be too short to be fast.
+    mean, std = (constant.repeat(width) for constant in mean_and_std(images_BHWC.device))
+    out = images_BHWC.reshape(batch, height, 3 * width).to(torch.float32).sub_(mean).div_(std).to(dtype)
+    return out.view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+def unknown_in(labels: torch.Tensor) -> torch.Tensor | int:
+    """How many pixels are UNKNOWN, on the labels' device."""
+    if labels.device.type == "cpu":
+        # NumPy counts on this thread alone; torch's threads would compete with those that decode.
+        return int(np.count_nonzero(labels.numpy() == UNKNOWN))
+    return (labels == UNKNOWN).sum()
+
+
+def samples_of(part: BatchPlan, index: np.ndarray | None = None) -> torch.Tensor:
+    """int32[B, 4] of a batch's plan, as `augment` takes it: index (by default into the split), mirror, dy, dx."""
+    index = part.indices if index is None else index
+    return torch.from_numpy(np.column_stack([index, part.mirror, part.shift]).astype(np.int32))
+
+
+def augmented(
+    images_NHWC: torch.Tensor, labels_NHW: torch.Tensor, samples_B4: torch.Tensor, spec: Spec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A training batch of uint8 pixels on the device: gathered, mirrored, moved, normalised and cast in one pass."""
+    mean, std = mean_and_std(spec.device)
+    work = augment if spec.device.type == "cuda" else augment_by_slices
+    return work(images_NHWC, labels_NHW, samples_B4.to(spec.device), mean, std, spec.dtype)
+
+
+def make_batch(
+    images_BHWC: torch.Tensor, labels_BHW: torch.Tensor, part: BatchPlan, spec: Spec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`augmented`, of pixels that are in the order of the plan."""
+    return augmented(images_BHWC, labels_BHW, samples_of(part, np.arange(len(part.indices))), spec)
 
 
 @dataclass
@@ -164,7 +197,7 @@ class TrainSource:
         pixels = make_tier(self.loader, self.spec).train(self.plan, self.start, self.rank, self.world)
         for step, (images, labels) in enumerate(pixels, self.start):
             if self.loader != "cache":  # it has looked, when it decoded them
-                self._unknown += (labels == UNKNOWN).sum()
+                self._unknown += unknown_in(labels)
             yield Batch(images, labels, self.plan.shard(step, self.rank, self.world).indices)
 
     def check(self) -> None:

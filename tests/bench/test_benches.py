@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from fastseg import bench
 from fastseg.bench import data as bench_data
 from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import model as bench_model
+from fastseg.bench import peers
 from fastseg.errors import UsageError
 from fastseg.model import SegNet
 
@@ -46,28 +48,59 @@ def test_a_bench_that_does_not_exist_is_refused():
         bench.run("gpu", data="synth", size=(32, 48), batch=2, rounds=3, device="cpu")
 
 
-@pytest.mark.parametrize("loaders", [("dali", "torchvision"), ("torchvision",)])
-def test_the_data_path_is_measured_tier_by_tier(street, monkeypatch, threads, loaders):
-    if "dali" in loaders:
+@pytest.mark.parametrize("with_dali", [True, False])
+def test_the_data_path_is_measured_tier_by_tier_and_against_peers(street, monkeypatch, threads, with_dali):
+    if with_dali:
         pytest.importorskip("nvidia.dali")
     else:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(bench_data, "SECONDS", 0.05)
-    found = bench.run("data", data=str(street), size=(32, 48), batch=2, rounds=3, device="cpu")
+    monkeypatch.setattr(bench_data, "WORKERS", (0,))
+    found = bench.run("data", data=str(street), size=(96, 144), batch=2, rounds=3, device="cpu")
     check(found, 3)
-    assert [(r["name"], r["unit"], r["n"]) for r in found["results"]] == [
-        (f"data {loader} 32x48", "img/s", 3) for loader in loaders
-    ]
-    assert [r["name"] for r in found["ratios"]] == ["data dali / torchvision"] * (len(loaders) - 1)
+    others = [f"{name}, 0 workers" for name in peers.available()[0]]
+    tiers = ["dali", "cache", "torchvision", "dali, decoding alone"] if with_dali else ["cache", "torchvision"]
+    rates = [row["name"] for row in found["results"] if row["unit"] == "img/s" and "best" not in row["name"]]
+    assert rates == [f"data {name} 96x144" for name in [*tiers, *others, "copying"]]
+    costs = [row["name"] for row in found["results"] if row["unit"] == "ms/img"]
+    assert costs == [f"{name}, CPU" for name in rates[:-1]]
+    (best,) = [row for row in found["results"] if row["name"].startswith("data best peer: ")]
+    assert best["value"] == max(row["value"] for row in found["results"] if row["name"].endswith("0 workers 96x144"))
+    ratios = [f"{tier}_vs_best_peer" for tier in ("dali", "cache", "torchvision") if tier in tiers]
+    ratios += ["data dali / torchvision"] * with_dali + ["data cache / copying"]
+    assert [row["name"] for row in found["ratios"]] == ratios
 
 
-def test_a_measurement_counts_whole_batches(monkeypatch):
-    # A clock that moves by 0.4 s a look, against 1 s: looks at 0 (start), 0.4, 0.8, 1.2; two batches of 4 in 1.2 s.
+def test_a_measurement_counts_whole_batches_after_a_start_and_ends_what_it_began(monkeypatch):
+    # A clock that moves by 0.4 s a look. To begin, 0.9 s: looks at 0 and 0.4, 0.8, 1.2 (two batches); then from 1.6 on
+    # 2.7 s: looks at 2.0 .. 4.0, 4.4: six batches of 4 in 2.8 s.
     clock = iter(range(100))
     monkeypatch.setattr(bench_data.time, "perf_counter", lambda: next(clock) * 0.4)
-    monkeypatch.setattr(bench_data, "SECONDS", 1.0)
-    batch = bench_data.Batch(torch.zeros(4, 3, 2, 2), torch.zeros(4, 2, 2), None)
-    assert bench_data._images_per_second(iter([batch] * 9), 4)() == pytest.approx(8 / 1.2)
+    monkeypatch.setattr(bench_data, "SECONDS", 2.7)
+    monkeypatch.setattr(bench_data, "cpu_seconds", iter([5.0, 17.0]).__next__)
+    ended = []
+
+    def batches():
+        try:
+            for _ in range(9):
+                yield torch.zeros(4, 3, 2, 2), torch.zeros(4, 2, 2)
+        finally:
+            ended.append(True)
+
+    case = bench_data.Case(batches, 4)
+    assert case() == pytest.approx(24 / 2.8)
+    assert case.cpu_seconds == [12 / 24]
+    assert ended == [True]
+
+
+def test_the_cpu_time_of_child_processes_counts():
+    before = bench_data.cpu_seconds()
+    code = "import time\nwhile time.process_time() < 0.4: pass\nprint('spent', flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"spent\n"
+        assert child.pid in bench_data.children()
+        assert bench_data.cpu_seconds() - before >= 0.35
+        child.communicate(b"\n")
 
 
 def test_the_step_is_measured_in_both_precisions(monkeypatch, threads):

@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from fastseg.cli import main
 
@@ -192,3 +195,56 @@ def test_debug_shows_the_traceback(tmp_path):
 
     result = CliRunner().invoke(main, ["--debug", "data", "stats", str(tmp_path / "none")])
     assert isinstance(result.exception, UsageError)
+
+
+def test_prepared_data_is_found_by_training_and_mended_by_verify(call, street, tmp_path):
+    arguments = ("data", "prepare", street, "--size", "32x48", "--cache-dir", tmp_path / "cache", "--json")
+    code, out, _ = call(*arguments)
+    splits = {row["split"]: row for row in json.loads(out)["splits"]}
+    assert (code, splits["train"]["pairs"], splits["val"]["pairs"]) == (0, 8, 4)
+    assert splits["train"]["bytes"] == 8 * 32 * 48 * 4  # three bytes of colour and one of label
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("images.npy")}
+    assert len(kept) == 2
+    options = ("--size", "32x48", "--set", "model.depth=1", "--epochs", "1", "--cache-dir", tmp_path / "cache")
+    code, _, err = call("train", "--data", street, "--recipe", "fast", *options, "--run", "run")
+    assert code == 0, err
+    assert f"cache: 0 MB in {tmp_path / 'cache'}, filled by " in err
+    # Validation wants labels of the files' own size: a store of its own. Training changed nothing.
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    images = np.load(splits["val"]["folder"] + "/images.npy", mmap_mode="r+")
+    images[2] ^= 1
+    images.flush()
+    mended = [row["mended"] for row in json.loads(call(*arguments, "--verify")[1])["splits"]]
+    assert [len(names) for names in mended] == [0, 1]
+    assert "8 pairs, 0 MB" in call(*arguments[:-1])[1]
+
+
+def test_parity_counts_what_differs_between_tiers(call, street):
+    pytest.importorskip("nvidia.dali")
+    code, out, _ = call("data", "parity", street, "--size", "48x72", "--json")
+    document = json.loads(out)
+    assert (code, document["reference"], document["images"]) == (0, "torchvision", 4)
+    rows = [(row["tier"], row["stage"], row["labels_off"]) for row in document["rows"]]
+    assert rows == [(tier, stage, 0) for tier in ("dali", "cache") for stage in ("decode", "resize", "augment")]
+    assert all(row["image_difference"] <= 1.001 for row in document["rows"])
+    assert [row["labels"] for row in document["rows"][:3]] == [4 * 96 * 144, 4 * 48 * 72, 4 * 48 * 72]
+    assert "0 of 13,824 differ" in call("data", "parity", street, "--size", "48x72")[1]
+
+
+def test_preview_shows_samples_and_their_labels(call, street):
+    code, out, _ = call("data", "preview", street, "--size", "48x72", "--images", "6", "--seed", "3")
+    assert (code, out) == (0, "preview.png: the first 6 samples of a run with seed 3\n")
+    with Image.open("preview.png") as sheet:
+        assert sheet.size == (4 * 72, 2 * 2 * 48)  # four across, each a photo above its labels
+        pixels = np.asarray(sheet)
+    assert pixels[:48].any()
+    assert not pixels[96:, 2 * 72 :].any()  # six of eight places
+
+
+def test_download_takes_a_mirror(call, tmp_path):
+    for name, member in (("701_StillsRaw_full", "a.png"), ("LabeledApproved_full", "a_L.png")):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr(member, member)
+    code, out, _ = call("data", "download", "--out", tmp_path / "camvid", "--source", tmp_path)
+    assert (code, out) == (0, f"{tmp_path / 'camvid'}\n")
+    assert (tmp_path / "camvid" / "LabeledApproved_full" / "a_L.png").read_text() == "a_L.png"

@@ -104,10 +104,9 @@ def test_a_second_run_decodes_nothing(spec, monkeypatch):
     for _ in range(4):
         next(pixels)
     wanted = iter(TrainSource(dataclasses.replace(spec, cache_dir=""), plan_of(spec), "torchvision"))
-    for got in (next(iter(source)),):
-        expected = next(wanted)
-        assert torch.equal(got.images, expected.images)
-        assert torch.equal(got.labels, expected.labels)
+    got, expected = next(iter(source)), next(wanted)
+    assert torch.equal(got.images, expected.images)
+    assert torch.equal(got.labels, expected.labels)
 
 
 def test_the_store_is_npy_files_that_numpy_reads(spec):
@@ -288,3 +287,39 @@ def test_first_uses_are_those_of_the_rank_from_the_step_on():
     wanted = list(dict.fromkeys(i for step in range(3, 40) for i in plan.shard(step, 1, 2).indices.tolist()))
     assert list(first_uses(plan, 3, 1, 2)) == wanted
     assert sorted(wanted) == list(range(5))
+
+
+def test_samples_that_another_process_keeps_between_two_looks_are_taken(spec, monkeypatch):
+    # All are missing when this process looks, and there when it begins to decode them.
+    store = open_once(spec, resize_labels=True)
+    ready = prepared.Store.ready
+
+    def late(self, indices):
+        found = ready(self, indices)
+        if not found:
+            fill(spec)
+        return found
+
+    monkeypatch.setattr(prepared.Store, "ready", late)
+    batch = next(iter(TrainSource(spec, plan_of(spec), "cache")))
+    assert batch.images.shape == (4, 3, *SIZE)
+    monkeypatch.undo()
+    store.checks[:] = 0
+    with pytest.raises(FastsegError, match="samples were removed while they were read"):
+        cache.wait_for(store, np.array([0]), iter(()))
+
+
+def test_a_store_that_is_put_in_place_while_another_sweeps_is_left(tmp_path, monkeypatch):
+    partial = tmp_path / ".a.partial-x"
+    partial.mkdir()
+    glob = Path.glob
+
+    def gone(self, pattern):
+        found = list(glob(self, pattern))
+        if partial.exists():
+            partial.rename(tmp_path / "a")
+        return found
+
+    monkeypatch.setattr(Path, "glob", gone)
+    prepared._sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
