@@ -41,6 +41,7 @@ from fastseg.runlog import RunLog, now
 from fastseg.stopping import Wishes
 
 STRIPS = 6  # validation images whose predictions are shown
+DATA_BOUND = 0.2  # share of the time waited for data, from which on the log names the cure
 
 
 def train(config: Config, run: str | Path, *, resume: bool = False) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def loop(job: Job, run: Path, log: RunLog, wishes: Wishes) -> None:
     batches = iter(source)
     batch = next(batches)
     first, timed_from, waited, started = job.step, job.step, 0.0, time.perf_counter()
-    validation_seconds, saved = 0.0, started
+    validation_seconds, saved, warned = 0.0, started, job.loader == "cache"
     while True:
         lr = rate(job.step)
         # By its second step torch has cut the buckets in which gradients travel from then on.
@@ -143,6 +144,13 @@ def loop(job: Job, run: Path, log: RunLog, wishes: Wishes) -> None:
                 loss_scale=job.scaler.get_scale() if job.scaler.is_enabled() else None,
                 seconds=job.train_seconds,
             )
+            # The first lines are those in which everything warms up.
+            if not warned and job.step - first > 2 * job.config.runtime.log_every and waited / seconds > DATA_BOUND:
+                warned = True
+                log.say(
+                    f"data holds training back: {waited / seconds:.0%} of the time went by waiting for it; "
+                    "try --loader cache, `fastseg data prepare` and --cache-dir, or more runtime.threads"
+                )
             job.loss.zero_()
             job.since = timed_from = job.step
             waited, started = 0.0, time.perf_counter()

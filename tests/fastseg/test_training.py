@@ -21,7 +21,7 @@ from fastseg.errors import FastsegError, StoppedError, UsageError
 from fastseg.evaluation import evaluate
 from fastseg.job import Job, set_up
 from fastseg.metrics import Scores
-from fastseg.pipelines.source import Batch
+from fastseg.pipelines.source import Batch, TrainSource
 from fastseg.training import optimise, train
 
 TINY = {"data.size": "32x48", "model.depth": 1, "train.batch": 2, "train.epochs": 3, "runtime.log_every": 2}
@@ -383,3 +383,18 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(street, tmp_path, mon
     monkeypatch.setattr(checkpoint, "save", full)
     with pytest.raises(FastsegError, match=r"last\.pt could not be written"):
         train(tiny(street, train__checkpoint_steps=1), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("loader", "warnings"), [("torchvision", 1), ("cache", 0)])
+def test_a_run_that_waits_for_data_names_the_cure_once(street, tmp_path, monkeypatch, capsys, loader, warnings):
+    class Slow(TrainSource):
+        def __iter__(self):
+            for batch in super().__iter__():
+                time.sleep(0.1)  # several times a step
+                yield batch
+
+    monkeypatch.setattr(training, "TrainSource", Slow)
+    train(tiny(street, runtime__loader=loader, runtime__log_every=1, train__epochs=2), tmp_path / "run")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("data holds training back: ")]
+    assert len(said) == warnings
+    assert all("--loader cache" in line for line in said)
