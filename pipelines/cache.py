@@ -5,6 +5,7 @@ for later epochs and for the other processes of the host. From pixels to batch i
 kernel, from a copy in its memory where there is room; on a CPU by vectorised slices, sample by sample.
 """
 
+import atexit
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -54,6 +55,7 @@ def open_once(spec: "Spec", *, resize_labels: bool) -> Store:
         raise FastsegError(f"--loader cache: {where}")
     if folder not in _open:
         _open[folder] = open_store(spec, shape, folder)
+        atexit.register(_open[folder].release)  # a run may end, or fail, before its second step
     return _open[folder]
 
 
@@ -80,9 +82,7 @@ class CacheTier:
 
         for images, labels in self.inner.decode(chunks(), batch, resize_labels=resize_labels):
             for index, image, label in zip(asked.pop(0), images.numpy(), labels, strict=True):
-                if (label == UNKNOWN).any():
-                    raise FastsegError(unknown_values(self.spec))
-                store.put(int(index), image, label.numpy())
+                keep(store, int(index), image, label, self.spec)
             yield
 
     def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -112,6 +112,17 @@ class CacheTier:
             wait_for(store, indices, filling)
             images = torch.from_numpy(store.images[indices]).to(self.spec.device)
             yield images, [torch.from_numpy(store.labels[i]).to(self.spec.device) for i in indices]
+
+
+def keep(store: Store, index: int, image: np.ndarray, label: torch.Tensor, spec: "Spec") -> None:
+    """Put a decoded sample into the store.
+
+    Raises:
+        FastsegError: its label has a value outside the class map.
+    """
+    if (label == UNKNOWN).any():
+        raise FastsegError(unknown_values(spec))
+    store.put(index, image, label.numpy())
 
 
 def wait_for(store: Store, indices: np.ndarray, filling: Iterator[None]) -> None:
@@ -184,13 +195,12 @@ def prepare(spec: "Spec", inner: "Tier", *, verify: bool, done: Callable[[int], 
     asked = [chunk for chunk in asked if len(chunk)]
     for chunk, (images, labels) in zip(asked, inner.decode(asked, PREPARED_AT_ONCE, resize_labels=True), strict=True):
         for index, image, label in zip(chunk.tolist(), images.numpy(), labels, strict=True):
-            if (label == UNKNOWN).any():
-                raise FastsegError(unknown_values(spec))
-            fresh = check_of(image, label.numpy())
-            if store.checks[index] and (store.checks[index] != fresh or store.broken(np.array([index]))):
+            kept = store.checks[index]
+            if kept == check_of(image, label.numpy()) and not store.broken(np.array([index])):
+                continue
+            if kept:
                 wrong.append(index)
-            if store.checks[index] == 0 or index in wrong[-1:]:
-                store.put(index, image, label.numpy())
+            keep(store, index, image, label, spec)
         done(len(chunk))
     store.seal()
     return wrong

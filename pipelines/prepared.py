@@ -157,7 +157,10 @@ def open_store(spec: "Spec", shape: Shape, folder: Path) -> Store:
         try:
             _create(shape, folder)
         except OSError as error:
-            raise FastsegError(f"--cache-dir {folder.parent}: {error.strerror}; give another folder") from None
+            cure = "give another --cache-dir" if spec.cache_dir else "give a --cache-dir, or --loader dali"
+            raise FastsegError(
+                f"{folder.parent}: {error.strerror}: decoded data cannot be kept there; {cure}"
+            ) from None
     store = Store(folder, passing=not spec.cache_dir)
     if not json.loads((folder / ABOUT).read_text())["complete"]:
         # A machine that lost power may have kept check sums whose pixels never reached the disk.
