@@ -19,8 +19,7 @@ from fastseg import config as configs
 from fastseg.bench import peers
 from fastseg.bench.harness import Result, exact, ratio, result, take_turns
 from fastseg.distributed import join
-from fastseg.inputs import make_spec, open_data
-from fastseg.job import make_plan
+from fastseg.inputs import make_plan, make_spec, open_data
 from fastseg.pipelines.plan import Plan, in_order
 from fastseg.pipelines.source import Spec, TrainSource, choose_loader, make_tier
 

@@ -153,7 +153,7 @@ def cases(device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch
         return call
 
     full, pooled, pixels = x.numel(), top.numel(), labels.numel()
-    aug, count = (images, labels, samples, mean, std, dtype), (counts, scores.detach(), labels)
+    aug, count = (images, labels, samples, mean, std, dtype, *size), (counts, scores.detach(), labels)
     return {
         "pool": Case(
             both(lambda t: pool(t)[0], x, down),

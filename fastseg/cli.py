@@ -233,7 +233,7 @@ def prepare(path: str, cache_dir: str, verify: bool, as_json: bool, **options: A
 
     rows: list[dict[str, Any]] = []
     with Progress(console=Console(stderr=True)) as progress:
-        for split, spec in reading(path, cache_dir=cache_dir, **options).items():
+        for split, spec in reading(path, cache_dir=cache_dir, **options)[1].items():
             shape = shape_of(spec, resize_labels=True)
             assert shape is not None  # labels of one size
             advance = functools.partial(progress.advance, progress.add_task(split, total=len(spec.pairs)))
@@ -259,13 +259,12 @@ def prepare(path: str, cache_dir: str, verify: bool, as_json: bool, **options: A
 @as_json
 def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
     """Compare what this machine's tiers make of the data set at PATH, stage by stage, with the torchvision tier."""
-    from fastseg.inputs import reading
+    from fastseg.inputs import make_plan, reading
     from fastseg.pipelines.parity import BATCH, parity
-    from fastseg.pipelines.plan import Plan
 
-    spec = reading(path, splits=(split,), **options)[split]
-    plan = Plan(num_samples=len(spec.pairs), batch=BATCH, seed=0, mirror=True, max_shift=(10, 10))
-    rows = parity(spec, plan)
+    config, specs = reading(path, splits=(split,), batch=BATCH, **options)
+    spec = specs[split]
+    rows = parity(spec, make_plan(config, len(spec.pairs), 1))
     if as_json:
         print_json({"reference": "torchvision", "images": len(spec.pairs), "rows": rows})
         return
@@ -283,18 +282,18 @@ def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
 @data_path
 @click.option("--out", type=click.Path(path_type=Path), default="preview.png", show_default=True)
 @click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
+@click.option("--crop", default="0x0", help="As of augment.crop: windows, HEIGHTxWIDTH.  [default: whole images]")
 @click.option("--images", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of the sample plan.")
 def preview(path: str, out: Path, images: int, seed: int, **options: Any) -> None:
     """Save a sheet of training samples of the data set at PATH as the network sees them, with their labels."""
-    from fastseg.inputs import reading
+    from fastseg.inputs import make_plan, reading
     from fastseg.overlays import write_sheet
-    from fastseg.pipelines.plan import Plan
     from fastseg.pipelines.source import TrainSource, choose_loader
 
-    spec = reading(path, splits=("train",), seed=seed, **options)["train"]
-    plan = Plan(num_samples=len(spec.pairs), batch=images, seed=seed, mirror=True, max_shift=(10, 10))
-    source = TrainSource(spec, plan, choose_loader("auto", spec)[0])
+    config, specs = reading(path, splits=("train",), seed=seed, batch=images, **options)
+    spec = specs["train"]
+    source = TrainSource(spec, make_plan(config, len(spec.pairs), 1), choose_loader("auto", spec)[0])
     batch = next(iter(source))
     source.check()
     write_sheet(out, batch, spec, columns=min(4, images))

@@ -21,14 +21,14 @@ RECIPES = Path(__file__).parent / "recipes"
 Size = tuple[int, int]
 
 
-def parse_size(text: str) -> Size:
+def parse_size(text: str, least: int = 1) -> Size:
     """(height, width) of "HEIGHTxWIDTH".
 
     Raises:
-        ValueError: not two positive whole numbers with an x between them.
+        ValueError: not two whole numbers, `least` or more, with an x between them.
     """
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+    if len(parts) != 2 or not all(p.isdecimal() and int(p) >= least for p in parts):
         raise ValueError(f"{text!r} is no size: write HEIGHTxWIDTH, such as 360x480")
     return int(parts[0]), int(parts[1])
 
@@ -65,6 +65,12 @@ class Data(_Checked):
 class Augment(_Checked):
     mirror: bool = _option(True, "mirror half of the training samples left-right")
     translate: int = _option(10, "largest shift each way, in pixels at 360 rows; scales with the height", least=0)
+    crop: Size = _option((0, 0), "train on random windows of this size, for large images; 0x0: whole images")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.crop[0] > 0) != (self.crop[1] > 0):
+            raise ValueError("crop = {}x{}: two positive numbers, or 0x0 for whole images".format(*self.crop))
 
     def max_shift(self, size: Size) -> tuple[int, int]:
         """The largest shift (rows, columns) in pixels at this input size."""
@@ -156,7 +162,8 @@ class Config:
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by section, as TOML and checkpoints hold them."""
         tree = dataclasses.asdict(self)
-        tree["data"]["size"] = "{}x{}".format(*self.data.size)
+        for section, name in (("data", "size"), ("augment", "crop")):
+            tree[section][name] = "{}x{}".format(*tree[section][name])
         return tree
 
     def dumps(self) -> str:
@@ -171,7 +178,7 @@ def _converted(value: Any, wanted: Any, key: str) -> Any:
     if wanted == Size:
         if isinstance(value, str):
             try:
-                return parse_size(value)
+                return parse_size(value, least=0 if key.endswith("crop") else 1)
             except ValueError as error:
                 raise UsageError(f"{key}: {error}") from None
     elif wanted is float and isinstance(value, int) and not isinstance(value, bool):

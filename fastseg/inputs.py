@@ -1,4 +1,6 @@
-"""From a configuration to what a source reads: the data set, its splits, and one `Spec` per split."""
+"""From a configuration to what a source reads: the data set, its splits, a `Spec` per split, and the sample plan."""
+
+from typing import Any
 
 import torch
 
@@ -9,8 +11,17 @@ from fastseg.data.headers import read_headers
 from fastseg.data.layouts import Dataset, find
 from fastseg.data.split import Splits, apply
 from fastseg.distributed import join
-from fastseg.errors import FastsegError
+from fastseg.errors import FastsegError, UsageError
+from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.source import Spec
+
+# Options of commands that look at data -> the keys that they set.
+KEYS = {
+    **{name: f"data.{name}" for name in ("size", "split_scheme", "unknown_colours")},
+    **{name: f"runtime.{name}" for name in ("seed", "device", "cache_dir")},
+    "crop": "augment.crop",
+    "batch": "train.batch",
+}
 
 
 def open_data(config: Config) -> tuple[Dataset, Splits]:
@@ -47,33 +58,58 @@ def make_spec(
         device=device,
         dtype=dtype,
         threads=threads,
+        crop=config.augment.crop if any(config.augment.crop) else None,
         unknown_void=config.data.unknown_colours == "void",
         cache_dir=config.runtime.cache_dir,
     )
 
 
-def reading(
-    path: str,
-    *,
-    size: str,
-    splits: tuple[str, ...] = ("train", "val"),
-    device: str = "cpu",
-    split_scheme: str = "auto",
-    seed: int = 0,
-    unknown_colours: str = "error",
-    cache_dir: str = "",
-) -> dict[str, Spec]:
+def make_plan(config: Config, num_samples: int, world: int) -> Plan:
+    """The sample plan of a run.
+
+    Raises:
+        UsageError: with `drop_remainder`, a batch that is never full; a crop that is larger than the images.
+    """
+    size, crop = config.data.size, config.augment.crop
+    if any(c > s for c, s in zip(crop, size, strict=True)):
+        raise UsageError("augment.crop: {}x{} is larger than data.size, {}x{}".format(*crop, *size))
+    parts = config.train.accumulate * world
+    batch = config.train.global_batch or config.train.batch * parts
+    if batch % parts:
+        raise UsageError(
+            f"train.global_batch: {batch} images cannot be shared out to {world} processes x "
+            f"{config.train.accumulate} accumulated; use a multiple of {parts}"
+        )
+    if config.train.drop_remainder and batch > num_samples:
+        raise UsageError(
+            f"train.batch: {batch} images per step are more than the {num_samples} training images, and "
+            "train.drop_remainder drops batches that are not full: use a smaller --batch"
+        )
+    return Plan(
+        num_samples=num_samples,
+        batch=batch,
+        seed=config.runtime.seed,
+        mirror=config.augment.mirror,
+        max_shift=config.augment.max_shift(size),
+        max_crop=(size[0] - crop[0], size[1] - crop[1]) if any(crop) else (0, 0),
+        drop_remainder=config.train.drop_remainder,
+    )
+
+
+def reading(path: str, *, splits: tuple[str, ...] = ("train", "val"), **options: Any) -> tuple[Config, dict[str, Spec]]:
     """What to read of each split that is there, for commands that look at data and train nothing.
+
+    Args:
+        options: values of the keys that `KEYS` names; the device is the CPU unless given.
 
     Raises:
         FastsegError: no such data set or none of the splits, or a file that is unreadable.
     """
-    changes = {"data.path": path, "data.size": size, "data.split_scheme": split_scheme, "runtime.seed": seed}
-    changes |= {"data.unknown_colours": unknown_colours, "runtime.cache_dir": cache_dir, "runtime.device": device}
-    config = configs.override(Config(), changes, "data")
+    changes = {KEYS[name]: value for name, value in {"device": "cpu", **options}.items()}
+    config = configs.override(Config(), {"data.path": path, **changes}, "data")
     world, _ = join(config.runtime)
     dataset, found = open_data(config)
     wanted = [split for split in splits if found.get(split)] or list(splits)
-    return {
+    return config, {
         split: make_spec(config, dataset, found, split, device=world.device, dtype=torch.float32) for split in wanted
     }

@@ -6,22 +6,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from fastseg import checkpoint as checkpoints
 from fastseg.config import Config
 from fastseg.data.split import digest
-from fastseg.data.stats import class_weights, count
+from fastseg.data.stats import Counts, class_weights, count
 from fastseg.distributed import World, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError
 from fastseg.gradients import traffic
-from fastseg.inputs import make_spec, open_data
+from fastseg.inputs import make_plan, make_spec, open_data
 from fastseg.kernels import launch
 from fastseg.model import SegNet, initialise
 from fastseg.optim import Average, lr_scale, make_optimizer
 from fastseg.pipelines.plan import Plan
-from fastseg.pipelines.source import Spec, choose_loader
+from fastseg.pipelines.source import BATCHES_AHEAD, Spec, choose_loader
 
 
 @dataclass
@@ -89,8 +90,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
     # What was batch x processes becomes a number: the run keeps its batches when it goes on with other processes.
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch=plan.batch))
     kernels, kernels_why = choose_kernels(config, device)
-    counts = count(spec.pairs, spec.classes, spec.threads, unknown=spec.unknown)
-    weights = class_weights(counts, config.train.weighting)
+    weights = class_weights(count_together(spec, world), config.train.weighting)
 
     torch.manual_seed(runtime.seed)
     model = SegNet(len(spec.classes.names), config.model.backbone, config.model.depth, fused=kernels == "fused")
@@ -115,7 +115,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         average=Average(model, config.train.ema) if config.train.ema else None,
         choices={
-            "loader": f"{loader}: {loader_why}",
+            "loader": f"{loader}: {loader_why}; decoding on {spec.threads} threads, {BATCHES_AHEAD} batches ahead",
             "device": f"{device.type}: {device_why}",
             "dtype": f"{str(dtype).removeprefix('torch.')}: {dtype_why}",
             "kernels": f"{kernels}: {kernels_why}",
@@ -133,6 +133,15 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
         )
     job.wrapped = world.wrap(model, config.train.accumulate, runtime.bucket_mib, runtime.compress)
     return job
+
+
+def count_together(spec: Spec, world: World) -> Counts:
+    """`count` of a split, each process taking its share of the labels."""
+    mine = count(spec.pairs[world.rank :: world.size], spec.classes, spec.threads, unknown=spec.unknown)
+    packed = np.array([mine.images, mine.void_pixels, *mine.pixels, *mine.image_pixels])
+    images, void, *rest = world.sum(torch.from_numpy(packed).to(spec.device)).tolist()
+    pixels, image_pixels = np.array(rest).reshape(2, -1)
+    return Counts(images, pixels, image_pixels, void)
 
 
 def choose_kernels(config: Config, device: torch.device) -> tuple[str, str]:
@@ -167,11 +176,14 @@ def start_block(job: Job, run: Path) -> dict[str, str]:
     scale = lr_scale(train, job.plan.batch)
     scaled = f"x {scale:g} for a batch of {job.plan.batch} ({train.lr_scaling})" if scale != 1 else "not scaled"
     network = f"SegNet, {model.backbone}, depth {model.depth}, init {model.init}"
+    seen = "input {}x{}".format(*data.size)
+    if job.spec.crop:
+        seen = "trains on {}x{} windows of {}x{}".format(*job.spec.crop, *data.size)
     return {
         "run": str(run),
         "data": files + (f"; {job.left_out} files left out, see `fastseg data check`" if job.left_out else ""),
         "split": data.split_scheme,
-        "model": f"{network}, input {'{}x{}'.format(*data.size)}",
+        "model": f"{network}, {seen}",
         "loss": f"cross-entropy, {train.weighting} weights" + (f", 0 for absent {', '.join(absent)}" if absent else ""),
         **job.choices,
         "world": world,
@@ -206,34 +218,6 @@ def start_event(job: Job) -> dict[str, Any]:
         "choices": job.choices,
         "classes": [{"name": n, "color": list(c), "weight": w} for n, c, w in rows],
     }
-
-
-def make_plan(config: Config, num_samples: int, world: int) -> Plan:
-    """The sample plan of a run.
-
-    Raises:
-        UsageError: with `drop_remainder`, a batch that is never full.
-    """
-    parts = config.train.accumulate * world
-    batch = config.train.global_batch or config.train.batch * parts
-    if batch % parts:
-        raise UsageError(
-            f"train.global_batch: {batch} images cannot be shared out to {world} processes x "
-            f"{config.train.accumulate} accumulated; use a multiple of {parts}"
-        )
-    if config.train.drop_remainder and batch > num_samples:
-        raise UsageError(
-            f"train.batch: {batch} images per step are more than the {num_samples} training images, and "
-            "train.drop_remainder drops batches that are not full: use a smaller --batch"
-        )
-    return Plan(
-        num_samples=num_samples,
-        batch=batch,
-        seed=config.runtime.seed,
-        mirror=config.augment.mirror,
-        max_shift=config.augment.max_shift(config.data.size),
-        drop_remainder=config.train.drop_remainder,
-    )
 
 
 def state_of(job: Job, *, whole: bool = True, losses: Sequence[float] = (0.0,)) -> dict[str, Any]:

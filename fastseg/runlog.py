@@ -14,7 +14,16 @@ from rich.text import Text
 from fastseg.runs import read_log
 
 SCALARS = {
-    "train": ("loss", "lr", "img_per_s", "img_per_s_per_device", "data_wait", "memory_mib", "loss_scale"),
+    "train": (
+        "loss",
+        "lr",
+        "img_per_s",
+        "img_per_s_per_device",
+        "data_wait",
+        "decoded_per_s",
+        "memory_mib",
+        "loss_scale",
+    ),
     "val": ("miou", "global_accuracy", "mean_accuracy", "fw_iou"),
 }
 
@@ -101,6 +110,7 @@ class RunLog:
             f"lr {fields['lr']:.2e}",
             f"{fields['img_per_s']:.1f} img/s ({fields['img_per_s_per_device']:.1f} per device)",
             f"data wait {percent(fields['data_wait'])}",
+            *([f"decoding {fields['decoded_per_s']:.1f} img/s"] if fields["decoded_per_s"] else []),
             f"{fields['memory_mib']:.0f} MiB",
             *([f"loss scale {fields['loss_scale']:.0f}"] if fields["loss_scale"] is not None else []),
             f"{duration(left)} left",

@@ -36,7 +36,6 @@ from fastseg.optim import schedule
 from fastseg.overlays import write_strips
 from fastseg.pipelines.source import Batch, TrainSource
 from fastseg.place import place
-from fastseg.report import write as write_report
 from fastseg.runlog import RunLog, now
 from fastseg.stopping import Wishes
 
@@ -55,6 +54,7 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> dict[str,
         StoppedError: a signal asked for an end; everything is saved.
         FastsegError: anything about data, options, a diverging loss or lost processes that stops the run.
     """
+    began = time.perf_counter()
     run = Path(run)
     last = runs.last_checkpoint(run)
     if not resume:
@@ -67,12 +67,15 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> dict[str,
             with job.world.named_failures(), Wishes(job.world) as wishes:
                 job.world.barrier()  # from the start line on, a signal to any of them saves
                 log.start(job.step, start_block(job, run), **start_event(job))
-                loop(job, run, log, wishes)
+                loop(job, run, log, wishes, began)
         img_per_s = job.step * job.plan.batch / job.train_seconds if job.train_seconds else None
         figures = {"best_miou": job.best_miou, "train_seconds": job.train_seconds, "img_per_s": img_per_s}
         log.end(run, job.step, **figures)
         if job.world.is_main:
-            write_report(run)
+            # Here, since matplotlib takes half a second to import, for which nobody shall wait before the first step.
+            from fastseg.report import write
+
+            write(run)
     finally:
         job.writer.join()
         log.close()
@@ -99,15 +102,20 @@ def finished(job: Job) -> bool:
     return job.step >= job.total_steps or 0 < patience <= job.stale
 
 
-def loop(job: Job, run: Path, log: RunLog, wishes: Wishes) -> None:
-    """Steps until `finished`, with a log line every few of them, a validation and a checkpoint every few epochs."""
+def loop(job: Job, run: Path, log: RunLog, wishes: Wishes, began: float) -> None:
+    """Steps until `finished`, with a log line every few of them, a validation and a checkpoint every few epochs.
+
+    Args:
+        began: when the command began to set up, by `time.perf_counter`.
+    """
     train, plan, world = job.config.train, job.plan, job.world
     total, rate = job.total_steps, schedule(train, job.total_steps, plan.batch)
     epoch_ends = {plan.total_steps(epoch): epoch for epoch in range(1, train.epochs + 1)}
     source = TrainSource(job.spec, plan, job.loader, job.step, world.rank, world.size)
     batches = iter(source)
     batch = next(batches)
-    first, timed_from, waited, started = job.step, job.step, 0.0, time.perf_counter()
+    log.event("first_batch", job.step, seconds=time.perf_counter() - began)
+    first, timed_from, waited, started, decoded = job.step, job.step, 0.0, time.perf_counter(), source.decoded
     validation_seconds, saved, warned = 0.0, started, job.loader == "cache"
     while True:
         lr = rate(job.step)
@@ -140,6 +148,7 @@ def loop(job: Job, run: Path, log: RunLog, wishes: Wishes) -> None:
                 img_per_s=images_per_s,
                 img_per_s_per_device=images_per_s / world.size,
                 data_wait=waited / seconds,
+                decoded_per_s=(source.decoded - decoded) / seconds,
                 memory_mib=memory_mib(job.spec.device),
                 loss_scale=job.scaler.get_scale() if job.scaler.is_enabled() else None,
                 seconds=job.train_seconds,
@@ -153,7 +162,7 @@ def loop(job: Job, run: Path, log: RunLog, wishes: Wishes) -> None:
                 )
             job.loss.zero_()
             job.since = timed_from = job.step
-            waited, started = 0.0, time.perf_counter()
+            waited, started, decoded = 0.0, time.perf_counter(), source.decoded
 
         if epoch and (epoch % train.validate_every == 0 or job.step == total):
             scores, best = validate(job, run)

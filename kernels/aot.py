@@ -37,6 +37,7 @@ FLOATS = ("eps", "scale_y", "scale_x")
 def cases() -> dict[str, tuple[Any, dict[str, int]]]:
     """Name -> kernel, and its whole-number arguments in a training step."""
     large = {"H": HEIGHT, "W": WIDTH, "h": HEIGHT // 2, "w": WIDTH // 2, "C": CHANNELS}
+    out = {"height": HEIGHT, "width": WIDTH}
     pixels = BATCH * HEIGHT * WIDTH
 
     def maps(elements: int, pixel: str) -> dict[str, int]:
@@ -78,7 +79,7 @@ def cases() -> dict[str, tuple[Any, dict[str, int]]]:
             confusion_triton.confusion_kernel,
             {**counted, "h": HEIGHT // 2, "w": WIDTH // 2, "RESIZE": 1, "KEEP": 1},
         ),
-        "augment": (augment_triton.augment_kernel, {**large, "PIXELS": augment_triton.PIXELS, "VOID": VOID}),
+        "augment": (augment_triton.augment_kernel, {**large, **out, "PIXELS": augment_triton.PIXELS, "VOID": VOID}),
     }
     return found
 

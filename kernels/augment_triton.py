@@ -11,10 +11,10 @@ PIXELS, WARPS = 1024, 4
 
 
 @triton.jit
-def source(pixel, index, mirror, dy, dx, H, W):
+def source(pixel, index, mirror, dy, dx, H, W, height, width):
     """The pixel of the store that an output pixel comes from, and whether the image covers it."""
-    y, x = pixel // W - dy, pixel % W - dx
-    covered = (pixel < H * W) & (y >= 0) & (y < H) & (x >= 0) & (x < W)
+    y, x = pixel // width - dy, pixel % width - dx
+    covered = (pixel < height * width) & (y >= 0) & (y < H) & (x >= 0) & (x < W)
     return index * H * W + y * W + tl.where(mirror > 0, W - 1 - x, x), covered
 
 
@@ -29,6 +29,8 @@ def augment_kernel(
     labels_out_ptr,
     H,
     W,
+    height,
+    width,
     VOID: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
@@ -39,18 +41,19 @@ def augment_kernel(
     dx = tl.load(samples_ptr + sample * 4 + 3)
 
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    place, covered = source(pixel, index, mirror, dy, dx, H, W)
+    place, covered = source(pixel, index, mirror, dy, dx, H, W, height, width)
     label = tl.load(labels_ptr + place, covered, VOID)
-    tl.store(labels_out_ptr + sample * H * W + pixel, label, pixel < H * W)
+    tl.store(labels_out_ptr + sample * height * width + pixel, label, pixel < height * width)
     # The same pixels' channels as three runs of neighbours, so that stores are 16 bytes wide.
     for part in tl.static_range(3):
         element = (tl.program_id(0) * 3 + part) * PIXELS + tl.arange(0, PIXELS)
         channel = element % 3
-        place, covered = source(element // 3, index, mirror, dy, dx, H, W)
+        place, covered = source(element // 3, index, mirror, dy, dx, H, W, height, width)
         value = tl.load(images_ptr + place * 3 + channel, covered, 0).to(tl.float32)
         # Correctly rounded, as torch divides: the same batch from every tier.
         value = tl.div_rn(value - tl.load(mean_ptr + channel), tl.load(std_ptr + channel))
-        tl.store(out_ptr + sample * H * W * 3 + element, value.to(out_ptr.dtype.element_ty), element < H * W * 3)
+        inside = element < height * width * 3
+        tl.store(out_ptr + sample * height * width * 3 + element, value.to(out_ptr.dtype.element_ty), inside)
 
 
 def augment(
@@ -60,10 +63,12 @@ def augment(
     mean_3: torch.Tensor,
     std_3: torch.Tensor,
     dtype: torch.dtype,
+    height: int,
+    width: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `fastseg.kernels.augment.augment`."""
     images_NHWC, labels_NHW, samples_B4 = images_NHWC.contiguous(), labels_NHW.contiguous(), samples_B4.contiguous()
-    (height, width), batch = labels_NHW.shape[1:], len(samples_B4)
+    (H, W), batch = labels_NHW.shape[1:], len(samples_B4)
     out = empty((batch, 3, height, width), images_NHWC, dtype)
     labels_out = labels_NHW.new_empty((batch, height, width))
     grid = (triton.cdiv(height * width, PIXELS), batch)
@@ -75,6 +80,8 @@ def augment(
         std_3.contiguous(),
         out,
         labels_out,
+        H,
+        W,
         height,
         width,
         VOID=VOID,

@@ -70,6 +70,11 @@ class CacheTier:
     def __init__(self, spec: "Spec", inner: "Tier") -> None:
         self.spec, self.inner = spec, inner
 
+    @property
+    def decoded(self) -> int:
+        """See `Tier`."""
+        return self.inner.decoded
+
     def _fill(self, store: Store, wanted: Iterator[int], batch: int, *, resize_labels: bool) -> Iterator[None]:
         """Decode `wanted` samples that are not there, `batch` at a time; one step of the iterator keeps that many."""
         asked: list[np.ndarray] = []

@@ -22,12 +22,10 @@ from fastseg.data.classes import ClassMap
 from fastseg.data.decode import decode_image
 from fastseg.errors import FastsegError
 from fastseg.pipelines.plan import BatchPlan, Plan
-from fastseg.pipelines.source import make_batch
+from fastseg.pipelines.source import BATCHES_AHEAD, make_batch
 
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec
-
-PREFETCH = 2
 
 
 def to_classes(raw_HWC: DataNode, classes: ClassMap, unknown: int) -> DataNode:
@@ -140,7 +138,7 @@ class DaliTier:
     """See `fastseg.pipelines.source.Tier`."""
 
     def __init__(self, spec: "Spec") -> None:
-        self.spec = spec
+        self.spec, self.decoded = spec, 0
 
     def _feeds(self, batches: Iterable[np.ndarray], names: list[str]) -> Iterator[tuple[Any, ...]]:
         for indices in batches:
@@ -163,7 +161,7 @@ class DaliTier:
             batch_size=most,
             num_threads=self.spec.threads,
             device_id=(self.spec.device.index or 0) if gpu else None,
-            prefetch_queue_depth=PREFETCH,
+            prefetch_queue_depth=BATCHES_AHEAD,
             # All chance is in the plan; a fixed seed keeps DALI's own from mattering.
             seed=0,
         )
@@ -197,7 +195,7 @@ class DaliTier:
                 pixels = self._run(pipe, in_flight)
             except StopIteration:
                 return
-            in_flight.popleft()
+            self.decoded += len(in_flight.popleft())
             yield pixels
 
     def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -218,7 +216,7 @@ class DaliTier:
             if self.spec.device.type == "cuda":
                 # DALI takes its memory back as soon as nobody holds it, whether or not the GPU has read it yet.
                 reading.append(((images, labels), torch.cuda.current_stream().record_event()))
-                if len(reading) > PREFETCH:
+                if len(reading) > BATCHES_AHEAD:
                     reading.popleft()[1].synchronize()
 
     def decode(

@@ -1,8 +1,8 @@
 """The sample plan: everything random about the data, as a pure function of seed and epoch.
 
-Which file is the k-th sample of an epoch, whether it is mirrored, and its two shifts come from here and from nowhere
-else. The plan knows nothing of workers, threads, GPUs or cache tiers, so shards are slices, resuming is "start at step
-s", and all tiers can be compared pixel by pixel.
+Which file is the k-th sample of an epoch, whether it is mirrored, its two shifts and its crop come from here and from
+nowhere else. The plan knows nothing of workers, threads, GPUs or cache tiers, so shards are slices, resuming is "start
+at step s", and all tiers can be compared pixel by pixel.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 # One counter range of the Philox generator for each quantity, so that a new one never shifts the draws of the others.
-STREAMS = {"order": 0, "mirror": 1, "shift_y": 2, "shift_x": 3}
+STREAMS = {"order": 0, "mirror": 1, "shift_y": 2, "shift_x": 3, "crop_y": 4, "crop_x": 5}
 
 
 def draw(seed: int, epoch: int, stream: str, count: int) -> np.ndarray:
@@ -22,39 +22,47 @@ def draw(seed: int, epoch: int, stream: str, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One epoch, a field per quantity: order int64[N], mirror bool[N], shift int32[N, 2].
+    """One epoch, a field per quantity: order int64[N], mirror bool[N], shift int32[N, 2], crop int32[N, 2].
 
-    `mirror[k]` and `shift[k]` belong to the k-th sample of the epoch, that is file `order[k]`. A sample is mirrored
-    first and then moved by shift = (dy, dx) pixels; positive values move the content down and to the right.
+    Row k belongs to the k-th sample of the epoch, that is file `order[k]`. A sample is mirrored first, then moved by
+    shift = (dy, dx) pixels (positive values move the content down and to the right), and cropped to a window whose top
+    left corner is crop = (y, x).
     """
 
     order: np.ndarray
     mirror: np.ndarray
     shift: np.ndarray
+    crop: np.ndarray
 
 
 @lru_cache(maxsize=4)
-def epoch_plan(seed: int, epoch: int, num_samples: int, mirror: bool, max_shift: tuple[int, int]) -> EpochPlan:
-    """The plan of one epoch; shifts are uniform in -max_shift .. max_shift pixels (rows, columns).
+def epoch_plan(
+    seed: int, epoch: int, num_samples: int, mirror: bool, max_shift: tuple[int, int], max_crop: tuple[int, int]
+) -> EpochPlan:
+    """The plan of one epoch; shifts are uniform in -max_shift .. max_shift (rows, columns), crops in 0 .. max_crop.
 
     The order sorts raw words rather than calling NumPy's `permutation`, whose result NumPy may change (NEP 19).
     """
     order = np.argsort(draw(seed, epoch, "order", num_samples), kind="stable")
     flips = (draw(seed, epoch, "mirror", num_samples) >> np.uint64(63)).astype(bool) & mirror
-    shifts = [
-        (draw(seed, epoch, stream, num_samples) % np.uint64(2 * most + 1)).astype(np.int32) - most
-        for stream, most in (("shift_y", max_shift[0]), ("shift_x", max_shift[1]))
-    ]
-    return EpochPlan(order, flips, np.stack(shifts, axis=1).astype(np.int32))
+
+    def between(stream: str, least: int, most: int) -> np.ndarray:
+        words = draw(seed, epoch, stream, num_samples)
+        return (words % np.uint64(most - least + 1)).astype(np.int32) + np.int32(least)
+
+    shift = np.stack([between(f"shift_{axis}", -most, most) for axis, most in zip("yx", max_shift, strict=True)], 1)
+    crop = np.stack([between(f"crop_{axis}", 0, most) for axis, most in zip("yx", max_crop, strict=True)], 1)
+    return EpochPlan(order, flips, shift, crop)
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The samples of one batch: indices int64[B] into the split, mirror bool[B], shift int32[B, 2] as (dy, dx)."""
+    """The samples of one batch: indices int64[B] into the split, and what `EpochPlan` says of each of them."""
 
     indices: np.ndarray
     mirror: np.ndarray
     shift: np.ndarray
+    crop: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +71,7 @@ class Plan:
 
     Step s takes positions s*B .. s*B+B-1 of the epochs laid end to end (B is the batch of all devices together), so
     batches are always full and none of the images is left out; with `drop_remainder` each epoch ends with its last
-    full batch, as in the published baseline.
+    full batch, as in the published baseline. `max_crop` is by how much images are larger than their crops.
     """
 
     num_samples: int
@@ -71,6 +79,7 @@ class Plan:
     seed: int
     mirror: bool
     max_shift: tuple[int, int]
+    max_crop: tuple[int, int] = (0, 0)
     drop_remainder: bool = False
 
     @property
@@ -88,19 +97,16 @@ class Plan:
         per_epoch = self.num_samples // self.batch * self.batch if self.drop_remainder else self.num_samples
         positions = np.arange(step * self.batch, (step + 1) * self.batch)
         epochs, offsets = np.divmod(positions, per_epoch)
-        indices, mirror, shift = [], [], []
+        parts = []
         for epoch in np.unique(epochs):
-            part = epoch_plan(self.seed, int(epoch), self.num_samples, self.mirror, self.max_shift)
+            plan = epoch_plan(self.seed, int(epoch), self.num_samples, self.mirror, self.max_shift, self.max_crop)
             take = offsets[epochs == epoch]
-            indices.append(part.order[take])
-            mirror.append(part.mirror[take])
-            shift.append(part.shift[take])
-        return BatchPlan(np.concatenate(indices), np.concatenate(mirror), np.concatenate(shift))
+            parts.append((plan.order[take], plan.mirror[take], plan.shift[take], plan.crop[take]))
+        return BatchPlan(*(np.concatenate(pieces) for pieces in zip(*parts, strict=True)))
 
     def shard(self, step: int, rank: int, world: int) -> BatchPlan:
         """Rank `rank`'s part of the batch: every `world`-th sample, so shards never overlap or differ in length."""
-        whole = self.global_batch(step)
-        return BatchPlan(whole.indices[rank::world], whole.mirror[rank::world], whole.shift[rank::world])
+        return BatchPlan(*(values[rank::world] for values in vars(self.global_batch(step)).values()))
 
 
 def in_order(num_samples: int, batch: int) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """The torchvision tier: the readable reference, and the fallback where DALI has no wheel.
 
 Pillow decodes (it gives palette and 16-bit labels as they are), `resize` resizes, torchvision mirrors and moves. A few
-threads work ahead by two batches; decoding leaves Python's lock.
+threads work ahead by some batches; decoding leaves Python's lock.
 """
 
 import itertools
@@ -18,12 +18,10 @@ from fastseg.data.classes import VOID
 from fastseg.data.decode import decode_image, decode_label
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.resize import resize_image, resize_label
-from fastseg.pipelines.source import normalise
+from fastseg.pipelines.source import BATCHES_AHEAD, normalise
 
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec
-
-BATCHES_AHEAD = 2
 
 
 def mirror_and_move(pixels: torch.Tensor, mirror: bool, shift: np.ndarray, fill: int) -> torch.Tensor:
@@ -40,7 +38,7 @@ class TorchvisionTier:
     """See `fastseg.pipelines.source.Tier`."""
 
     def __init__(self, spec: "Spec") -> None:
-        self.spec = spec
+        self.spec, self.decoded = spec, 0
 
     def _sample(self, index: int, resize_labels: bool) -> tuple[np.ndarray, np.ndarray]:
         pair = self.spec.pairs[index]
@@ -48,11 +46,14 @@ class TorchvisionTier:
         label = decode_label(pair.label, self.spec.classes, self.spec.unknown)
         return image, resize_label(label, self.spec.size) if resize_labels else label
 
-    def _augmented(self, index: int, mirror: bool, shift: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def _augmented(
+        self, index: int, mirror: bool, shift: np.ndarray, crop: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         image, label = self._sample(index, resize_labels=True)
         image_CHW = mirror_and_move(torch.from_numpy(image).permute(2, 0, 1), mirror, shift, 0)
         label_1HW = mirror_and_move(torch.from_numpy(label)[None], mirror, shift, VOID)
-        return image_CHW.permute(1, 2, 0), label_1HW[0]
+        window = (*crop.tolist(), *(self.spec.crop or self.spec.size))
+        return tvf.crop(image_CHW, *window).permute(1, 2, 0), tvf.crop(label_1HW, *window)[0]
 
     def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         device = self.spec.device
@@ -65,6 +66,7 @@ class TorchvisionTier:
                     ahead.append([pool.submit(self._augmented, *s) for s in zip(*vars(part).values(), strict=True)])
                     step += 1
                 images, labels = zip(*(future.result() for future in ahead.popleft()), strict=True)
+                self.decoded += len(images)
                 yield normalise(torch.stack(images).to(device), self.spec.dtype), torch.stack(labels).to(device)
 
     def decode(
@@ -77,5 +79,6 @@ class TorchvisionTier:
                 ahead.append([pool.submit(self._sample, int(i), resize_labels) for i in indices])
                 if len(ahead) > BATCHES_AHEAD:
                     images, labels = zip(*(future.result() for future in ahead.popleft()), strict=True)
+                    self.decoded += len(images)
                     stacked = torch.from_numpy(np.stack(images)).to(device)
                     yield stacked, [torch.from_numpy(label).to(device) for label in labels]

@@ -25,6 +25,7 @@ from fastseg.kernels.augment import augment, augment_by_slices
 from fastseg.pipelines.plan import BatchPlan, Plan, in_order
 
 LOADERS = ("auto", "dali", "cache", "torchvision")
+BATCHES_AHEAD = 2  # that streaming tiers decode while one is trained on
 
 # ImageNet's mean and standard deviation in 0..255, as torchvision's VGG weights expect their input.
 MEAN = (123.675, 116.28, 103.53)
@@ -49,7 +50,13 @@ class EvaluationBatch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What a source reads and what it makes of it."""
+    """What a source reads and what it makes of it.
+
+    Attributes:
+        size: (height, width) that files are resized to.
+        crop: (height, width) of training batches where they are windows of that; their places are the plan's.
+        threads: that decode.
+    """
 
     pairs: Sequence[Pair]
     headers: Sequence[Header]
@@ -58,6 +65,7 @@ class Spec:
     device: torch.device
     dtype: torch.dtype
     threads: int
+    crop: tuple[int, int] | None = None
     unknown_void: bool = False
     cache_dir: str = ""
 
@@ -74,6 +82,10 @@ class Spec:
 
 class Tier(Protocol):
     """A way to get pixels onto the device."""
+
+    @property
+    def decoded(self) -> int:
+        """Images that it has decoded so far, and given out or kept."""
 
     def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Normalised images [B, 3, H, W], mirrored and moved, and labels uint8[B, H, W], for step after step."""
@@ -156,16 +168,17 @@ def unknown_in(labels: torch.Tensor) -> torch.Tensor | int:
 def samples_of(part: BatchPlan, index: np.ndarray | None = None) -> torch.Tensor:
     """int32[B, 4] of a batch's plan, as `augment` takes it: index (by default into the split), mirror, dy, dx."""
     index = part.indices if index is None else index
-    return torch.from_numpy(np.column_stack([index, part.mirror, part.shift]).astype(np.int32))
+    # To crop is to move up and left, and to end sooner.
+    return torch.from_numpy(np.column_stack([index, part.mirror, part.shift - part.crop]).astype(np.int32))
 
 
 def augmented(
     images_NHWC: torch.Tensor, labels_NHW: torch.Tensor, samples_B4: torch.Tensor, spec: Spec
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A training batch of uint8 pixels on the device: gathered, mirrored, moved, normalised and cast in one pass."""
+    """A training batch of uint8 pixels on the device: all that changes pixels or their places, in one pass."""
     mean, std = mean_and_std(spec.device)
     work = augment if spec.device.type == "cuda" else augment_by_slices
-    return work(images_NHWC, labels_NHW, samples_B4.to(spec.device), mean, std, spec.dtype)
+    return work(images_NHWC, labels_NHW, samples_B4.to(spec.device), mean, std, spec.dtype, *(spec.crop or spec.size))
 
 
 def make_batch(
@@ -188,13 +201,20 @@ class TrainSource:
     start: int = 0
     rank: int = 0
     world: int = 1
+    _tier: Tier = field(init=False)
     _unknown: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        self._tier = make_tier(self.loader, self.spec)
         self._unknown = torch.zeros((), dtype=torch.int64, device=self.spec.device)
 
+    @property
+    def decoded(self) -> int:
+        """Images that this process has decoded so far."""
+        return self._tier.decoded
+
     def __iter__(self) -> Iterator[Batch]:
-        pixels = make_tier(self.loader, self.spec).train(self.plan, self.start, self.rank, self.world)
+        pixels = self._tier.train(self.plan, self.start, self.rank, self.world)
         for step, (images, labels) in enumerate(pixels, self.start):
             if self.loader != "cache":  # it has looked, when it decoded them
                 self._unknown += unknown_in(labels)

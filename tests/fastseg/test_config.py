@@ -17,6 +17,7 @@ PUBLISHED = {
     "data.split_scheme": "random-60-40",
     "augment.mirror": True,
     "augment.translate": 10,
+    "augment.crop": (0, 0),
     "model.backbone": "vgg16",
     "model.depth": 5,
     "model.init": "vgg16",
@@ -75,6 +76,7 @@ def test_a_recipe_reads_back_as_it_was_written(recipe, tmp_path):
 @settings(max_examples=30, deadline=None)
 def test_any_config_reads_back_as_it_was_written(tmp_path_factory, path, lr, size, mirror):
     changes = {"data.path": path, "train.lr": lr, "data.size": "{}x{}".format(*size), "augment.mirror": mirror}
+    changes["augment.crop"] = "{}x{}".format(*size) if mirror else "0x0"
     config = override(Config(), changes)
     assert (config.data.path, config.train.lr, config.data.size, config.augment.mirror) == (path, lr, size, mirror)
     file = tmp_path_factory.mktemp("config") / "config.toml"
@@ -125,6 +127,9 @@ def test_what_is_no_size_is_refused(text):
         ("train.lr", True, "train.lr = True: wants a number"),
         ("train.lr", "fast", "train.lr = 'fast': wants a number"),
         ("augment.mirror", 1, "augment.mirror = 1: wants true or false"),
+        ("augment.crop", "0x5", "augment.crop = 0x5: two positive numbers, or 0x0 for whole images"),
+        ("augment.crop", "5", "write HEIGHTxWIDTH"),
+        ("augment.crop", True, "augment.crop = True: wants a size such as 360x480"),
         ("data.path", 3, "data.path = 3: wants a text"),
         ("data.size", [360, 480], "data.size = [360, 480]: wants a size such as 360x480"),
     ],

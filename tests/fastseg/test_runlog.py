@@ -7,6 +7,7 @@ from fastseg.runlog import RunLog, class_table, duration, percent
 
 TRAIN = {
     "epoch": 1.5, "loss": 0.25, "lr": 0.01, "img_per_s": 40.0, "img_per_s_per_device": 20.0, "data_wait": 0.031,
+    "decoded_per_s": 0.0,
     "memory_mib": 900.0, "loss_scale": None, "seconds": 9.0,
 }  # fmt: skip
 
@@ -24,7 +25,7 @@ def test_percent(value, text):
 def test_a_log_line_has_every_figure(tmp_path, capsys):
     log = RunLog(tmp_path, 0, active=True)
     log.train(15, total=100, epochs=10, left=125, **TRAIN)
-    log.train(16, total=100, epochs=10, left=125, **TRAIN | {"loss": None, "loss_scale": 1024.0})
+    log.train(16, total=100, epochs=10, left=125, **TRAIN | {"loss": None, "loss_scale": 1024.0, "decoded_per_s": 12.5})
     log.close()
     first, second = capsys.readouterr().err.splitlines()
     assert first == (
@@ -32,6 +33,7 @@ def test_a_log_line_has_every_figure(tmp_path, capsys):
         "900 MiB  2:05 left"
     )
     assert "loss -" in second
+    assert "decoding 12.5 img/s" in second
     assert "loss scale 1024" in second
 
 

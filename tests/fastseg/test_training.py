@@ -111,8 +111,11 @@ def test_training_twice_gives_the_same_bits_on_two_threads(street, tmp_path):
 
 
 def job_of(street: Path, **changes: object) -> Job:
-    """A job whose batch norms keep their statistics, so that batches can be split without changing the network."""
-    job = set_up(tiny(street, train__weight_decay=0.0, **changes), None)
+    """A job whose batch norms keep their statistics, so that batches can be split without changing the network.
+
+    In fp32, whatever the machine does well: these tests compare sums.
+    """
+    job = set_up(tiny(street, train__weight_decay=0.0, runtime__dtype="fp32", **changes), None)
     job.model.eval()
     return job
 
@@ -140,6 +143,30 @@ def test_accumulation_takes_the_step_of_the_whole_batch(street):
         optimise(job, some_batch(0.45), 0.1)
     for a, b in zip(whole.model.parameters(), halves.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_crops_are_trained_on_and_whole_images_validated(street, tmp_path, monkeypatch, capsys):
+    seen, real = [], training.optimise
+    monkeypatch.setattr(training, "optimise", lambda job, batch, lr: seen.append(batch) or real(job, batch, lr))
+    run = tmp_path / "run"
+    train(tiny(street, augment__crop="16x20", train__epochs=1), run)
+    assert {(*batch.images.shape, *batch.labels.shape) for batch in seen} == {(2, 3, 16, 20, 2, 16, 20)}
+    # Four validation images of 96x144, not of a crop's size.
+    assert sum(row["pixels"] for row in events(run, "val")[-1]["classes"]) > 4 * 96 * 144 / 2
+    assert "trains on 16x20 windows of 32x48" in capsys.readouterr().err
+
+
+def test_the_log_says_when_the_first_batch_came_and_how_much_was_decoded(street, tmp_path):
+    decoded = {}
+    for loader in ("torchvision", "cache"):
+        run = tmp_path / loader
+        train(tiny(street, runtime__loader=loader), run)
+        assert [event["step"] for event in events(run, "first_batch")] == [0]
+        assert 0 < events(run, "first_batch")[0]["seconds"] < 60
+        # 8 images an epoch are 4 steps; a log line every 2 steps.
+        decoded[loader] = [event["decoded_per_s"] > 0 for event in events(run, "train")]
+    assert decoded["torchvision"] == [True] * 6
+    assert decoded["cache"][2:] == [False] * 4
 
 
 def test_a_batch_of_only_void_pixels_has_loss_0_and_changes_nothing(street):
@@ -265,7 +292,7 @@ def test_two_processes_train_one_run_and_evaluate_as_one(street, tmp_path, kerne
 
 def test_the_fused_operators_train_and_evaluate_the_same_run(street, tmp_path):
     for kernels in ("torch", "fused"):
-        train(tiny(street, runtime__kernels=kernels, model__depth=2), tmp_path / kernels)
+        train(tiny(street, runtime__kernels=kernels, runtime__dtype="fp32", model__depth=2), tmp_path / kernels)
     plain, fused = (events(tmp_path / kernels, "train") for kernels in ("torch", "fused"))
     assert [e["loss"] for e in fused] == pytest.approx([e["loss"] for e in plain], rel=1e-3)
     (start,) = events(tmp_path / "fused", "start")
@@ -301,6 +328,7 @@ def test_a_run_that_exists_is_never_overwritten(street, tmp_path):
         ({"train__drop_remainder": True, "train__batch": 9}, "9 images per step are more than the 8 training images"),
         ({"data__path": "/nowhere"}, "/nowhere: no folder"),
         ({"data__split_scheme": "segnet"}, "no name is in SegNet's published lists"),
+        ({"augment__crop": "33x48"}, "augment.crop: 33x48 is larger than data.size, 32x48"),
         ({"model__depth": 6}, "model.depth 6: from 1 to 5"),
         ({"train__global_batch": 5, "train__accumulate": 2}, "train.global_batch: 5 images cannot be shared out to 1"),
         ({"runtime__sync_bn": True, "runtime__device": "cpu"}, "--sync-bn: torch synchronises batch norm between GPUs"),

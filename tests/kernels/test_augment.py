@@ -23,9 +23,10 @@ def store(count: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tens
     return images, torch.randint(0, 256, (count, height, width), generator=generator, dtype=torch.uint8)
 
 
-def run(make, images, labels, samples, device, dtype=torch.float32, mean=MEAN, std=STD):
+def run(make, images, labels, samples, device, dtype=torch.float32, mean=MEAN, std=STD, size=None):
     operands = images, labels, torch.tensor(samples, dtype=torch.int32), torch.tensor(mean), torch.tensor(std)
-    return tuple(t.cpu() for t in make(*(t.to(device) for t in operands), dtype))
+    size = size or labels.shape[1:]
+    return tuple(t.cpu() for t in make(*(t.to(device) for t in operands), dtype, *size))
 
 
 def moved(images: torch.Tensor, labels: torch.Tensor, sample: tuple[int, int, int], device: torch.device):
@@ -93,6 +94,29 @@ def test_batches_equal_those_of_the_torchvision_tier(device, make, dtype, size):
 
 @dtypes
 @makers
+def test_a_batch_may_be_smaller_than_its_images(device, make, dtype):
+    v = VOID
+    labels = torch.tensor([[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]], dtype=torch.uint8)
+    cases = {  # mirror, dy, dx: labels of the top left 2x3
+        (0, 0, 0): [[0, 1, 2], [4, 5, 6]],
+        (0, -1, -1): [[5, 6, 7], [9, 10, 11]],
+        (1, 0, 0): [[3, 2, 1], [7, 6, 5]],
+        (1, -1, -1): [[6, 5, 4], [10, 9, 8]],
+        (1, -2, -2): [[9, 8, v], [v, v, v]],
+        (0, 1, -2): [[v, v, v], [2, 3, v]],
+        (1, 1, 2): [[v, v, v], [v, v, 3]],
+        (0, -3, 0): [[v, v, v], [v, v, v]],
+    }
+    images = labels[..., None].expand(*labels.shape, 3).contiguous()
+    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "size": (2, 3)}
+    found, found_labels = run(make, images, labels, [(0, *case) for case in cases], device, dtype, **plain)
+    wanted = torch.tensor(list(cases.values()))
+    assert found_labels.tolist() == wanted.tolist()
+    assert torch.equal(found.float(), torch.where(wanted == v, 0.0, wanted.float())[:, None].expand(-1, 3, -1, -1))
+
+
+@dtypes
+@makers
 def test_images_are_channels_last_and_labels_bytes(device, make, dtype):
     images, labels = run(make, *store(2, 5, 7), [(1, 0, 0, 0), (0, 1, 1, 1), (1, 1, 0, 2)], device, dtype)
     assert (images.dtype, images.shape) == (dtype, (3, 3, 5, 7))
@@ -133,7 +157,7 @@ def test_two_moves_the_same_way_are_one_by_their_sum(device, first, second):
 def test_torch_accepts_the_operator_as_its_own(device, dtype):
     operands = *store(2, 5, 7), torch.tensor([[1, 0, 0, 0], [0, 1, 2, -3]], dtype=torch.int32)
     operands = *operands, torch.tensor(MEAN), torch.tensor(STD)
-    torch.library.opcheck(augment, (*(t.to(device) for t in operands), dtype))
+    torch.library.opcheck(augment, (*(t.to(device) for t in operands), dtype, 4, 6))
 
 
 def test_the_triton_kernel_runs_on_a_gpu_and_in_the_interpreter_alone(device, monkeypatch):

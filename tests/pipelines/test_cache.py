@@ -63,13 +63,17 @@ def sample(b: int, mirror: bool, dy: int, dx: int) -> list[int]:
 MOVES = st.builds(sample, st.integers(0, 2), st.booleans(), st.integers(-9, 9), st.integers(-9, 9))
 
 
-@given(samples=st.lists(MOVES, min_size=1, max_size=4), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-def test_slices_are_the_references_gather_to_the_bit(samples, dtype):
+@given(
+    samples=st.lists(MOVES, min_size=1, max_size=4),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    size=st.tuples(st.integers(1, 6), st.integers(1, 7)),
+)
+def test_slices_are_the_references_gather_to_the_bit(samples, dtype, size):
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (3, 6, 7, 3), np.uint8))
     labels = torch.from_numpy(rng.integers(0, 12, (3, 6, 7), np.uint8))
     given = (torch.tensor(samples, dtype=torch.int32), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 7.0]))
-    found, wanted = (f(images, labels, *given, dtype) for f in (augment_by_slices, torch_augment))
+    found, wanted = (f(images, labels, *given, dtype, *size) for f in (augment_by_slices, torch_augment))
     assert torch.equal(found[0], wanted[0])
     assert torch.equal(found[1], wanted[1])
     assert found[0].stride() == wanted[0].stride()  # channels-last

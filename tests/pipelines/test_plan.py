@@ -47,7 +47,9 @@ def test_the_reference_gives_random123s_known_answers(counter, key, block):
     assert philox(counter, key) == [int(word, 16) for word in block.split()]
 
 
-@pytest.mark.parametrize(("stream", "number"), [("order", 0), ("mirror", 1), ("shift_y", 2), ("shift_x", 3)])
+@pytest.mark.parametrize(
+    ("stream", "number"), [("order", 0), ("mirror", 1), ("shift_y", 2), ("shift_x", 3), ("crop_y", 4), ("crop_x", 5)]
+)
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (7, 2), (2**62 + 5, 1_000)])
 def test_raw_words_are_philox_of_seed_epoch_and_stream(seed, epoch, stream, number):
     assert STREAMS[stream] == number
@@ -59,17 +61,18 @@ def test_large_seeds_are_used_to_the_last_bit():
 
 
 def test_an_epoch_follows_from_the_words_by_sorting_top_bit_and_remainder():
-    plan = epoch_plan(5, 1, 13, True, (2, 10))
-    order, mirror, dy, dx = (words(5, 1, stream, 13) for stream in range(4))
+    plan = epoch_plan(5, 1, 13, True, (2, 10), (6, 0))
+    order, mirror, dy, dx, top, _ = (words(5, 1, stream, 13) for stream in range(6))
     assert plan.order.tolist() == sorted(range(13), key=order.__getitem__)
     assert plan.mirror.tolist() == [word >= 2**63 for word in mirror]
     assert plan.shift.tolist() == [[y % 5 - 2, x % 21 - 10] for y, x in zip(dy, dx, strict=True)]
+    assert plan.crop.tolist() == [[y % 7, 0] for y in top]
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10_000), count=st.integers(1, 400))
 def test_the_order_is_a_permutation(seed, epoch, count):
-    assert sorted(epoch_plan(seed, epoch, count, True, (0, 0)).order.tolist()) == list(range(count))
+    assert sorted(epoch_plan(seed, epoch, count, True, (0, 0), (0, 0)).order.tolist()) == list(range(count))
 
 
 @settings(max_examples=25, deadline=None)
@@ -92,7 +95,7 @@ def test_with_drop_remainder_no_image_comes_twice_in_an_epoch(batch, full, rest,
     for epoch in range(epochs):
         seen = np.concatenate([part.indices for part in whole[epoch * full : (epoch + 1) * full]])
         assert len(set(seen.tolist())) == batch * full
-        own = epoch_plan(plan.seed, epoch, plan.num_samples, True, (10, 10)).order
+        own = epoch_plan(plan.seed, epoch, plan.num_samples, True, (10, 10), (0, 0)).order
         assert seen.tolist() == own[: batch * full].tolist()
 
 
@@ -101,7 +104,7 @@ def test_with_drop_remainder_no_image_comes_twice_in_an_epoch(batch, full, rest,
 def test_shards_interleave_back_to_the_whole_batch(world, local, step, count):
     plan = make(num_samples=count, batch=world * local)
     whole, shards = plan.global_batch(step), [plan.shard(step, rank, world) for rank in range(world)]
-    for name in ("indices", "mirror", "shift"):
+    for name in ("indices", "mirror", "shift", "crop"):
         parts = [getattr(shard, name) for shard in shards]
         assert {len(part) for part in parts} == {local}
         np.testing.assert_array_equal(np.stack(parts, axis=1).reshape(getattr(whole, name).shape), getattr(whole, name))
@@ -115,38 +118,45 @@ def test_shards_of_one_epoch_share_no_image(world):
 
 
 def test_a_batch_that_crosses_epochs_ends_one_and_begins_the_next():
-    plan = make()  # 10 images, batches of 4: step 2 takes positions 8, 9 of epoch 0 and 0, 1 of epoch 1
-    first, second = (epoch_plan(3, epoch, 10, True, (10, 10)) for epoch in (0, 1))
+    plan = make(max_crop=(0, 5))  # 10 images, batches of 4: step 2 takes positions 8, 9 of epoch 0 and 0, 1 of epoch 1
+    first, second = (epoch_plan(3, epoch, 10, True, (10, 10), (0, 5)) for epoch in (0, 1))
     part = plan.global_batch(2)
-    for name in ("order", "mirror", "shift"):
+    for name in ("order", "mirror", "shift", "crop"):
         wanted = [*getattr(first, name)[8:].tolist(), *getattr(second, name)[:2].tolist()]
         assert getattr(part, "indices" if name == "order" else name).tolist() == wanted
 
 
-def test_shifts_are_uniform_within_their_bounds_and_mirror_is_half():
-    plan = epoch_plan(0, 0, 21_000, True, (10, 3))
-    for axis, most in ((0, 10), (1, 3)):
-        values, counts = np.unique(plan.shift[:, axis], return_counts=True)
-        assert values.tolist() == list(range(-most, most + 1))
+def test_shifts_and_crops_are_uniform_within_their_bounds_and_mirror_is_half():
+    plan = epoch_plan(0, 0, 21_000, True, (10, 3), (4, 17))
+    ranges = ((plan.shift, 0, -10, 10), (plan.shift, 1, -3, 3), (plan.crop, 0, 0, 4), (plan.crop, 1, 0, 17))
+    for drawn, axis, least, most in ranges:
+        values, counts = np.unique(drawn[:, axis], return_counts=True)
+        assert values.tolist() == list(range(least, most + 1))
         share = 1 / len(values)
         assert abs(counts - 21_000 * share).max() < 5 * (21_000 * share * (1 - share)) ** 0.5
     assert abs(plan.mirror.mean() - 0.5) < 5 * 0.5 / 21_000**0.5
-    assert plan.shift.dtype == np.int32
+    assert plan.shift.dtype == plan.crop.dtype == np.int32
 
 
 @pytest.mark.parametrize(
     ("change", "kept"),
     [
-        ({"max_shift": (4, 10)}, ["indices", "mirror", "dx"]),
-        ({"max_shift": (10, 4)}, ["indices", "mirror", "dy"]),
-        ({"mirror": False}, ["indices", "dy", "dx"]),
+        ({"max_shift": (4, 10)}, ["indices", "mirror", "dx", "top", "left"]),
+        ({"max_shift": (10, 4)}, ["indices", "mirror", "dy", "top", "left"]),
+        ({"mirror": False}, ["indices", "dy", "dx", "top", "left"]),
+        ({"max_crop": (8, 5)}, ["indices", "mirror", "dy", "dx", "left"]),
+        ({"max_crop": (9, 0)}, ["indices", "mirror", "dy", "dx", "top"]),
     ],
 )
 def test_changing_one_augmentation_leaves_all_other_draws_alone(change, kept):
-    plan = make(num_samples=50, batch=20)
+    plan = make(num_samples=50, batch=20, max_crop=(9, 5))
     for one, other in zip(batches(plan, 6), batches(replace(plan, **change), 6), strict=True):
         fields = [
-            {"indices": part.indices, "mirror": part.mirror, "dy": part.shift[:, 0], "dx": part.shift[:, 1]}
+            {
+                "indices": part.indices,
+                "mirror": part.mirror,
+                **dict(zip(("dy", "dx", "top", "left"), np.hstack([part.shift, part.crop]).T, strict=True)),
+            }
             for part in (one, other)
         ]
         same = [name for name in fields[0] if np.array_equal(fields[0][name], fields[1][name])]
@@ -160,7 +170,7 @@ def test_without_mirror_and_shift_nothing_is_mirrored_or_moved():
 
 
 def test_epochs_and_seeds_give_different_orders():
-    orders = {tuple(epoch_plan(seed, epoch, 30, True, (1, 1)).order) for seed in range(3) for epoch in range(3)}
+    orders = {tuple(epoch_plan(seed, epoch, 30, True, (1, 1), (0, 0)).order) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
 
 

@@ -80,7 +80,7 @@ def assert_tiers_agree(spec, plan, steps):
             take(loader, spec, plan, steps), take("torchvision", spec, plan, steps), strict=True
         ):
             assert labels.dtype == other_labels.dtype == np.uint8
-            assert images.shape == other_images.shape == (plan.batch, *spec.size, 3)
+            assert images.shape == other_images.shape == (plan.batch, *(spec.crop or spec.size), 3)
             np.testing.assert_array_equal(labels, other_labels)
             assert np.abs(images.astype(int) - other_images).max() <= 1
 
@@ -101,6 +101,12 @@ def assert_tiers_agree(spec, plan, steps):
 def test_tiers_agree_on_noise(tmp_path, files, size, colored):
     spec = make_spec(make_pairs(tmp_path, files, colored), camvid_colored() if colored else camvid_indexed(), size)
     assert_tiers_agree(spec, make_plan(6, 4), steps=4)
+
+
+@pytest.mark.parametrize("file", [(48, 64), (45, 61)])
+def test_tiers_agree_on_crops(tmp_path, file):
+    spec = make_spec(make_pairs(tmp_path, [file] * 6), camvid_indexed(), (48, 64), crop=(32, 24))
+    assert_tiers_agree(spec, make_plan(6, 4, max_crop=(16, 40)), steps=4)
 
 
 def test_tiers_agree_when_camvids_full_size_is_halved(tmp_path):
@@ -147,15 +153,16 @@ def test_tiers_agree_on_camvid(camvid, size):
 
 
 class Given:
-    """A plan of one batch that is written out: [(mirror, dy, dx), ...], all of file 0."""
+    """A plan of one batch that is written out: [(mirror, dy, dx), ...], all of file 0, cropped alike."""
 
     num_samples = 1
 
-    def __init__(self, draws):
+    def __init__(self, draws, crop=(0, 0)):
         self.part = BatchPlan(
             np.zeros(len(draws), int),
             np.array([mirror for mirror, _, _ in draws]),
             np.array([[dy, dx] for _, dy, dx in draws], np.int32),
+            np.array([crop] * len(draws), np.int32),
         )
 
     def shard(self, step, rank, world):
@@ -175,18 +182,22 @@ MOVES = [
 ]
 
 
-def test_positive_shifts_move_down_and_right_after_mirroring_and_uncover_black_and_void(loader, tmp_path):
+def test_shifts_move_down_and_right_after_mirroring_and_uncover_black_and_void_before_cropping(loader, tmp_path):
     numbers = np.arange(12, dtype=np.uint8).reshape(3, 4)
     pair = Pair("a", str(tmp_path / "a.png"), str(tmp_path / "l.png"))
     Image.fromarray(np.stack([numbers + 1, numbers + 101, numbers + 201], axis=2)).save(pair.image)
     Image.fromarray(numbers).save(pair.label)
     classes = ClassMap(tuple("abcdefghijkl"), ((0, 0, 0),) * 12, from_index={i: i for i in range(12)})
-    ((images, labels),) = take(loader, make_spec([pair], classes, (3, 4)), Given([move for move, _ in MOVES]), steps=1)
-    for image, label, (move, wanted) in zip(images, labels, MOVES, strict=True):
-        assert label.tolist() == wanted, move
-        for channel, first in enumerate((1, 101, 201)):
-            black = [[0 if value == V else first + value for value in row] for row in wanted]
-            assert image[..., channel].tolist() == black, move
+    moves = [move for move, _ in MOVES]
+    for (top, left), size in (((0, 0), (3, 4)), ((1, 1), (2, 2)), ((0, 3), (3, 1)), ((2, 0), (1, 4))):
+        spec = make_spec([pair], classes, (3, 4), crop=size)
+        ((images, labels),) = take(loader, spec, Given(moves, (top, left)), steps=1)
+        for image, label, (move, whole) in zip(images, labels, MOVES, strict=True):
+            wanted = [row[left : left + size[1]] for row in whole[top : top + size[0]]]
+            assert label.tolist() == wanted, move
+            for channel, first in enumerate((1, 101, 201)):
+                black = [[0 if value == V else first + value for value in row] for row in wanted]
+                assert image[..., channel].tolist() == black, move
 
 
 def test_a_bright_pixel_moves_by_its_shift_whatever_the_resize(loader, tmp_path):
@@ -203,6 +214,22 @@ def test_a_bright_pixel_moves_by_its_shift_whatever_the_resize(loader, tmp_path)
     assert np.argwhere(images[0, ..., 1] > 150).tolist() == [[7, 2], [7, 3], [8, 2], [8, 3]]
     assert (labels[0] == VOID).sum() == 3 * 20 + 13 * 4
     assert (images[0] == 0).all(axis=2).sum() == 3 * 20 + 13 * 4
+
+
+def test_dalis_buffers_become_tensors_without_a_copy(tmp_path, monkeypatch):
+    pytest.importorskip("nvidia.dali")
+    tier = make_tier("dali", make_spec(make_pairs(tmp_path, [(6, 8)] * 2), camvid_indexed(), (6, 8)))
+    real, places = tier._pixels, []
+
+    def watched(*args, **named):
+        for lists in real(*args, **named):
+            places.append([pixels.as_tensor().data_ptr() for pixels in lists])
+            yield lists
+
+    monkeypatch.setattr(tier, "_pixels", watched)
+    images, labels = next(tier.decode([np.array([1, 0])], 2, resize_labels=True))
+    assert [images.data_ptr(), labels[0].data_ptr()] == places[0]
+    assert images.shape == (2, 6, 8, 3)
 
 
 def test_normalise_is_imagenets_and_channels_last():
