@@ -5,11 +5,18 @@ from typing import Any
 from fastseg.bench import data as bench_data
 from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import model as bench_model
+from fastseg.bench import stream as bench_stream
 from fastseg.bench.harness import document
 from fastseg.distributed import choose_device
 from fastseg.errors import UsageError
 
-BENCHES = {"data": bench_data.measure, "kernels": bench_kernels.measure, "model": bench_model.measure}
+BENCHES = {
+    "data": bench_data.measure,
+    "kernels": bench_kernels.measure,
+    "model": bench_model.measure,
+    "stream": bench_stream.measure,
+}
+IN_ALL = ("data", "kernels", "model")
 
 
 def run(what: str, *, data: str, size: tuple[int, int] | None, batch: int, rounds: int, device: str) -> dict[str, Any]:
@@ -26,8 +33,8 @@ def run(what: str, *, data: str, size: tuple[int, int] | None, batch: int, round
     if size is None:
         size = bench_kernels.PUBLISHED if choose_device(device)[0] == "cuda" else (120, 160)
     found = [
-        measure(data=data, size=size, batch=batch, rounds=rounds, device=device)
-        for name, measure in BENCHES.items()
-        if what in (name, "all")
+        bench(data=data, size=size, batch=batch, rounds=rounds, device=device)
+        for name, bench in BENCHES.items()
+        if what == name or (what == "all" and name in IN_ALL)
     ]
-    return document([r for results, _ in found for r in results], [r for _, ratios in found for r in ratios])
+    return document(found)

@@ -1,30 +1,38 @@
 """`fastseg bench data`: from files to batches on the device, our tiers and what users would take instead, side by side.
 
 Everyone reads the same files and makes the same tensors: normalised fp32 images in channels-last memory, mirrored and
-moved by chance, and uint8 labels. A DataLoader is measured with 0, 1 and 2 workers, and the best of them counts.
+moved by chance, and uint8 labels. A DataLoader is measured with 0, 1 and 2 workers, and the best of them counts. Our
+tiers are measured on one thread and with larger batches too. Memory is that of a fresh process and its workers, each
+shared page counted once (PSS), beyond what Python with torch takes.
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fastseg import config as configs
 from fastseg.bench import peers
-from fastseg.bench.harness import Result, exact, ratio, result, take_turns
+from fastseg.bench.harness import Found, Result, exact, ratio, result, take_turns
 from fastseg.distributed import join
+from fastseg.errors import FastsegError
 from fastseg.inputs import make_plan, make_spec, open_data
 from fastseg.pipelines.plan import Plan, in_order
 from fastseg.pipelines.source import Spec, TrainSource, choose_loader, make_tier
 
 SECONDS = 1.0  # each measurement takes as many batches as last this long
 WORKERS = (0, 1, 2)
+LARGER = 4  # times the batch, as a second batch size
+SETTLED = 16  # batches after which the memory of what streams does not grow
 TIERS = ("dali", "cache", "torchvision")
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
@@ -74,10 +82,48 @@ def children() -> list[int]:
         return []
 
 
+def memory_kib() -> int:
+    """Memory of this process and its children, what several share counted once; 0 where the system does not say."""
+    total = 0
+    for pid in ("self", *children()):
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return total
+
+
+def _remember(make: Callable[[], Batches], count: int, answer: Any) -> None:
+    """What a fresh process does to find out what `count` of `make`'s batches take."""
+    before = memory_kib()
+    with contextlib.closing(make()) as batches:  # type: ignore[type-var]
+        for _ in range(count):
+            next(batches)
+        answer.put(memory_kib() - before)
+
+
+def memory_of(make: Callable[[], Batches], count: int) -> float | None:
+    """MiB that `count` batches take in a process of their own, or None where the system does not say."""
+    if not memory_kib():
+        return None
+    context = multiprocessing.get_context("spawn")
+    answer = context.SimpleQueue()
+    process = context.Process(target=_remember, args=(make, count, answer))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise FastsegError(f"bench data: a process that measures memory ended with code {process.exitcode}")
+    return answer.get() / 1024
+
+
 def training(spec: Spec, plan: Plan, tier: str) -> Batches:
-    """Batches as training gets them."""
-    for batch in TrainSource(spec, plan, tier):
-        yield batch.images, batch.labels
+    """Batches as training gets them, on the spec's number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(spec.threads)
+    try:
+        for batch in TrainSource(spec, plan, tier):
+            yield batch.images, batch.labels
+    finally:
+        torch.set_num_threads(before)
 
 
 def decoding(spec: Spec, batch: int) -> Batches:
@@ -101,9 +147,7 @@ def copy_bound(size: tuple[int, int], batch: int) -> Callable[[], float]:
     return measure
 
 
-def measure(
-    *, data: str, size: tuple[int, int], batch: int, rounds: int, device: str
-) -> tuple[list[Result], list[Result]]:
+def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str) -> Found:
     """Rows per tier and peer, and how our tiers compare with the best peer."""
     changes = {"data.path": data, "data.size": "{}x{}".format(*size), "train.batch": batch, "runtime.device": device}
     config = configs.override(configs.load_recipe("fast"), changes, "bench")
@@ -112,9 +156,14 @@ def measure(
     spec = make_spec(config, dataset, splits, "train", device=world.device, dtype=torch.float32)
     plan = make_plan(config, len(spec.pairs), 1)
     cases: dict[str, Case] = {}
-    for tier in TIERS:
-        if tier == "torchvision" or choose_loader("cache" if tier == "cache" else "auto", spec)[0] == tier:
-            cases[tier] = Case(functools.partial(training, spec, plan, tier), batch)
+    epoch = -(-len(spec.pairs) // batch)
+    tiers = [t for t in TIERS if t == "torchvision" or choose_loader("cache" if t == "cache" else "auto", spec)[0] == t]
+    for tier in tiers:
+        cases[tier] = Case(functools.partial(training, spec, plan, tier), batch)
+    for tier in tiers:
+        alone, more = dataclasses.replace(spec, threads=1), dataclasses.replace(plan, batch=LARGER * batch)
+        cases[f"{tier}, 1 thread"] = Case(functools.partial(training, alone, plan, tier), batch)
+        cases[f"{tier}, batch {more.batch}"] = Case(functools.partial(training, spec, more, tier), more.batch)
     if "dali" in cases:
         cases["dali, decoding alone"] = Case(functools.partial(decoding, spec, batch), batch)
     for name, batches in peers.available()[0].items():
@@ -123,7 +172,7 @@ def measure(
             cases[f"{name}, {workers} workers"] = Case(make, batch)
     if "cache" in cases:
         filling = training(spec, plan, "cache")
-        for _ in range(-(-len(spec.pairs) // batch)):
+        for _ in range(epoch):
             next(filling)
     samples = take_turns({**cases, "copying": copy_bound(size, batch)}, rounds)
     shown = f"{size[0]}x{size[1]}"
@@ -131,13 +180,18 @@ def measure(
     costs = [
         result(f"data {name} {shown}, CPU", "ms/img", [1e3 * s for s in c.cpu_seconds[1:]]) for name, c in cases.items()
     ]
+    sizes = [(name, memory_of(case.make, epoch if "cache" in name else SETTLED)) for name, case in cases.items()]
+    costs += [exact(f"data {name} {shown}, memory", "MiB", mib) for name, mib in sizes if mib is not None]
     ratios: list[Result] = []
     others = [name for name in cases if name.startswith(tuple(peers.PEERS))]
     best = max(others, key=lambda name: statistics.median(samples[name]))
     rates.append(exact(f"data best peer: {best}", "img/s", statistics.median(samples[best])))
-    ratios += [ratio(f"{tier}_vs_best_peer", samples[tier], samples[best]) for tier in TIERS if tier in cases]
+    ratios += [ratio(f"{tier}_vs_best_peer", samples[tier], samples[best]) for tier in tiers]
+    loaders = [name for name in others if "DataLoader" in name]
+    loader = max(loaders, key=lambda name: statistics.median(samples[name]))
+    ratios += [ratio(f"{tier}_vs_best_dataloader", samples[tier], samples[loader]) for tier in tiers]
     if "dali" in cases:
         ratios.append(ratio("data dali / torchvision", samples["dali"], samples["torchvision"]))
     if "cache" in cases:
         ratios.append(ratio("data cache / copying", samples["cache"], samples["copying"]))
-    return rates + costs, ratios
+    return Found(rates + costs, ratios)

@@ -2,13 +2,25 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from fastseg.environment import environment
 
 SCHEMA = 1
 
 Result = dict[str, Any]
+
+
+class Found(NamedTuple):
+    """What a bench returns: rows of `result` or `exact`, of `ratio`, and curves.
+
+    A curve is {"name", "x": {label: values}, "y": {label: values, ...}}.
+    """
+
+    results: list[Result]
+    ratios: list[Result]
+    series: Sequence[dict[str, Any]] = ()
 
 
 def take_turns(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -46,9 +58,27 @@ def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> Result:
     return {"name": name, **_spread([a / b for a, b in zip(above, below, strict=True)])}
 
 
-def document(results: list[Result], ratios: list[Result]) -> dict[str, Any]:
+def document(found: Sequence[Found]) -> dict[str, Any]:
     """Results with what they were measured on."""
-    return {"schema": SCHEMA, "environment": environment(), "results": results, "ratios": ratios}
+    parts = {name: [row for part in found for row in getattr(part, name)] for name in Found._fields}
+    return {"schema": SCHEMA, "environment": environment(), **parts}
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Draw a document's curves, a panel for each y, into an SVG file."""
+    from matplotlib.figure import Figure
+
+    panels = [(curve, label) for curve in found["series"] for label in curve["y"]]
+    figure = Figure(figsize=(7, 2.4 * len(panels)), layout="constrained")
+    for axes, (curve, label) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        ((x_label, x),) = curve["x"].items()
+        axes.plot(x, curve["y"][label], marker="o", markersize=3)
+        axes.set(xlabel=x_label, ylabel=label, xlim=(0, None), ylim=(0, 1.2 * max(curve["y"][label])))
+        axes.set_title(curve["name"], fontsize="medium")
+        axes.grid(alpha=0.3)
+    stamp = found["environment"]
+    figure.suptitle(f"{stamp['gpus'] or stamp['processor']}, {stamp['threads']} CPU threads", fontsize="small")
+    figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def show(found: dict[str, Any]) -> str:

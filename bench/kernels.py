@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastseg.bench.harness import Result, exact, ratio, result, take_turns
+from fastseg.bench.harness import Found, exact, ratio, result, take_turns
 from fastseg.config import Runtime
 from fastseg.distributed import choose_dtype, join
 from fastseg.kernels.augment import augment, torch_augment
@@ -245,9 +245,7 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float:
     return (torch.cuda.max_memory_allocated(device) - kept) / 2**20
 
 
-def measure(
-    *, data: str, size: tuple[int, int], batch: int, rounds: int, device: str
-) -> tuple[list[Result], list[Result]]:
+def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str) -> Found:
     """Bytes per image of each operator at 360x480, and how much faster than PyTorch's it is on this machine."""
     world, _ = join(Runtime(device=device))
     dtype, _ = choose_dtype("auto", world.device.type)
@@ -276,4 +274,4 @@ def measure(
             for way in ways
             if way != "fused"
         ]
-    return results, ratios
+    return Found(results, ratios)

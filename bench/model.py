@@ -5,7 +5,7 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastseg.bench.harness import Result, exact, ratio, result, take_turns
+from fastseg.bench.harness import Found, exact, ratio, result, take_turns
 from fastseg.config import Runtime, Train
 from fastseg.distributed import choose_dtype, join
 from fastseg.kernels import launch
@@ -64,9 +64,7 @@ class _Step:
             torch.cuda.synchronize()
 
 
-def measure(
-    *, data: str, size: tuple[int, int], batch: int, rounds: int, device: str
-) -> tuple[list[Result], list[Result]]:
+def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str) -> Found:
     """Parameters, FLOPs and the step's throughput in fp32 and in the device's mixed precision."""
     world, _ = join(Runtime(device=device))
     best, _ = choose_dtype("auto", world.device.type)
@@ -86,4 +84,4 @@ def measure(
         if mixed in samples and mixed != "float32"
         else []
     )
-    return results, ratios
+    return Found(results, ratios)

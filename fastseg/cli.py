@@ -512,15 +512,18 @@ def report(run: Path) -> None:
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--rounds", type=click.IntRange(3), default=5, show_default=True, help="Measurements of each figure.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Save curves as SVG; of stream alone.")
 @as_json
-def bench(
-    what: str, data_name: str, size: tuple[int, int] | None, batch: int, rounds: int, device: str, as_json: bool
-) -> None:
-    """Measure this machine: WHAT is data, kernels, model or all."""
+def bench(what: str, data_name: str, plot_path: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure this machine: WHAT is data, kernels, model, or all three; or stream, an epoch that is not kept."""
     from fastseg.bench import run as run_bench
-    from fastseg.bench.harness import show
+    from fastseg.bench.harness import plot, show
 
-    document = run_bench(what, data=data_name, size=size, batch=batch, rounds=rounds, device=device)
+    if plot_path and what != "stream":
+        raise UsageError(f"--plot {plot_path}: bench {what} has no curves; `fastseg bench stream` has")
+    document = run_bench(what, data=data_name, **options)
+    if plot_path:
+        plot(document, plot_path)
     if as_json:
         print_json(document)
     else:

@@ -1,5 +1,6 @@
 """`fastseg bench`: what it measures, row by row, on inputs that take no time. No figure here is a speed."""
 
+import functools
 import importlib.util
 import json
 import subprocess
@@ -12,10 +13,10 @@ import torch
 
 from fastseg import bench
 from fastseg.bench import data as bench_data
+from fastseg.bench import harness, peers
 from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import model as bench_model
-from fastseg.bench import peers
-from fastseg.errors import UsageError
+from fastseg.errors import FastsegError, UsageError
 from fastseg.model import SegNet
 
 KEYS = {"name", "unit", "value", "n", "p20", "p80"}
@@ -31,7 +32,7 @@ def threads():
 
 def check(document: dict, rounds: int) -> None:
     """What holds for every bench's document."""
-    assert list(document) == ["schema", "environment", "results", "ratios"]
+    assert list(document) == ["schema", "environment", "results", "ratios", "series"]
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     for row in document["results"]:
         assert row.keys() == KEYS
@@ -44,7 +45,7 @@ def check(document: dict, rounds: int) -> None:
 
 
 def test_a_bench_that_does_not_exist_is_refused():
-    with pytest.raises(UsageError, match=r"^bench gpu: choose one of data, kernels, model, all$"):
+    with pytest.raises(UsageError, match=r"^bench gpu: choose one of data, kernels, model, stream, all$"):
         bench.run("gpu", data="synth", size=(32, 48), batch=2, rounds=3, device="cpu")
 
 
@@ -56,19 +57,75 @@ def test_the_data_path_is_measured_tier_by_tier_and_against_peers(street, monkey
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(bench_data, "SECONDS", 0.05)
     monkeypatch.setattr(bench_data, "WORKERS", (0,))
+    taken: list[int] = []
+    monkeypatch.setattr(bench_data, "memory_of", lambda make, count: taken.append(count) or 12.5)
     found = bench.run("data", data=str(street), size=(96, 144), batch=2, rounds=3, device="cpu")
     check(found, 3)
     others = [f"{name}, 0 workers" for name in peers.available()[0]]
     tiers = ["dali", "cache", "torchvision", "dali, decoding alone"] if with_dali else ["cache", "torchvision"]
     rates = [row["name"] for row in found["results"] if row["unit"] == "img/s" and "best" not in row["name"]]
-    assert rates == [f"data {name} 96x144" for name in [*tiers, *others, "copying"]]
+    ours = [tier for tier in tiers if "alone" not in tier]
+    varied = [f"{tier}, {variant}" for tier in ours for variant in ("1 thread", "batch 8")]
+    decoding = [tier for tier in tiers if tier not in ours]
+    assert rates == [f"data {name} 96x144" for name in [*ours, *varied, *decoding, *others, "copying"]]
     costs = [row["name"] for row in found["results"] if row["unit"] == "ms/img"]
     assert costs == [f"{name}, CPU" for name in rates[:-1]]
+    memory = {row["name"]: row["value"] for row in found["results"] if row["unit"] == "MiB"}
+    assert memory == {f"{name}, memory": 12.5 for name in rates[:-1]}
+    # 8 images of the training split in batches of 2, where they are all kept.
+    assert taken == [4 if "cache" in name else bench_data.SETTLED for name in rates[:-1]]
     (best,) = [row for row in found["results"] if row["name"].startswith("data best peer: ")]
     assert best["value"] == max(row["value"] for row in found["results"] if row["name"].endswith("0 workers 96x144"))
-    ratios = [f"{tier}_vs_best_peer" for tier in ("dali", "cache", "torchvision") if tier in tiers]
+    ratios = [f"{tier}_vs_best_{other}" for other in ("peer", "dataloader") for tier in ours]
     ratios += ["data dali / torchvision"] * with_dali + ["data cache / copying"]
     assert [row["name"] for row in found["ratios"]] == ratios
+
+
+def hoard(mib: int):
+    """Batches of nothing, from somebody who keeps that much memory and a child process with as much."""
+    code = f"kept = bytearray(b'1' * ({mib} << 20)); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        kept = bytearray(b"1" * (mib << 20))
+        child.stdout.readline()
+        try:
+            while True:
+                yield kept, kept
+        finally:
+            child.communicate(b"\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_memory_is_that_of_a_fresh_process_and_its_workers():
+    found = bench_data.memory_of(functools.partial(hoard, 64), 2)
+    assert 2 * 64 < found < 2 * 64 + 32  # and the child's interpreter
+
+
+def test_memory_that_cannot_be_measured_is_an_error():
+    with pytest.raises(FastsegError, match=r"^bench data: a process that measures memory ended with code 1$"):
+        bench_data.memory_of(functools.partial(hoard, "no number"), 2)
+
+
+def test_a_streamed_epoch_is_measured_from_end_to_end(street, threads):
+    found = bench.run("stream", data=str(street), size=(96, 144), batch=1, rounds=3, device="cpu")
+    rate, *sizes = found["results"]
+    assert (rate["n"], rate["unit"]) == (8, "img/s")
+    name = rate["name"]
+    assert name in ("stream dali 96x144", "stream torchvision 96x144")  # and never the cache
+    assert [row["name"] for row in sizes] == [f"{name}, RSS after {n} images" for n in range(1, 9)]
+    assert all(row["value"] > 50 for row in sizes)  # MiB: torch alone takes more
+    assert [(row["name"], row["n"]) for row in found["ratios"]] == [(f"{name}, second half / first half", 4)]
+    (curve,) = found["series"]
+    assert curve["x"] == {"images": list(range(1, 9))}
+    assert [len(values) for values in curve["y"].values()] == [8, 8]
+
+
+def test_curves_are_drawn_from_zero_with_their_names(tmp_path):
+    curve = {"name": "stream", "x": {"images": [4, 8, 12]}, "y": {"img/s": [10.0, 11.0, 10.5], "RSS": [900, 905, 903]}}
+    path = tmp_path / "curves.svg"
+    harness.plot({**harness.document([]), "series": [curve]}, path)
+    svg = path.read_text()
+    assert all(f"<!-- {word} -->" in svg for word in ("stream", "images", "img/s", "RSS"))
+    assert svg.count("<!-- 0 -->") >= 4  # both axes of both panels
 
 
 def test_a_measurement_counts_whole_batches_after_a_start_and_ends_what_it_began(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastseg.bench.harness import document, exact, ratio, result, show, take_turns
+from fastseg.bench.harness import Found, document, exact, ratio, result, show, take_turns
 
 figures = st.lists(st.floats(0.1, 1000), min_size=2, max_size=20)
 
@@ -63,8 +63,8 @@ def test_a_ratio_is_that_of_neighbours():
 
 def test_a_document_is_strict_json_and_its_table_names_every_row():
     rows = [result("step", "img/s", [1.0, 2.0, 3.0]), exact("work", "GFLOP/img", 639.7)]
-    found = document(rows, [ratio("a / b", [1.0, 2.0], [2.0, 2.0])])
-    assert list(found) == ["schema", "environment", "results", "ratios"]
+    found = document([Found(rows, [ratio("a / b", [1.0, 2.0], [2.0, 2.0])])])
+    assert list(found) == ["schema", "environment", "results", "ratios", "series"]
     assert found["schema"] == 1
     assert {"fastseg", "torch", "processor", "gpus", "threads", "command"} <= found["environment"].keys()
     assert json.loads(json.dumps(found, allow_nan=False)) == found

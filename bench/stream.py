@@ -1,0 +1,63 @@
+"""`fastseg bench stream`: one epoch read from the files, none of it kept: does speed last, and does memory stay flat?
+
+Training batches are windows of half the images' height and width, as one trains on images too large for a network.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from fastseg import config as configs
+from fastseg.bench.harness import Found, exact, ratio, result
+from fastseg.distributed import join
+from fastseg.errors import UsageError
+from fastseg.inputs import make_plan, make_spec, open_data
+from fastseg.pipelines.source import TrainSource, choose_loader
+
+POINTS = 20  # measurements per epoch
+
+
+def resident_mib() -> float:
+    """Memory of this process, in MiB.
+
+    Raises:
+        UsageError: the system does not say.
+    """
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        raise UsageError("bench stream: reads the memory of a process from /proc, which only Linux has") from None
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str) -> Found:
+    """Speed and memory over an epoch, at POINTS points or after each batch; `rounds` does not matter."""
+    changes = {"data.path": data, "data.size": "{}x{}".format(*size), "train.batch": batch, "runtime.device": device}
+    changes["augment.crop"] = "{}x{}".format(*(max(1, side // 2) for side in size))
+    config = configs.override(configs.load_recipe("fast"), changes, "bench")
+    world, _ = join(config.runtime)
+    dataset, splits = open_data(config)
+    spec = make_spec(config, dataset, splits, "train", device=world.device, dtype=torch.float32)
+    plan = make_plan(config, len(spec.pairs), 1)
+    loader, _ = choose_loader("auto", spec)
+    batches = iter(TrainSource(spec, plan, loader))
+    next(batches)
+    steps = max(4, len(spec.pairs) // batch)
+    each = max(1, steps // POINTS)
+    images, rates, sizes = [], [], []
+    for point in range(1, steps // each + 1):
+        start = time.perf_counter()
+        for _ in range(each):
+            next(batches)[0][0, 0, 0, 0].item()  # waits for a GPU to have made the batch
+        rates.append(each * batch / (time.perf_counter() - start))
+        images.append(point * each * batch)
+        sizes.append(resident_mib())
+    name, half = f"stream {loader} " + "{}x{}".format(*size), len(rates) // 2
+    rows = [exact(f"{name}, RSS after {n} images", "MiB", mib) for n, mib in zip(images, sizes, strict=True)]
+    return Found(
+        [result(name, "img/s", rates), *rows],
+        [ratio(f"{name}, second half / first half", rates[-half:], rates[:half])],
+        [{"name": name, "x": {"images": images}, "y": {"img/s": rates, "RSS in MiB": sizes}}],
+    )
