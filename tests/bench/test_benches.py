@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from fastseg.bench import data as bench_data
 from fastseg.bench import harness, peers
 from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import model as bench_model
+from fastseg.data.synth import write
 from fastseg.errors import FastsegError, UsageError
 from fastseg.model import SegNet
 
@@ -117,6 +119,23 @@ def test_a_streamed_epoch_is_measured_from_end_to_end(street, threads):
     (curve,) = found["series"]
     assert curve["x"] == {"images": list(range(1, 9))}
     assert [len(values) for values in curve["y"].values()] == [8, 8]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_streamed_epoch_takes_the_same_memory_at_its_end_as_at_its_middle(tmp_path):
+    few, many = tmp_path / "few", tmp_path / "many"
+    write(few, counts={"train": 8, "val": 1}, size=(256, 512))
+    for folder in ("train", "trainannot"):
+        (many / folder).mkdir(parents=True)
+        for i in range(480):  # 189 MB of pixels
+            os.link(few / folder / f"Synth{i % 4:02}_f{i // 4 % 2:05}.png", many / folder / f"v_{i:03}.png")
+    command = [sys.executable, "-m", "fastseg", "bench", "stream", "--data", str(many), "--size", "256x512", "--json"]
+    plot = tmp_path / "stream.svg"
+    found = json.loads(subprocess.run([*command, "--plot", plot], stdout=subprocess.PIPE, check=True).stdout)
+    curve = found["series"][0]
+    sizes = dict(zip(curve["x"]["images"], curve["y"]["RSS in MiB"], strict=True))
+    assert abs(sizes[480] - sizes[240]) < 20  # 90 MiB have been decoded in between
+    assert plot.read_text().startswith("<?xml")
 
 
 def test_curves_are_drawn_from_zero_with_their_names(tmp_path):

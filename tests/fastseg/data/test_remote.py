@@ -1,6 +1,7 @@
 import hashlib
 import http.client
 import json
+import socket
 import sys
 import threading
 import time
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
 from fastseg.data import download, home, is_url, remote, resolve
 from fastseg.data.download import locked
@@ -511,3 +513,52 @@ def test_paths_are_no_urls():
     assert is_url("memory://x")
     for name in ("camvid", "synth", "/data/x", "./s3:/x", "data//x", "C:\\data", ""):
         assert not is_url(name)
+
+
+# Training
+
+
+def test_an_epoch_from_a_failing_server_gives_the_bits_of_one_from_the_disk(s3, street, tmp_path, monkeypatch):
+    from fastseg import checkpoint, config, training
+
+    def weights(data: str) -> dict:
+        changes = {
+            "data.path": data,
+            "data.size": "32x48",
+            "model.depth": 1,
+            "train.epochs": 1,
+            "runtime.device": "cpu",
+        }
+        run = tmp_path / ("disk" if data == str(street) else "s3")
+        training.train(config.override(config.load_recipe("fast"), changes), run)
+        return checkpoint.read(run / "checkpoints" / "last.pt")["model"]
+
+    monkeypatch.setenv("FASTSEG_DATA", str(tmp_path / "home"))
+    client, proxy = s3
+    put(client, contents(street))
+    names = [f"set/{path.relative_to(street)}" for path in sorted(street.rglob("*.png"))]
+    faults = [[500, "cut"], ["hang up"], ["shorter"], [503, 503], ["wrong byte"], ["cut", "hang up"]]
+    proxy.script = {"": [500], **dict(zip(names, faults, strict=False))}
+    found, wanted = weights("s3://data/set"), weights(str(street))
+    assert not any(proxy.script.values())  # all the faults have been met
+    assert contents(resolve("s3://data/set")) == contents(street)
+    assert all(torch.equal(found[name], wanted[name]) for name in found | wanted)
+
+
+def test_without_a_network_training_ends_with_one_line(tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    from fastseg.cli import main
+
+    for name, value in {**KEYS, "AWS_CONFIG_FILE": "/nonexistent", "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FASTSEG_DATA", str(tmp_path / "home"))
+    with socket.socket() as closed:  # a port where nobody listens
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        run = tmp_path / "run"
+        found = CliRunner().invoke(main, ["train", "--data", "s3://data/set", "--recipe", "fast", "--run", str(run)])
+    (line,) = found.stderr.splitlines()
+    assert found.exit_code == 1
+    assert line.startswith("fastseg: s3://data/set cannot be reached (")
+    assert not run.exists()
