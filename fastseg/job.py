@@ -22,7 +22,7 @@ from fastseg.kernels import launch
 from fastseg.model import SegNet, initialise
 from fastseg.optim import Average, lr_scale, make_optimizer
 from fastseg.pipelines.plan import Plan
-from fastseg.pipelines.source import BATCHES_AHEAD, Spec, choose_loader
+from fastseg.pipelines.source import DECODED_AHEAD, Spec, choose_loader, decoded_at_once
 
 
 @dataclass
@@ -115,7 +115,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         average=Average(model, config.train.ema) if config.train.ema else None,
         choices={
-            "loader": f"{loader}: {loader_why}; decoding on {spec.threads} threads, {BATCHES_AHEAD} batches ahead",
+            "loader": f"{loader}: {loader_why}; {decoding(spec, plan.batch // world.size)}",
             "device": f"{device.type}: {device_why}",
             "dtype": f"{str(dtype).removeprefix('torch.')}: {dtype_why}",
             "kernels": f"{kernels}: {kernels_why}",
@@ -162,6 +162,12 @@ def choose_kernels(config: Config, device: torch.device) -> tuple[str, str]:
     if runtime.deterministic and device.type == "cuda" and kernels == "torch":
         raise UsageError("--deterministic: PyTorch's unpooling and loss on a GPU are not; use runtime.kernels = fused")
     return kernels, why
+
+
+def decoding(spec: Spec, batch: int) -> str:
+    """ "decoding on 2 threads, 2 x 16 images ahead", for a process that takes `batch` images per step."""
+    threads = f"{spec.threads} thread{'s' * (spec.threads > 1)}"
+    return f"decoding on {threads}, {DECODED_AHEAD} x {decoded_at_once(batch)} images ahead"
 
 
 def start_block(job: Job, run: Path) -> dict[str, str]:

@@ -18,14 +18,13 @@ from fastseg.data.classes import UNKNOWN
 from fastseg.errors import FastsegError
 from fastseg.pipelines.plan import BatchPlan, Plan
 from fastseg.pipelines.prepared import Store, check_of, key_of, locate, open_store, shape_of
-from fastseg.pipelines.source import augmented, samples_of, unknown_values
+from fastseg.pipelines.source import AT_ONCE, augmented, decoded_at_once, samples_of, unknown_values
 
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec, Tier
 
 # Share of a GPU's free memory that its copy of the data may take.
 GPU_SHARE = 0.4
-PREPARED_AT_ONCE = 8
 
 
 def find_room(spec: "Spec", *, resize_labels: bool = True) -> tuple[bool, str]:
@@ -94,8 +93,8 @@ class CacheTier:
         """Normalised images [B, 3, H, W] and labels, for step after step."""
         store = open_once(self.spec, resize_labels=True)
         parts = (plan.shard(step, rank, world) for step in itertools.count(start))
-        batch = len(plan.shard(start, rank, world).indices)
-        filling = self._fill(store, first_uses(plan, start, rank, world), batch, resize_labels=True)
+        together = decoded_at_once(len(plan.shard(start, rank, world).indices))
+        filling = self._fill(store, first_uses(plan, start, rank, world), together, resize_labels=True)
         pixels = _OnDevice(store, self.spec)
         for position, part in enumerate(parts):
             wait_for(store, part.indices, filling)
@@ -194,11 +193,11 @@ def prepare(spec: "Spec", inner: "Tier", *, verify: bool, done: Callable[[int], 
     """
     store = open_once(spec, resize_labels=True)
     everything, wrong = np.arange(len(spec.pairs)), []
-    chunks = [everything[i : i + PREPARED_AT_ONCE] for i in range(0, len(everything), PREPARED_AT_ONCE)]
+    chunks = [everything[i : i + AT_ONCE] for i in range(0, len(everything), AT_ONCE)]
     asked = [chunk if verify else chunk[store.checks[chunk] == 0] for chunk in chunks]
     done(len(everything) - sum(map(len, asked)))
     asked = [chunk for chunk in asked if len(chunk)]
-    for chunk, (images, labels) in zip(asked, inner.decode(asked, PREPARED_AT_ONCE, resize_labels=True), strict=True):
+    for chunk, (images, labels) in zip(asked, inner.decode(asked, AT_ONCE, resize_labels=True), strict=True):
         for index, image, label in zip(chunk.tolist(), images.numpy(), labels, strict=True):
             kept = store.checks[index]
             if kept == check_of(image, label.numpy()) and not store.broken(np.array([index])):

@@ -22,7 +22,7 @@ from fastseg.data.classes import ClassMap
 from fastseg.data.decode import decode_image
 from fastseg.errors import FastsegError
 from fastseg.pipelines.plan import BatchPlan, Plan
-from fastseg.pipelines.source import BATCHES_AHEAD, make_batch
+from fastseg.pipelines.source import DECODED_AHEAD, decoded_at_once, make_batch
 
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec
@@ -161,7 +161,7 @@ class DaliTier:
             batch_size=most,
             num_threads=self.spec.threads,
             device_id=(self.spec.device.index or 0) if gpu else None,
-            prefetch_queue_depth=BATCHES_AHEAD,
+            prefetch_queue_depth=DECODED_AHEAD,
             # All chance is in the plan; a fixed seed keeps DALI's own from mattering.
             seed=0,
         )
@@ -199,24 +199,28 @@ class DaliTier:
             yield pixels
 
     def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        ahead: deque[BatchPlan] = deque()
+        local = len(plan.shard(start, rank, world).indices)
+        # DALI's threads wait for one another at the end of each batch, so that small ones are decoded together.
+        together = decoded_at_once(local) // local
+        ahead: deque[list[BatchPlan]] = deque()
 
         def wanted() -> Iterator[np.ndarray]:
-            for step in itertools.count(start):
-                ahead.append(plan.shard(step, rank, world))
-                yield ahead[-1].indices
+            for first in itertools.count(start, together):
+                ahead.append([plan.shard(step, rank, world) for step in range(first, first + together)])
+                yield np.concatenate([part.indices for part in ahead[-1]])
 
-        local = len(plan.shard(start, rank, world).indices)
         reading: deque[tuple[Any, torch.cuda.Event]] = deque()
-        for lists in self._pixels(wanted(), local, resize_labels=True):
+        for lists in self._pixels(wanted(), together * local, resize_labels=True):
             images, labels = (torch.from_dlpack(pixels.as_tensor()) for pixels in lists)
-            with one_thread():
-                batch = make_batch(images, labels[..., 0], ahead.popleft(), self.spec)
-            yield batch
+            parts = ahead.popleft()
+            for part, *pixels in zip(parts, images.split(local), labels[..., 0].split(local), strict=True):
+                with one_thread():
+                    batch = make_batch(*pixels, part, self.spec)
+                yield batch
             if self.spec.device.type == "cuda":
                 # DALI takes its memory back as soon as nobody holds it, whether or not the GPU has read it yet.
                 reading.append(((images, labels), torch.cuda.current_stream().record_event()))
-                if len(reading) > BATCHES_AHEAD:
+                if len(reading) > DECODED_AHEAD:
                     reading.popleft()[1].synchronize()
 
     def decode(

@@ -18,7 +18,7 @@ from fastseg.data.classes import VOID
 from fastseg.data.decode import decode_image, decode_label
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.resize import resize_image, resize_label
-from fastseg.pipelines.source import BATCHES_AHEAD, normalise
+from fastseg.pipelines.source import DECODED_AHEAD, decoded_at_once, normalise
 
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec
@@ -56,12 +56,13 @@ class TorchvisionTier:
         return tvf.crop(image_CHW, *window).permute(1, 2, 0), tvf.crop(label_1HW, *window)[0]
 
     def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        device = self.spec.device
+        device, local = self.spec.device, len(plan.shard(start, rank, world).indices)
+        most = DECODED_AHEAD * decoded_at_once(local) // local
         with ThreadPoolExecutor(self.spec.threads) as pool:
             ahead: deque[list[Future]] = deque()
             step = start
             while True:
-                while len(ahead) <= BATCHES_AHEAD:
+                while len(ahead) <= most:
                     part = plan.shard(step, rank, world)
                     ahead.append([pool.submit(self._augmented, *s) for s in zip(*vars(part).values(), strict=True)])
                     step += 1
@@ -75,9 +76,9 @@ class TorchvisionTier:
         device = self.spec.device
         with ThreadPoolExecutor(self.spec.threads) as pool:
             ahead: deque[list[Future]] = deque()
-            for indices in itertools.chain(batches, [np.array([], int)] * BATCHES_AHEAD):
+            for indices in itertools.chain(batches, [np.array([], int)] * DECODED_AHEAD):
                 ahead.append([pool.submit(self._sample, int(i), resize_labels) for i in indices])
-                if len(ahead) > BATCHES_AHEAD:
+                if len(ahead) > DECODED_AHEAD:
                     images, labels = zip(*(future.result() for future in ahead.popleft()), strict=True)
                     self.decoded += len(images)
                     stacked = torch.from_numpy(np.stack(images)).to(device)

@@ -25,7 +25,7 @@ from fastseg.kernels.augment import augment, augment_by_slices
 from fastseg.pipelines.plan import BatchPlan, Plan, in_order
 
 LOADERS = ("auto", "dali", "cache", "torchvision")
-BATCHES_AHEAD = 2  # that streaming tiers decode while one is trained on
+AT_ONCE, DECODED_AHEAD = 16, 2  # images that are decoded together, at least, and how often that is done ahead of need
 
 # ImageNet's mean and standard deviation in 0..255, as torchvision's VGG weights expect their input.
 MEAN = (123.675, 116.28, 103.53)
@@ -78,6 +78,11 @@ class Spec:
     def same_size(self) -> bool:
         """True where all files have the network's size already, so that no tier needs to resize."""
         return all(h.image_size == self.size for h in self.headers)
+
+
+def decoded_at_once(batch: int) -> int:
+    """Images that are decoded together where batches of that size are wanted: whole batches."""
+    return -(-AT_ONCE // batch) * batch
 
 
 class Tier(Protocol):
