@@ -4,6 +4,7 @@ from typing import Any
 
 from fastseg.bench import data as bench_data
 from fastseg.bench import kernels as bench_kernels
+from fastseg.bench import ladder as bench_ladder
 from fastseg.bench import model as bench_model
 from fastseg.bench import stream as bench_stream
 from fastseg.bench.harness import document
@@ -11,19 +12,30 @@ from fastseg.distributed import choose_device
 from fastseg.errors import UsageError
 
 BENCHES = {
+    "ladder": bench_ladder.measure,
     "data": bench_data.measure,
     "kernels": bench_kernels.measure,
     "model": bench_model.measure,
     "stream": bench_stream.measure,
 }
-IN_ALL = ("data", "kernels", "model")
+IN_ALL = ("ladder", "data", "kernels", "model")
 
 
-def run(what: str, *, data: str, size: tuple[int, int] | None, batch: int, rounds: int, device: str) -> dict[str, Any]:
+def run(
+    what: str,
+    *,
+    data: str,
+    size: tuple[int, int] | None,
+    batch: int,
+    rounds: int,
+    device: str,
+    quick: bool = False,
+) -> dict[str, Any]:
     """Measure and return the document that `fastseg bench --json` prints.
 
     Args:
         size: of the network's input; None takes the published 360x480 on a GPU, and 120x160 on a CPU.
+        quick: shorter measurements, three of each, and not of everything.
 
     Raises:
         UsageError: no such bench.
@@ -33,7 +45,7 @@ def run(what: str, *, data: str, size: tuple[int, int] | None, batch: int, round
     if size is None:
         size = bench_kernels.PUBLISHED if choose_device(device)[0] == "cuda" else (120, 160)
     found = [
-        bench(data=data, size=size, batch=batch, rounds=rounds, device=device)
+        bench(data=data, size=size, batch=batch, rounds=3 if quick else rounds, device=device, quick=quick)
         for name, bench in BENCHES.items()
         if what == name or (what == "all" and name in IN_ALL)
     ]

@@ -20,12 +20,10 @@ from typing import Any
 
 import torch
 
-from fastseg import config as configs
 from fastseg.bench import peers
 from fastseg.bench.harness import Found, Result, exact, ratio, result, take_turns
-from fastseg.distributed import join
 from fastseg.errors import FastsegError
-from fastseg.inputs import make_plan, make_spec, open_data
+from fastseg.inputs import make_plan, reading
 from fastseg.pipelines.plan import Plan, in_order
 from fastseg.pipelines.source import Spec, TrainSource, choose_loader, decoded_at_once, make_tier
 
@@ -44,18 +42,18 @@ class Case:
     Each measurement begins anew: what one case prefetches, or its idle threads, shall not slow the next one.
     """
 
-    def __init__(self, make: Callable[[], Batches], batch: int) -> None:
-        self.make, self.batch = make, batch
+    def __init__(self, make: Callable[[], Batches], batch: int, seconds: float) -> None:
+        self.make, self.batch, self.seconds = make, batch, seconds
         self.cpu_seconds: list[float] = []  # per image, a value per measurement
 
     def __call__(self) -> float:
-        """Images per second, over SECONDS, after a third of that to begin."""
+        """Images per second, over that many seconds, after a third of them to begin."""
         with contextlib.closing(self.make()) as batches:  # type: ignore[type-var]
             start = time.perf_counter()
-            while time.perf_counter() - start < SECONDS / 3:
+            while time.perf_counter() - start < self.seconds / 3:
                 next(batches)
             done, start, cpu = 0, time.perf_counter(), cpu_seconds()
-            while (elapsed := time.perf_counter() - start) < SECONDS:
+            while (elapsed := time.perf_counter() - start) < self.seconds:
                 next(batches)[0][0, 0, 0, 0].item()  # waits for a GPU to have made the batch
                 done += self.batch
             self.cpu_seconds.append((cpu_seconds() - cpu) / done)
@@ -135,13 +133,13 @@ def decoding(spec: Spec, batch: int) -> Batches:
         yield images, labels[0]
 
 
-def copy_bound(size: tuple[int, int], batch: int) -> Callable[[], float]:
+def copy_bound(size: tuple[int, int], batch: int, seconds: float) -> Callable[[], float]:
     """Images per second of writing batches of that size and nothing else: what memory allows."""
     pixels, out = (torch.zeros(batch, *size, 3) for _ in range(2))
 
     def measure() -> float:
         done, start = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < SECONDS / 4:
+        while (elapsed := time.perf_counter() - start) < seconds / 4:
             out.copy_(pixels)
             done += batch
         return done / elapsed
@@ -149,42 +147,44 @@ def copy_bound(size: tuple[int, int], batch: int) -> Callable[[], float]:
     return measure
 
 
-def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str) -> Found:
+def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str, quick: bool) -> Found:
     """Rows per tier and peer, and how our tiers compare with the best peer."""
-    changes = {"data.path": data, "data.size": "{}x{}".format(*size), "train.batch": batch, "runtime.device": device}
-    config = configs.override(configs.load_recipe("fast"), changes, "bench")
-    world, _ = join(config.runtime)
-    dataset, splits = open_data(config)
-    spec = make_spec(config, dataset, splits, "train", device=world.device, dtype=torch.float32)
+    config, specs = reading(data, splits=("train",), size="{}x{}".format(*size), batch=batch, device=device)
+    spec = specs["train"]
     plan = make_plan(config, len(spec.pairs), 1)
     cases: dict[str, Case] = {}
+    seconds = SECONDS / 5 if quick else SECONDS
+
+    def case(batches: Callable[..., Batches], *given: Any, images: int = batch) -> Case:
+        return Case(functools.partial(batches, *given), images, seconds)
+
     epoch = -(-len(spec.pairs) // batch)
     tiers = [t for t in TIERS if t == "torchvision" or choose_loader("cache" if t == "cache" else "auto", spec)[0] == t]
     for tier in tiers:
-        cases[tier] = Case(functools.partial(training, spec, plan, tier), batch)
-    for tier in tiers:
+        cases[tier] = case(training, spec, plan, tier)
+    for tier in () if quick else tiers:
         alone, more = dataclasses.replace(spec, threads=1), dataclasses.replace(plan, batch=LARGER * batch)
-        cases[f"{tier}, 1 thread"] = Case(functools.partial(training, alone, plan, tier), batch)
-        cases[f"{tier}, batch {more.batch}"] = Case(functools.partial(training, spec, more, tier), more.batch)
+        cases[f"{tier}, 1 thread"] = case(training, alone, plan, tier)
+        cases[f"{tier}, batch {more.batch}"] = case(training, spec, more, tier, images=more.batch)
     if "dali" in cases:
         together = min(decoded_at_once(batch), len(spec.pairs))
-        cases["dali, decoding alone"] = Case(functools.partial(decoding, spec, together), together)
+        cases["dali, decoding alone"] = case(decoding, spec, together, images=together)
     for name, batches in peers.available()[0].items():
         for workers in WORKERS:
-            make = functools.partial(batches, spec.pairs, size, batch, workers)
-            cases[f"{name}, {workers} workers"] = Case(make, batch)
+            cases[f"{name}, {workers} workers"] = case(batches, spec.pairs, size, batch, workers)
     if "cache" in cases:
         filling = training(spec, plan, "cache")
         for _ in range(epoch):
             next(filling)
-    samples = take_turns({**cases, "copying": copy_bound(size, batch)}, rounds)
+    samples = take_turns({**cases, "copying": copy_bound(size, batch, seconds)}, rounds)
     shown = f"{size[0]}x{size[1]}"
     rates = [result(f"data {name} {shown}", "img/s", figures) for name, figures in samples.items()]
     costs = [
         result(f"data {name} {shown}, CPU", "ms/img", [1e3 * s for s in c.cpu_seconds[1:]]) for name, c in cases.items()
     ]
-    sizes = [(name, memory_of(case.make, epoch if "cache" in name else SETTLED)) for name, case in cases.items()]
-    costs += [exact(f"data {name} {shown}, memory", "MiB", mib) for name, mib in sizes if mib is not None]
+    for name, measured in () if quick else cases.items():
+        mib = memory_of(measured.make, epoch if "cache" in name else SETTLED)
+        costs += [exact(f"data {name} {shown}, memory", "MiB", mib)] if mib is not None else []
     ratios: list[Result] = []
     others = [name for name in cases if name.startswith(tuple(peers.PEERS))]
     best = max(others, key=lambda name: statistics.median(samples[name]))

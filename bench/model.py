@@ -1,11 +1,14 @@
 """`fastseg bench model`: the network's size and work, and images per second of a training step without a data path."""
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastseg.bench.harness import Found, exact, ratio, result, take_turns
+from fastseg.bench.peers import plain_step
+from fastseg.bench.roofline import GPUS, Peaks, Yardstick, layers, measured_peaks, seconds
 from fastseg.config import Runtime, Train
 from fastseg.distributed import choose_dtype, join
 from fastseg.kernels import launch
@@ -26,8 +29,13 @@ def count_flops(size: tuple[int, int]) -> int:
     return counter.get_total_flops()
 
 
-class _Step:
-    """A training step on one random batch, in one precision, with the operators that `auto` chooses."""
+def calls_of(device: torch.device) -> int:
+    """Steps per measurement: one on a CPU, 20 on a GPU, where one is too short to time."""
+    return 20 if device.type == "cuda" else 1
+
+
+class Step:
+    """A training step, in one precision, with the operators that `auto` chooses; on one random batch unless given."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int) -> None:
         torch.manual_seed(0)
@@ -41,47 +49,87 @@ class _Step:
         self.labels = torch.randint(0, CLASSES, (batch, *size), device=device, dtype=torch.uint8)
         self.weights = torch.ones(CLASSES, device=device)
 
-    def __call__(self) -> None:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Scores of images, as training gets them."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.model(self.images)
+            return self.model(images)
+
+    def backward(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Forward, loss and backward."""
         entropy = cross_entropy_sum if self.model.fused else torch_cross_entropy_sum
-        (entropy(logits, self.labels, self.weights) / self.labels.numel()).backward()
+        (entropy(self.forward(images), labels, self.weights) / labels.numel()).backward()
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.backward(images, labels)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def images_per_second(self) -> float:
-        """Over one step on a CPU, over 20 on a GPU, where one is too short to time."""
-        steps = 20 if self.device.type == "cuda" else 1
-        self._wait()
+        """Over `calls_of` steps."""
+        steps = calls_of(self.device)
+        self.wait()
         start = time.perf_counter()
         for _ in range(steps):
-            self()
-        self._wait()
+            self(self.images, self.labels)
+        self.wait()
         return steps * len(self.images) / (time.perf_counter() - start)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until the device has done what it was told."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
-def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str) -> Found:
-    """Parameters, FLOPs and the step's throughput in fp32 and in the device's mixed precision."""
+def peaks_here(device: torch.device, dtypes: list[torch.dtype]) -> Peaks | None:
+    """What this machine can do at most: a known GPU's data sheet, a CPU's measured figures, else None."""
+    if device.type == "cuda":
+        return GPUS.get(torch.cuda.get_device_name(device))
+    return measured_peaks(dtypes)
+
+
+def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str, quick: bool) -> Found:
+    """Parameters, FLOPs, and the step's throughput in fp32 and in the device's mixed precision beside its roofline."""
     world, _ = join(Runtime(device=device))
     best, _ = choose_dtype("auto", world.device.type)
-    steps = {str(t).removeprefix("torch."): _Step(world.device, t, size, batch) for t in {torch.float32, best}}
-    samples = take_turns({name: step.images_per_second for name, step in steps.items()}, rounds)
+    dtypes = {str(t).removeprefix("torch."): t for t in (torch.float32, best)}
+    steps = {kind: Step(world.device, dtype, size, batch) for kind, dtype in dtypes.items()}
+    # A fixed piece of work between the steps: what slows the machine slows it too, and `bench compare` sees past it.
+    cases: dict[str, Callable[[], float]] = {kind: step.images_per_second for kind, step in steps.items()}
+    cases["plain"] = plain_step.images_per_second(world.device, size, batch, CLASSES, steps=calls_of(world.device))
+    samples = take_turns({**cases, "yardstick": Yardstick(world.device, best)}, rounds)
     name, flops = f"{size[0]}x{size[1]}", count_flops(size)
     results = [
         exact("model parameters", "", sum(p.numel() for p in SegNet(CLASSES).parameters())),
         exact(f"model work {name}, forward+backward", "GFLOP/img", flops / 1e9),
     ]
-    for kind, figures in samples.items():
-        results.append(result(f"train step {kind} {name} batch {batch}", "img/s", figures))
-        results.append(result(f"train step {kind} {name} batch {batch}", "GFLOP/s", [f * flops / 1e9 for f in figures]))
+    ratios, series = [], []
+    peaks = peaks_here(world.device, list(dtypes.values()))
+    for kind, dtype in dtypes.items():
+        figures, row = samples[kind], f"train step {kind} {name} batch {batch}"
+        results.append(result(row, "img/s", figures))
+        results.append(result(row, "GFLOP/s", [f * flops / 1e9 for f in figures]))
+        ratios.append(ratio(f"{row} / yardstick", figures, samples["yardstick"]))
+        if peaks is None:
+            continue
+        fused = steps[kind].model.fused
+        parts = layers(size, batch, classes=CLASSES, value_bytes=dtype.itemsize, fused=fused)
+        times = list(seconds(parts, peaks, kind))
+        total = sum(time for time, _ in times)
+        by_compute = sum(time for time, bound in times if bound == "compute")
+        results += [
+            exact(f"{row}, peak of compute ({peaks.source})", "GFLOP/s", peaks.flops[kind] / 1e9),
+            exact(f"{row}, peak of memory ({peaks.source})", "GB/s", peaks.bandwidth / 1e9),
+            exact(f"{row}, roofline", "img/s", batch / total),
+            result(f"{row}, share of the roofline", "%", [100 * figure * total / batch for figure in figures]),
+            result(f"{row}, share of compute (MFU)", "%", [100 * f * flops / peaks.flops[kind] for f in figures]),
+            exact(f"{row}, roofline's time bound by compute", "%", 100 * by_compute / total),
+        ]
+        curves = {"GFLOP": [p.flops / 1e9 for p in parts], "MB": [p.nbytes / 1e6 for p in parts]}
+        curves["ms at least"] = [1e3 * time for time, _ in times]
+        series.append({"name": f"{row}, by layer", "x": {"layer": [part.name for part in parts]}, "y": curves})
     mixed = str(best).removeprefix("torch.")
-    ratios = (
-        [ratio(f"train step {mixed} / float32", samples[mixed], samples["float32"])]
-        if mixed in samples and mixed != "float32"
-        else []
-    )
-    return Found(results, ratios)
+    results.append(result(f"plain PyTorch loop float32 {name} batch {batch}", "img/s", samples["plain"]))
+    ratios.append(ratio("train_step_vs_plain", samples[mixed], samples["plain"]))
+    if best != torch.float32:
+        ratios.append(ratio(f"train step {mixed} / float32", samples[mixed], samples["float32"]))
+    return Found(results, ratios, series)

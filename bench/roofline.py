@@ -8,8 +8,12 @@ Operations count a multiply-add as two. Bytes are those of maps that are read an
 save some of them, so that a share of the bandwidth above 100 % is possible where maps are small.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
 
 from fastseg.bench.kernels import (
     bn_relu_bytes,
@@ -20,6 +24,9 @@ from fastseg.bench.kernels import (
 )
 from fastseg.kernels.launch import halved
 from fastseg.model import BACKBONES, CHANNELS
+
+PEAK_TRIALS = 10
+COPIED = 2**25  # fp32 values, more than caches hold
 
 
 @dataclass(frozen=True)
@@ -57,27 +64,20 @@ def _card(mixed: float, fp32: float, bandwidth: float, source: str, *, has_bf16:
     return Peaks({**dict.fromkeys(kinds, mixed * 1e12), "float32": fp32 * 1e12}, bandwidth * 1e9, source)
 
 
-# Part of the name by which CUDA knows a card -> NVIDIA's published figures: Tensor Cores without sparsity, fp32
-# accumulation; fp32 is IEEE's, without Tensor Cores. The first that fits counts.
+# The name by which CUDA knows a card -> NVIDIA's published figures: Tensor Cores without sparsity, fp32 accumulation;
+# fp32 is IEEE's, without Tensor Cores. Another card has no peaks here: no share is shown rather than a wrong one.
+_V100 = _card(125, 15.7, 900, "NVIDIA V100 data sheet, January 2020", has_bf16=False)
 GPUS: dict[str, Peaks] = {
-    "V100-SXM2": _card(125, 15.7, 900, "NVIDIA V100 data sheet, January 2020", has_bf16=False),
-    "A100-SXM4-80GB": _card(312, 19.5, 2039, "NVIDIA A100 data sheet, June 2021"),
-    "A100-SXM4-40GB": _card(312, 19.5, 1555, "NVIDIA A100 data sheet, June 2021"),
-    "H100 80GB HBM3": _card(989.4, 66.9, 3350, "NVIDIA H100 Tensor Core GPU data sheet (SXM)"),
-    "H200": _card(989.4, 66.9, 4800, "NVIDIA H200 Tensor Core GPU data sheet (SXM)"),
-    "B200": _card(2250, 80, 8000, "NVIDIA DGX B200 data sheet, per GPU"),
-    "L4": _card(121, 30.3, 300, "NVIDIA L4 data sheet"),
-    "RTX 4090": _card(165.2, 82.6, 1008, "NVIDIA Ada GPU architecture whitepaper, appendix A"),
+    "Tesla V100-SXM2-16GB": _V100,
+    "Tesla V100-SXM2-32GB": _V100,
+    "NVIDIA A100-SXM4-80GB": _card(312, 19.5, 2039, "NVIDIA A100 data sheet, June 2021"),
+    "NVIDIA A100-SXM4-40GB": _card(312, 19.5, 1555, "NVIDIA A100 data sheet, June 2021"),
+    "NVIDIA H100 80GB HBM3": _card(989.4, 66.9, 3350, "NVIDIA H100 Tensor Core GPU data sheet (SXM)"),
+    "NVIDIA H200": _card(989.4, 66.9, 4800, "NVIDIA H200 Tensor Core GPU data sheet (SXM)"),
+    "NVIDIA B200": _card(2250, 80, 8000, "NVIDIA DGX B200 data sheet, per GPU"),
+    "NVIDIA L4": _card(121, 30.3, 300, "NVIDIA L4 data sheet"),
+    "NVIDIA GeForce RTX 4090": _card(165.2, 82.6, 1008, "NVIDIA Ada GPU architecture whitepaper, appendix A"),
 }
-
-
-def peaks_of(gpu: str) -> Peaks | None:
-    """The peaks of a GPU by its name; None for one that is not known, whose shares are not shown rather than wrong."""
-    words = f" {gpu.replace('-', ' ')} "
-    for name, peaks in GPUS.items():
-        if f" {name.replace('-', ' ')} " in words:
-            return peaks
-    return None
 
 
 def layers(
@@ -162,3 +162,50 @@ def seconds(found: list[Layer], peaks: Peaks, dtype: str) -> Iterator[tuple[floa
     for layer in found:
         compute, memory = layer.flops / peaks.flops[dtype], layer.nbytes / peaks.bandwidth
         yield max(compute, memory), "compute" if compute > memory else "memory"
+
+
+class Yardstick:
+    """One convolution of many channels, forward and backward: the same work on every machine and in every version."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+
+        def made(*shape: int) -> torch.Tensor:
+            values = torch.randn(*shape, dtype=dtype, device=device)
+            return values.to(memory_format=torch.channels_last).requires_grad_()
+
+        self.images, self.weights = made(4, 256, 45, 60), made(256, 256, 3, 3)
+        self.upstream = torch.ones_like(self.images)
+        self.calls = 100 if device.type == "cuda" else 1
+
+    def __call__(self) -> float:
+        """Operations per second."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(self.calls):
+            F.conv2d(self.images, self.weights, padding=1).backward(self.upstream)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        batch, channels, height, width = self.images.shape
+        return self.calls * 3 * 2 * 9 * batch * channels**2 * height * width / (time.perf_counter() - start)
+
+
+def measured_peaks(dtypes: list[torch.dtype]) -> Peaks:
+    """This CPU's peaks by trial: the best of several convolutions, and of several copies.
+
+    A convolution of many channels, as oneDNN computes it, stands for what the cores can do: no data sheet does, since
+    clocks depend on instructions and neighbours.
+    """
+    rates = {}
+    for dtype in dtypes:
+        yardstick = Yardstick(torch.device("cpu"), dtype)
+        rates[str(dtype).removeprefix("torch.")] = max(yardstick() for _ in range(PEAK_TRIALS))
+    source, copy = torch.ones(COPIED), torch.ones(COPIED)
+
+    def copied() -> float:
+        start = time.perf_counter()
+        copy.copy_(source)
+        return 2 * source.nbytes / (time.perf_counter() - start)
+
+    return Peaks(rates, max(copied() for _ in range(PEAK_TRIALS)), "measured")

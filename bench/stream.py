@@ -7,13 +7,9 @@ import os
 import time
 from pathlib import Path
 
-import torch
-
-from fastseg import config as configs
 from fastseg.bench.harness import Found, exact, ratio, result
-from fastseg.distributed import join
 from fastseg.errors import UsageError
-from fastseg.inputs import make_plan, make_spec, open_data
+from fastseg.inputs import make_plan, reading
 from fastseg.pipelines.source import TrainSource, choose_loader
 
 POINTS = 20  # measurements per epoch
@@ -32,14 +28,11 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str) -> Found:
-    """Speed and memory over an epoch, at POINTS points or after each batch; `rounds` does not matter."""
-    changes = {"data.path": data, "data.size": "{}x{}".format(*size), "train.batch": batch, "runtime.device": device}
-    changes["augment.crop"] = "{}x{}".format(*(max(1, side // 2) for side in size))
-    config = configs.override(configs.load_recipe("fast"), changes, "bench")
-    world, _ = join(config.runtime)
-    dataset, splits = open_data(config)
-    spec = make_spec(config, dataset, splits, "train", device=world.device, dtype=torch.float32)
+def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str, quick: bool) -> Found:
+    """Speed and memory over an epoch, at POINTS points or after each batch; `rounds` and `quick` do not matter."""
+    shown, crop = ("{}x{}".format(*sides) for sides in (size, [max(1, side // 2) for side in size]))
+    config, specs = reading(data, splits=("train",), size=shown, crop=crop, batch=batch, device=device)
+    spec = specs["train"]
     plan = make_plan(config, len(spec.pairs), 1)
     loader, _ = choose_loader("auto", spec)
     batches = iter(TrainSource(spec, plan, loader))
@@ -54,7 +47,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
         rates.append(each * batch / (time.perf_counter() - start))
         images.append(point * each * batch)
         sizes.append(resident_mib())
-    name, half = f"stream {loader} " + "{}x{}".format(*size), len(rates) // 2
+    name, half = f"stream {loader} {shown}", len(rates) // 2
     rows = [exact(f"{name}, RSS after {n} images", "MiB", mib) for n, mib in zip(images, sizes, strict=True)]
     return Found(
         [result(name, "img/s", rates), *rows],

@@ -503,8 +503,23 @@ def report(run: Path) -> None:
     click.echo(write(run))
 
 
+class PercentType(click.ParamType):
+    """5% -> 0.05."""
+
+    name = "PERCENT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return float(value.removesuffix("%")) / 100
+        except ValueError:
+            self.fail(f"{value}: write per cent, such as 5%", param, ctx)
+
+
 @main.command()
 @click.argument("what", default="all")
+@click.argument("records", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--data", "data_name", default="synth", show_default=True, help="camvid, synth, a folder, or a .toml file."
 )
@@ -512,13 +527,42 @@ def report(run: Path) -> None:
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--rounds", type=click.IntRange(3), default=5, show_default=True, help="Measurements of each figure.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--quick", is_flag=True, help="Shorter and fewer measurements: less sure, but done in minutes.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Save curves as SVG; of stream alone.")
+@click.option("--fail-over", type=PercentType(), default="5%", show_default=True, help="compare: slower by more fails.")
 @as_json
-def bench(what: str, data_name: str, plot_path: Path | None, as_json: bool, **options: Any) -> None:
-    """Measure this machine: WHAT is data, kernels, model, or all three; or stream, an epoch that is not kept."""
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    what: str,
+    records: tuple[Path, ...],
+    data_name: str,
+    plot_path: Path | None,
+    fail_over: float,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure this machine: WHAT is ladder, data, kernels, model, or all of them.
+
+    Or stream: an epoch that is not kept. Or compare, with two RECORDS that --json wrote: has anything become slower?
+    """
     from fastseg.bench import run as run_bench
     from fastseg.bench.harness import plot, show
 
+    if what == "compare":
+        from fastseg.bench import compare as comparing
+
+        if len(records) != 2:
+            raise UsageError("bench compare: give two records, the older one first")
+        old, new = map(comparing.read, records)
+        rows = comparing.compare(old, new, fail_over)
+        if as_json:
+            print_json({"rows": rows})
+        else:
+            click.echo(comparing.show(rows))
+        ctx.exit(1 if any(row["worse"] for row in rows) else 0)
+    if records:
+        raise UsageError(f"bench {what}: takes no records; `fastseg bench compare` does")
     if plot_path and what != "stream":
         raise UsageError(f"--plot {plot_path}: bench {what} has no curves; `fastseg bench stream` has")
     document = run_bench(what, data=data_name, **options)

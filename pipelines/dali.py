@@ -213,9 +213,11 @@ class DaliTier:
         for lists in self._pixels(wanted(), together * local, resize_labels=True):
             images, labels = (torch.from_dlpack(pixels.as_tensor()) for pixels in lists)
             parts = ahead.popleft()
-            for part, *pixels in zip(parts, images.split(local), labels[..., 0].split(local), strict=True):
+            for part, some_images, some_labels in zip(
+                parts, images.split(local), labels[..., 0].split(local), strict=True
+            ):
                 with one_thread():
-                    batch = make_batch(*pixels, part, self.spec)
+                    batch = make_batch(some_images, some_labels, part, self.spec)
                 yield batch
             if self.spec.device.type == "cuda":
                 # DALI takes its memory back as soon as nobody holds it, whether or not the GPU has read it yet.

@@ -14,9 +14,11 @@ import torch
 
 from fastseg import bench
 from fastseg.bench import data as bench_data
-from fastseg.bench import harness, peers
+from fastseg.bench import harness, peers, roofline
 from fastseg.bench import kernels as bench_kernels
+from fastseg.bench import ladder as bench_ladder
 from fastseg.bench import model as bench_model
+from fastseg.bench.peers import plain_step
 from fastseg.data.synth import write
 from fastseg.errors import FastsegError, UsageError
 from fastseg.model import SegNet
@@ -47,7 +49,7 @@ def check(document: dict, rounds: int) -> None:
 
 
 def test_a_bench_that_does_not_exist_is_refused():
-    with pytest.raises(UsageError, match=r"^bench gpu: choose one of data, kernels, model, stream, all$"):
+    with pytest.raises(UsageError, match=r"^bench gpu: choose one of ladder, data, kernels, model, stream, all$"):
         bench.run("gpu", data="synth", size=(32, 48), batch=2, rounds=3, device="cpu")
 
 
@@ -96,6 +98,15 @@ def hoard(mib: int):
             child.communicate(b"\n")
 
 
+def test_the_plain_loops_network_is_ours():
+    plain, ours = plain_step.PlainSegNet(11), SegNet(11)
+    weights = list(ours.state_dict().values())
+    assert [w.shape for w in plain.state_dict().values()] == [w.shape for w in weights]
+    plain.load_state_dict(dict(zip(plain.state_dict(), weights, strict=True)))
+    images = torch.randn(1, 3, 45, 62)
+    torch.testing.assert_close(plain.eval()(images), ours.eval()(images), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_memory_is_that_of_a_fresh_process_and_its_workers():
     found = bench_data.memory_of(functools.partial(hoard, 64), 2)
@@ -127,14 +138,14 @@ def test_a_streamed_epoch_takes_the_same_memory_at_its_end_as_at_its_middle(tmp_
     write(few, counts={"train": 8, "val": 1}, size=(256, 512))
     for folder in ("train", "trainannot"):
         (many / folder).mkdir(parents=True)
-        for i in range(480):  # 189 MB of pixels
+        for i in range(960):
             os.link(few / folder / f"Synth{i % 4:02}_f{i // 4 % 2:05}.png", many / folder / f"v_{i:03}.png")
     command = [sys.executable, "-m", "fastseg", "bench", "stream", "--data", str(many), "--size", "256x512", "--json"]
     plot = tmp_path / "stream.svg"
     found = json.loads(subprocess.run([*command, "--plot", plot], stdout=subprocess.PIPE, check=True).stdout)
     curve = found["series"][0]
     sizes = dict(zip(curve["x"]["images"], curve["y"]["RSS in MiB"], strict=True))
-    assert abs(sizes[480] - sizes[240]) < 20  # 90 MiB have been decoded in between
+    assert sizes[960] - sizes[480] < 80  # 240 MiB have been decoded in between
     assert plot.read_text().startswith("<?xml")
 
 
@@ -152,7 +163,6 @@ def test_a_measurement_counts_whole_batches_after_a_start_and_ends_what_it_began
     # 2.7 s: looks at 2.0 .. 4.0, 4.4: six batches of 4 in 2.8 s.
     clock = iter(range(100))
     monkeypatch.setattr(bench_data.time, "perf_counter", lambda: next(clock) * 0.4)
-    monkeypatch.setattr(bench_data, "SECONDS", 2.7)
     monkeypatch.setattr(bench_data, "cpu_seconds", iter([5.0, 17.0]).__next__)
     ended = []
 
@@ -163,7 +173,7 @@ def test_a_measurement_counts_whole_batches_after_a_start_and_ends_what_it_began
         finally:
             ended.append(True)
 
-    case = bench_data.Case(batches, 4)
+    case = bench_data.Case(batches, 4, 2.7)
     assert case() == pytest.approx(24 / 2.8)
     assert case.cpu_seconds == [12 / 24]
     assert ended == [True]
@@ -179,32 +189,96 @@ def test_the_cpu_time_of_child_processes_counts():
         child.communicate(b"\n")
 
 
-def test_the_step_is_measured_in_both_precisions(monkeypatch, threads):
-    # bf16 is emulated on many CPUs: slow, but it shows the second precision and the ratio.
-    monkeypatch.setattr(bench_model, "choose_dtype", lambda *_: (torch.bfloat16, "as asked"))
+def small(monkeypatch) -> None:
+    """Networks of one stage, and bf16 as the second precision: slow on many CPUs, but it shows the ratio."""
+    for module in (bench_model, bench_ladder):
+        monkeypatch.setattr(module, "choose_dtype", lambda *_: (torch.bfloat16, "as asked"))
     monkeypatch.setattr(bench_model, "SegNet", lambda classes, **options: SegNet(classes, depth=1, **options))
+    monkeypatch.setattr(bench_model, "layers", functools.partial(roofline.layers, depth=1))
+
+
+def test_the_ladder_has_a_rung_for_each_part_and_names_the_lowest(street, monkeypatch, threads):
+    small(monkeypatch)
+    monkeypatch.setattr(bench_ladder, "SECONDS", 0.05)
+    found = bench.run("ladder", data=str(street), size=(48, 72), batch=2, rounds=3, device="cpu")
+    check(found, 3)
+    rates = {row["name"].removeprefix("ladder "): row["value"] for row in found["results"] if row["unit"] == "img/s"}
+    data = ["read files", "+ decode", "+ decode, resize", "+ augment", "the same from the cache"]
+    names = [f"{name} 48x72" for name in [*data, "forward", "+ backward", "+ optimiser", "together"]]
+    assert list(rates)[:-1] == names
+    (lowest,) = [name for name in rates if name.startswith("lowest: ")]
+    sides = ("the same from the cache", "+ optimiser")
+    assert rates[lowest] == min(rates[f"{side} 48x72"] for side in sides)
+    assert lowest == f"lowest: {min(sides, key=lambda side: rates[f'{side} 48x72'])}"
+    (wait,) = [row for row in found["results"] if row["unit"] == "%"]
+    assert 0 < wait["value"] < 100
+    assert [row["name"] for row in found["ratios"]] == [
+        "a faster data path: at most",
+        "a faster network: at most",
+        "together / explained by its parts",
+    ]
+
+
+def test_a_rung_counts_images_after_one_call_and_waits_for_the_device(monkeypatch):
+    # A clock that moves by 0.5 s a look, read at the start and after each call: 4 calls of 3 images in 2 s.
+    clock, waited, ended = iter(range(100)), [], []
+    monkeypatch.setattr(bench_ladder.time, "perf_counter", lambda: next(clock) * 0.5)
+
+    def work():
+        try:
+            while True:
+                yield None
+        finally:
+            ended.append(True)
+
+    assert bench_ladder.Rung(work, 3, lambda: waited.append(1), 2.0)() == 9 / 2.0
+    assert (len(waited), ended) == (1 + 3, [True])
+
+
+def test_the_step_is_measured_in_both_precisions(monkeypatch, threads):
+    small(monkeypatch)
+    peaks = roofline.Peaks({"float32": 1e9, "bfloat16": 2e9}, 3e8, "by hand")
+    monkeypatch.setattr(bench_model, "measured_peaks", lambda _: peaks)
     found = bench.run("model", data="", size=(32, 32), batch=2, rounds=3, device="cpu")
     check(found, 3)
     # Convolutions 3-64-64 down, 64-64-11 up; three batch norms and 11 biases. Per image and convolution 6 * 9 * in *
     # out * pixels, less the gradient for the image.
     weights = 3 * 64 + 2 * 64 * 64 + 64 * 11
     work = (54 * weights - 18 * 3 * 64) * 32**2 / 1e9
-    assert [(r["name"], r["unit"], r["value"]) for r in found["results"] if r["n"] == 1] == [
-        ("model parameters", "", 9 * weights + 3 * 2 * 64 + 11),
-        ("model work 32x32, forward+backward", "GFLOP/img", pytest.approx(work, rel=1e-12)),
+    rows = {(r["name"], r["unit"]): r["value"] for r in found["results"]}
+    assert rows.pop(("model parameters", "")) == 9 * weights + 3 * 2 * 64 + 11
+    assert rows.pop(("model work 32x32, forward+backward", "GFLOP/img")) == pytest.approx(work, rel=1e-12)
+    for dtype, peak, value_bytes in (("float32", 1e9, 4), ("bfloat16", 2e9, 2)):
+        name = f"train step {dtype} 32x32 batch 2"
+        speed = rows.pop((name, "img/s"))
+        assert rows.pop((name, "GFLOP/s")) == pytest.approx(speed * work, rel=1e-6)
+        parts = roofline.layers((32, 32), 2, classes=11, value_bytes=value_bytes, fused=False, depth=1)
+        least = sum(max(part.flops / peak, part.nbytes / 3e8) for part in parts)
+        compute = sum(part.flops / peak for part in parts if part.flops / peak > part.nbytes / 3e8)
+        assert rows.pop((f"{name}, peak of compute (by hand)", "GFLOP/s")) == peak / 1e9
+        assert rows.pop((f"{name}, peak of memory (by hand)", "GB/s")) == 0.3
+        assert rows.pop((f"{name}, roofline", "img/s")) == pytest.approx(2 / least)
+        assert rows.pop((f"{name}, share of the roofline", "%")) == pytest.approx(100 * speed * least / 2)
+        assert rows.pop((f"{name}, share of compute (MFU)", "%")) == pytest.approx(100 * speed * work * 1e9 / peak)
+        assert rows.pop((f"{name}, roofline's time bound by compute", "%")) == pytest.approx(100 * compute / least)
+    assert rows.keys() == {("plain PyTorch loop float32 32x32 batch 2", "img/s")}
+    assert [r["name"] for r in found["ratios"]] == [
+        "train step float32 32x32 batch 2 / yardstick",
+        "train step bfloat16 32x32 batch 2 / yardstick",
+        "train_step_vs_plain",
+        "train step bfloat16 / float32",
     ]
-    measured = {(r["name"], r["unit"]): r["value"] for r in found["results"] if r["n"] == 3}
-    names = [f"train step {dtype} 32x32 batch 2" for dtype in ("float32", "bfloat16")]
-    assert measured.keys() == {(name, unit) for name in names for unit in ("img/s", "GFLOP/s")}
-    for name in names:
-        assert measured[name, "GFLOP/s"] == pytest.approx(measured[name, "img/s"] * work, rel=1e-6)
-    assert [r["name"] for r in found["ratios"]] == ["train step bfloat16 / float32"]
+    assert [curve["x"]["layer"] for curve in found["series"]] == [[part.name for part in parts]] * 2
 
 
-def test_the_whole_network_is_counted_at_its_published_size_and_work(monkeypatch, threads):
+def test_the_whole_network_is_counted_and_unknown_peaks_give_no_share(monkeypatch, threads):
     # Steps that claim 2 images per second, so that nothing is computed.
-    monkeypatch.setattr(bench_model, "_Step", lambda *_: SimpleNamespace(images_per_second=lambda: 2.0))
+    step = SimpleNamespace(images_per_second=lambda: 2.0, model=SimpleNamespace(fused=True))
+    monkeypatch.setattr(bench_model, "Step", lambda *_: step)
+    monkeypatch.setattr(bench_model.plain_step, "images_per_second", lambda *_, steps: lambda: 0.5)
+    monkeypatch.setattr(bench_model, "Yardstick", lambda *_: lambda: 1e9)
     monkeypatch.setattr(bench_model, "choose_dtype", lambda *_: (torch.float32, "as asked"))
+    monkeypatch.setattr(bench_model, "peaks_here", lambda *_: None)
     found = bench.run("model", data="", size=(360, 480), batch=1, rounds=3, device="cpu")
     check(found, 3)
     assert [(r["unit"], r["value"]) for r in found["results"]] == [
@@ -212,8 +286,13 @@ def test_the_whole_network_is_counted_at_its_published_size_and_work(monkeypatch
         ("GFLOP/img", pytest.approx(639.7, rel=1e-3)),
         ("img/s", 2.0),
         ("GFLOP/s", pytest.approx(2 * 639.7, rel=1e-3)),
+        ("img/s", 0.5),
     ]
-    assert found["ratios"] == []
+    assert [(r["name"], r["value"]) for r in found["ratios"]] == [
+        ("train step float32 360x480 batch 1 / yardstick", 2e-9),
+        ("train_step_vs_plain", 4.0),
+    ]
+    assert found["series"] == []
 
 
 def test_the_network_has_the_maps_that_its_published_layers_give():

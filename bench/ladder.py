@@ -1,0 +1,139 @@
+"""`fastseg bench ladder`: from files to trained-on images, a rung at a time, all in images per second.
+
+The data path's rungs hold what the ones before them do, and so do the network's, which work on images in memory;
+"together" is training as it is: the data path that `auto` chooses, and the whole step. What holds training back is the
+lower of the two sides, and a faster one could give at most what the other allows.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fastseg.bench.harness import Found, exact, ratio, result, take_turns
+from fastseg.bench.model import Step
+from fastseg.distributed import choose_dtype
+from fastseg.inputs import make_plan, reading
+from fastseg.pipelines.plan import Plan, in_order
+from fastseg.pipelines.source import Spec, TrainSource, choose_loader, decoded_at_once, make_tier
+
+SECONDS = 1.0  # a measurement takes as many calls as last this long
+
+
+def _files(spec: Spec, batch: int) -> Iterator[object]:
+    """Reading the bytes of images and labels, and nothing else."""
+    with ThreadPoolExecutor(spec.threads) as pool:
+        for indices in itertools.cycle(in_order(len(spec.pairs), batch)):
+            pairs = [spec.pairs[i] for i in indices]
+            yield list(pool.map(lambda path: Path(path).read_bytes(), [p for x in pairs for p in (x.image, x.label)]))
+
+
+def _decoding(spec: Spec, loader: str, batch: int) -> Iterator[object]:
+    """Decoding to the spec's size."""
+    batches = itertools.cycle(in_order(len(spec.pairs), batch))
+    yield from make_tier(loader, spec).decode(batches, batch, resize_labels=True)
+
+
+def _training(spec: Spec, plan: Plan, loader: str, step: Step, waits: list[list[float]]) -> Iterator[object]:
+    """Training on batches of the data path; waits for them are noted in a new list, as shares of their steps."""
+    batches = iter(TrainSource(spec, plan, loader))
+    noted: list[float] = []
+    waits.append(noted)
+    while True:
+        start = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - start
+        step(batch.images, batch.labels)
+        step.wait()
+        noted.append(waited / (time.perf_counter() - start))
+        yield None
+
+
+def _calls(call: Callable[[], object]) -> Iterator[object]:
+    while True:
+        yield call()
+
+
+class Rung:
+    """Something that is done again and again, `images` at a time; begun anew for each measurement."""
+
+    def __init__(
+        self, make: Callable[[], Iterator[object]], images: int, wait: Callable[[], None], seconds: float
+    ) -> None:
+        self.make, self.images, self.wait, self.seconds = make, images, wait, seconds
+
+    def __call__(self) -> float:
+        """Images per second over that many seconds, at least one call, after one to begin."""
+        with contextlib.closing(self.make()) as work:  # type: ignore[type-var]
+            next(work)
+            self.wait()
+            done, start = 0, time.perf_counter()
+            while (elapsed := time.perf_counter() - start) < self.seconds or not done:
+                next(work)
+                self.wait()
+                done += self.images
+        return done / elapsed
+
+
+def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str, quick: bool) -> Found:
+    """Each rung's throughput, what binds, and how much a faster data path or network could give."""
+    shown = "{}x{}".format(*size)
+    config, specs = reading(data, splits=("train",), size=shown, batch=batch, device=device)
+    spec = specs["train"]
+    dtype, _ = choose_dtype("auto", spec.device.type)
+    spec = dataclasses.replace(spec, dtype=dtype)
+    plan = make_plan(config, len(spec.pairs), 1)
+    streaming, chosen = choose_loader("auto", spec)[0], choose_loader("auto", spec, epochs=True)[0]
+    together = min(decoded_at_once(batch), len(spec.pairs))
+    own = {header.image_size for header in spec.headers}
+    step = Step(spec.device, dtype, size, batch)
+    waits: list[list[float]] = []
+
+    def source(loader: str) -> Iterator[object]:
+        return iter(TrainSource(spec, plan, loader))
+
+    makers: dict[str, tuple[Callable[[], Iterator[object]], int]] = {
+        "read files": (functools.partial(_files, spec, together), together)
+    }
+    if len(own) == 1 and own != {size}:
+        as_it_is = dataclasses.replace(spec, size=own.pop())
+        makers["+ decode"] = (functools.partial(_decoding, as_it_is, streaming, together), together)
+    makers["+ decode, resize"] = (functools.partial(_decoding, spec, streaming, together), together)
+    makers["+ augment"] = (functools.partial(source, streaming), batch)
+    if chosen == "cache":
+        makers["the same from the cache"] = (functools.partial(source, chosen), batch)
+        for _ in itertools.islice(source(chosen), -(-len(spec.pairs) // batch)):
+            pass  # fills it
+    makers["forward"] = (lambda: _calls(lambda: step.forward(step.images)), batch)
+    makers["+ backward"] = (lambda: _calls(lambda: step.backward(step.images, step.labels)), batch)
+    makers["+ optimiser"] = (lambda: _calls(lambda: step(step.images, step.labels)), batch)
+    makers["together"] = (lambda: _training(spec, plan, chosen, step, waits), batch)
+    seconds = SECONDS / 5 if quick else SECONDS
+    rungs: dict[str, Callable[[], float]] = {
+        name: Rung(make, images, step.wait, seconds) for name, (make, images) in makers.items()
+    }
+    samples = take_turns(rungs, rounds)
+
+    rows = [result(f"ladder {name} {shown}", "img/s", figures) for name, figures in samples.items()]
+    feeding = "the same from the cache" if chosen == "cache" else "+ augment"
+    # Of all measurements but the one that take_turns drops, and all steps but those that begin.
+    shares = [100 * statistics.mean(noted[1:]) for noted in waits[1:]]
+    rows.append(result(f"ladder data wait {shown}", "%", shares))
+    lowest = min((feeding, "+ optimiser"), key=lambda name: rows[list(samples).index(name)]["value"])
+    rows.append(exact(f"ladder lowest: {lowest}", "img/s", rows[list(samples).index(lowest)]["value"]))
+    # On a GPU the two sides work side by side, and the slower one binds; on a CPU they share the cores.
+    pairs = list(zip(samples[feeding], samples["+ optimiser"], strict=True))
+    alone = [min(a, b) if spec.device.type == "cuda" else 1 / (1 / a + 1 / b) for a, b in pairs]
+    return Found(
+        rows,
+        [
+            ratio("a faster data path: at most", samples["+ optimiser"], samples["together"]),
+            ratio("a faster network: at most", samples[feeding], samples["together"]),
+            ratio("together / explained by its parts", samples["together"], alone),
+        ],
+    )
