@@ -41,7 +41,7 @@ def run(
         UsageError: no such bench.
     """
     if what not in (*BENCHES, "all"):
-        raise UsageError(f"bench {what}: choose one of {', '.join(BENCHES)}, all")
+        raise UsageError(f"bench {what}: choose one of {', '.join(BENCHES)}, compare, all")
     if size is None:
         size = bench_kernels.PUBLISHED if choose_device(device)[0] == "cuda" else (120, 160)
     found = [

@@ -108,7 +108,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
         figures, row = samples[kind], f"train step {kind} {name} batch {batch}"
         results.append(result(row, "img/s", figures))
         results.append(result(row, "GFLOP/s", [f * flops / 1e9 for f in figures]))
-        ratios.append(ratio(f"{row} / yardstick", figures, samples["yardstick"]))
+        ratios.append(ratio(f"{row} / yardstick", [f * flops for f in figures], samples["yardstick"]))
         if peaks is None:
             continue
         fused = steps[kind].model.fused

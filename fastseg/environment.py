@@ -2,12 +2,21 @@
 
 import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import fastseg
 
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton", "numpy", "pillow")
+
+# What nvidia-smi says of each GPU; names as in `nvidia-smi --help-query-gpu`.
+GPU_FACTS = {
+    "gpu_driver": "driver_version",
+    "gpu_power_limits": "power.limit",
+    "gpu_sm_clocks_max": "clocks.max.sm",
+    "gpu_memory": "memory.total",
+}
 
 
 def cores() -> int:
@@ -21,6 +30,32 @@ def _processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _said(*command: str) -> str | None:
+    """What a command prints, or None where it fails or does not exist."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _gpu_facts() -> dict[str, str | None]:
+    """A value of GPU_FACTS per GPU, joined by commas; nulls without nvidia-smi."""
+    text = _said("nvidia-smi", f"--query-gpu={','.join(GPU_FACTS.values())}", "--format=csv,noheader")
+    if text is None:
+        return {}
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
+    return {name: ", ".join(column) for name, column in zip(GPU_FACTS, zip(*rows, strict=True), strict=True)}
+
+
+def _commit() -> str | None:
+    """The commit of this very code, with "-dirty" where it was changed since; None where it is no checkout."""
+    folder = os.path.dirname(__file__)
+    if _said("git", "-C", folder, "ls-files", "environment.py") is None:  # installed inside somebody's repository
+        return None
+    return _said("git", "-C", folder, "describe", "--always", "--exclude=*", "--dirty", "--abbrev=12")
 
 
 def environment() -> dict[str, str | int | None]:
@@ -39,12 +74,15 @@ def environment() -> dict[str, str | int | None]:
     )
     return {
         "fastseg": fastseg.__version__,
+        "commit": _commit(),
         "command": " ".join(sys.argv),
         "python": platform.python_version(),
         **{package: installed(package) for package in PACKAGES},
         "cuda": torch.version.cuda if gpus else None,
         "cudnn": torch.backends.cudnn.version() if gpus else None,
         "gpus": ", ".join(gpus) or None,
+        **dict.fromkeys(GPU_FACTS),
+        **(_gpu_facts() if gpus else {}),
         "system": platform.platform(),
         "processor": _processor(),
         "cores": cores(),
