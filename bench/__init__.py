@@ -1,13 +1,16 @@
 """`fastseg bench`: throughput of the data path, the operators and the training step on this machine."""
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastseg.bench import data as bench_data
 from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import ladder as bench_ladder
 from fastseg.bench import model as bench_model
+from fastseg.bench import scaling as bench_scaling
 from fastseg.bench import stream as bench_stream
-from fastseg.bench.harness import document
+from fastseg.bench.harness import Found, document
 from fastseg.distributed import choose_device
 from fastseg.errors import UsageError
 
@@ -30,23 +33,29 @@ def run(
     rounds: int,
     device: str,
     quick: bool = False,
+    counts: Sequence[int] = (1,),
 ) -> dict[str, Any]:
     """Measure and return the document that `fastseg bench --json` prints.
 
     Args:
         size: of the network's input; None takes the published 360x480 on a GPU, and 120x160 on a CPU.
+        counts: numbers of processes, for `scaling`.
         quick: shorter measurements, three of each, and not of everything.
 
     Raises:
         UsageError: no such bench.
     """
-    if what not in (*BENCHES, "all"):
-        raise UsageError(f"bench {what}: choose one of {', '.join(BENCHES)}, compare, all")
+    if what not in (*BENCHES, "scaling", "all"):
+        raise UsageError(f"bench {what}: choose one of {', '.join(BENCHES)}, scaling, compare, all")
     if size is None:
         size = bench_kernels.PUBLISHED if choose_device(device)[0] == "cuda" else (120, 160)
+    benches: dict[str, Callable[..., Found]] = {
+        **BENCHES,
+        "scaling": functools.partial(bench_scaling.measure, counts=counts),
+    }
     found = [
         bench(data=data, size=size, batch=batch, rounds=3 if quick else rounds, device=device, quick=quick)
-        for name, bench in BENCHES.items()
+        for name, bench in benches.items()
         if what == name or (what == "all" and name in IN_ALL)
     ]
     return document(found)

@@ -107,6 +107,8 @@ def memory_of(make: Callable[[], Batches], count: int) -> float | None:
     """MiB that `count` batches take in a process of their own, or None where the system does not say."""
     if not memory_kib():
         return None
+    # Its workers are killed, see above; whoever cleans up after them need not say so.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     context = multiprocessing.get_context("spawn")
     answer = context.SimpleQueue()
     process = context.Process(target=_remember, args=(make, count, answer))

@@ -27,4 +27,5 @@ $run "tail -3 '$out/tests.txt'"
 for batch in 4 16 32; do
     $run "$venv/bin/fastseg bench kernels --device cuda --batch $batch --json > '$out/kernels-batch-$batch.json'"
     $run "$venv/bin/fastseg bench model --device cuda --batch $batch --json > '$out/model-batch-$batch.json'"
+    $run "$venv/bin/fastseg bench ladder --device cuda --batch $batch --json > '$out/ladder-batch-$batch.json'"
 done

@@ -65,17 +65,20 @@ def document(found: Sequence[Found]) -> dict[str, Any]:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Draw a document's curves, a panel for each y, into an SVG file."""
+    """Draw a document's curves, a panel for each, into an SVG file. Only what was measured is drawn solid."""
     from matplotlib.figure import Figure
 
-    panels = [(curve, label) for curve in found["series"] for label in curve["y"]]
-    figure = Figure(figsize=(7, 2.4 * len(panels)), layout="constrained")
-    for axes, (curve, label) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+    curves = found["series"]
+    figure = Figure(figsize=(7, 2.4 * len(curves)), layout="constrained")
+    for axes, curve in zip(figure.subplots(len(curves), squeeze=False)[:, 0], curves, strict=True):
         ((x_label, x),) = curve["x"].items()
-        axes.plot(x, curve["y"][label], marker="o", markersize=3)
-        axes.set(xlabel=x_label, ylabel=label, xlim=(0, None), ylim=(0, 1.2 * max(curve["y"][label])))
+        for label, y in curve["y"].items():
+            axes.plot(x, y, "o-" if label == "measured" else "--", markersize=3, label=label)
+        axes.set(xlabel=x_label, xlim=(0, None), ylim=(0, 1.2 * max(map(max, curve["y"].values()))))
         axes.set_title(curve["name"], fontsize="medium")
         axes.grid(alpha=0.3)
+        if len(curve["y"]) > 1:
+            axes.legend(fontsize="small")
     stamp = found["environment"]
     figure.suptitle(f"{stamp['gpus'] or stamp['processor']}, {stamp['threads']} CPU threads", fontsize="small")
     figure.savefig(path, format="svg", metadata={"Date": None})

@@ -52,5 +52,8 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
     return Found(
         [result(name, "img/s", rates), *rows],
         [ratio(f"{name}, second half / first half", rates[-half:], rates[:half])],
-        [{"name": name, "x": {"images": images}, "y": {"img/s": rates, "RSS in MiB": sizes}}],
+        [
+            {"name": f"{name}, img/s", "x": {"images": images}, "y": {"measured": rates}},
+            {"name": f"{name}, RSS in MiB", "x": {"images": images}, "y": {"measured": sizes}},
+        ],
     )

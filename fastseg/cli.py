@@ -517,6 +517,18 @@ class PercentType(click.ParamType):
             self.fail(f"{value}: write per cent, such as 5%", param, ctx)
 
 
+class CountsType(click.ParamType):
+    """1,2,4 -> (1, 2, 4)."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        try:
+            return tuple(int(count) for count in value.split(","))
+        except ValueError:
+            self.fail(f"{value}: write numbers with commas between them, such as 1,2,4", param, ctx)
+
+
 @main.command()
 @click.argument("what", default="all")
 @click.argument("records", nargs=-1, type=click.Path(path_type=Path))
@@ -528,7 +540,9 @@ class PercentType(click.ParamType):
 @click.option("--rounds", type=click.IntRange(3), default=5, show_default=True, help="Measurements of each figure.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--quick", is_flag=True, help="Shorter and fewer measurements: less sure, but done in minutes.")
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Save curves as SVG; of stream alone.")
+@click.option("--gpus", type=CountsType(), help="scaling: numbers of GPUs, such as 1,2,4,8.")
+@click.option("--nproc", type=CountsType(), help="scaling: numbers of processes without GPUs, such as 1,2.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Save curves as SVG: stream and scaling.")
 @click.option("--fail-over", type=PercentType(), default="5%", show_default=True, help="compare: slower by more fails.")
 @as_json
 @click.pass_context
@@ -537,6 +551,8 @@ def bench(
     what: str,
     records: tuple[Path, ...],
     data_name: str,
+    gpus: tuple[int, ...] | None,
+    nproc: tuple[int, ...] | None,
     plot_path: Path | None,
     fail_over: float,
     as_json: bool,
@@ -544,7 +560,8 @@ def bench(
 ) -> None:
     """Measure this machine: WHAT is ladder, data, kernels, model, or all of them.
 
-    Or stream: an epoch that is not kept. Or compare, with two RECORDS that --json wrote: has anything become slower?
+    Or scaling: training on several numbers of GPUs. Or stream: an epoch that is not kept. Or compare, with two RECORDS
+    that --json wrote: has anything become slower?
     """
     from fastseg.bench import run as run_bench
     from fastseg.bench.harness import plot, show
@@ -563,8 +580,18 @@ def bench(
         ctx.exit(1 if any(row["worse"] for row in rows) else 0)
     if records:
         raise UsageError(f"bench {what}: takes no records; `fastseg bench compare` does")
-    if plot_path and what != "stream":
-        raise UsageError(f"--plot {plot_path}: bench {what} has no curves; `fastseg bench stream` has")
+    if plot_path and what not in ("stream", "scaling"):
+        raise UsageError(f"--plot {plot_path}: bench {what} has no curves; stream and scaling have")
+    if what == "scaling":
+        from fastseg.distributed import check_gpus
+
+        if (gpus is None) == (nproc is None):
+            raise UsageError("bench scaling: give --gpus 1,2,4,8, or --nproc 1,2 without GPUs")
+        if gpus:
+            check_gpus(max(gpus))
+        options |= {"counts": gpus or nproc, "device": "cuda" if gpus else "cpu"}
+    elif gpus or nproc:
+        raise UsageError(f"bench {what}: --gpus and --nproc are for scaling")
     document = run_bench(what, data=data_name, **options)
     if plot_path:
         plot(document, plot_path)

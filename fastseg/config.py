@@ -88,6 +88,7 @@ class Model(_Checked):
 @dataclass(frozen=True, kw_only=True)
 class Train(_Checked):
     epochs: int = _option(100, "passes over the training images", least=1)
+    max_steps: int = _option(0, "end after so many optimiser steps, inside an epoch too; 0: after the epochs", least=0)
     batch: int = _option(4, "images per device and backward pass", least=1)
     accumulate: int = _option(1, "backward passes per optimiser step", least=1)
     global_batch: int = _option(0, "images per step of all devices together; sets batch. 0: batch x devices", least=0)

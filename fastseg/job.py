@@ -61,7 +61,8 @@ class Job:
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return self.plan.total_steps(self.config.train.epochs)
+        steps = self.plan.total_steps(self.config.train.epochs)
+        return min(steps, self.config.train.max_steps or steps)
 
     @property
     def evaluated(self) -> SegNet:
@@ -178,6 +179,9 @@ def start_block(job: Job, run: Path) -> dict[str, str]:
     world = processes(job.world.size, torch.get_num_threads())
     if job.before:
         world += f"; {job.before} before, so that sums are rounded otherwise from here on"
+    steps = f"{job.total_steps} = {train.epochs} epochs x {job.plan.steps_per_epoch:g}"
+    if job.total_steps == train.max_steps:
+        steps = f"{job.total_steps}, as train.max_steps says"
     resumed = f", from step {job.step} on" if job.step else ""
     scale = lr_scale(train, job.plan.batch)
     scaled = f"x {scale:g} for a batch of {job.plan.batch} ({train.lr_scaling})" if scale != 1 else "not scaled"
@@ -195,7 +199,7 @@ def start_block(job: Job, run: Path) -> dict[str, str]:
         "world": world,
         "batch": f"{job.plan.batch} = {job.world.size} x {job.batch} x {train.accumulate} accumulated",
         "lr": f"{train.lr:g}, {train.schedule}, {scaled}",
-        "steps": f"{job.total_steps} = {train.epochs} epochs x {job.plan.steps_per_epoch:g}{resumed}",
+        "steps": f"{steps}{resumed}",
     }
 
 

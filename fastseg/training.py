@@ -136,7 +136,7 @@ def loop(job: Job, run: Path, log: RunLog, wishes: Wishes, began: float) -> None
             source.check()
             refuse_divergence(job, mean_loss)
             images_per_s = (job.step - timed_from) * plan.batch / seconds
-            validations = (train.epochs - job.step / plan.steps_per_epoch) / train.validate_every
+            validations = (total - job.step) / plan.steps_per_epoch / train.validate_every
             log.train(
                 job.step,
                 total=total,
@@ -173,6 +173,8 @@ def loop(job: Job, run: Path, log: RunLog, wishes: Wishes, began: float) -> None
             started = saved = time.perf_counter()
 
         if finished(job):
+            if not epoch:  # max_steps lies inside an epoch
+                capture(job, run, log)
             wishes.settle()
             return
         # One clock decides, when it wishes and not when that is done: else the next step would wish for it again.

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def check(document: dict, rounds: int) -> None:
 
 
 def test_a_bench_that_does_not_exist_is_refused():
-    with pytest.raises(UsageError, match=r"^bench gpu: choose one of ladder, data, kernels, model, stream, compare, all$"):
+    with pytest.raises(UsageError, match=r"^bench gpu: choose one of ladder, data, .*, compare, all$"):
         bench.run("gpu", data="synth", size=(32, 48), batch=2, rounds=3, device="cpu")
 
 
@@ -130,9 +131,8 @@ def test_a_streamed_epoch_is_measured_from_end_to_end(street, threads):
     assert [row["name"] for row in sizes] == [f"{name}, RSS after {n} images" for n in range(1, 9)]
     assert all(row["value"] > 50 for row in sizes)  # MiB: torch alone takes more
     assert [(row["name"], row["n"]) for row in found["ratios"]] == [(f"{name}, second half / first half", 4)]
-    (curve,) = found["series"]
-    assert curve["x"] == {"images": list(range(1, 9))}
-    assert [len(values) for values in curve["y"].values()] == [8, 8]
+    assert [curve["x"] for curve in found["series"]] == [{"images": list(range(1, 9))}] * 2
+    assert [len(curve["y"]["measured"]) for curve in found["series"]] == [8, 8]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
@@ -146,19 +146,21 @@ def test_a_streamed_epoch_takes_the_same_memory_at_its_end_as_at_its_middle(tmp_
     command = [sys.executable, "-m", "fastseg", "bench", "stream", "--data", str(many), "--size", "256x512", "--json"]
     plot = tmp_path / "stream.svg"
     found = json.loads(subprocess.run([*command, "--plot", plot], stdout=subprocess.PIPE, check=True).stdout)
-    curve = found["series"][0]
-    sizes = dict(zip(curve["x"]["images"], curve["y"]["RSS in MiB"], strict=True))
+    _, curve = found["series"]
+    sizes = dict(zip(curve["x"]["images"], curve["y"]["measured"], strict=True))
     assert sizes[960] - sizes[480] < 80  # 240 MiB have been decoded in between
     assert plot.read_text().startswith("<?xml")
 
 
 def test_curves_are_drawn_from_zero_with_their_names(tmp_path):
-    curve = {"name": "stream", "x": {"images": [4, 8, 12]}, "y": {"img/s": [10.0, 11.0, 10.5], "RSS": [900, 905, 903]}}
+    one = {"name": "stream", "x": {"images": [4, 8, 12]}, "y": {"measured": [10.0, 11.0, 10.5]}}
+    two = {"name": "weak", "x": {"processes": [1, 2]}, "y": {"measured": [9.0, 16.0], "ideal": [9.0, 18.0]}}
     path = tmp_path / "curves.svg"
-    harness.plot({**harness.document([]), "series": [curve]}, path)
+    harness.plot({**harness.document([]), "series": [one, two]}, path)
     svg = path.read_text()
-    assert all(f"<!-- {word} -->" in svg for word in ("stream", "images", "img/s", "RSS"))
-    assert svg.count("<!-- 0 -->") >= 4  # both axes of both panels
+    assert all(f"<!-- {word} -->" in svg for word in ("stream", "images", "weak", "processes", "ideal"))
+    assert svg.count("<!-- measured -->") == 1  # a legend where there is more than one line
+    assert len(re.findall(r"<!-- 0(\.0+)? -->", svg)) == 4  # both axes of both panels
 
 
 def test_a_measurement_counts_whole_batches_after_a_start_and_ends_what_it_began(monkeypatch):
@@ -361,7 +363,7 @@ def test_the_script_for_a_gpu_machine_runs_every_part_at_every_batch():
     done = subprocess.run([script, "--dry-run", "/tmp/found"], capture_output=True, text=True, check=True)
     commands = done.stdout.splitlines()
     assert sum("pytest -m gpu tests/kernels" in line for line in commands) == 1
-    for what in ("kernels", "model"):
+    for what in ("kernels", "model", "ladder"):
         for batch in (4, 16, 32):
             (line,) = (line for line in commands if f"bench {what} --device cuda --batch {batch} " in line)
             assert line.endswith(f"--json > '/tmp/found/{what}-batch-{batch}.json'")

@@ -22,6 +22,7 @@ PUBLISHED = {
     "model.depth": 5,
     "model.init": "vgg16",
     "train.epochs": 100,
+    "train.max_steps": 0,
     "train.batch": 4,
     "train.accumulate": 1,
     "train.drop_remainder": True,

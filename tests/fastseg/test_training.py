@@ -145,6 +145,18 @@ def test_accumulation_takes_the_step_of_the_whole_batch(street):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+def test_a_run_may_end_inside_an_epoch_and_is_saved_there(street, tmp_path, capsys):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    train(tiny(street, train__schedule="constant"), whole)
+    found = train(tiny(street, train__schedule="constant", train__max_steps=6), part)  # an epoch is 4 steps
+    assert found["steps"] == 6
+    assert [event["step"] for event in events(part, "val")] == [4]
+    assert read(part / "checkpoints" / "last.pt")["step"] == 6
+    losses = [[event["loss"] for event in events(run, "train")][:3] for run in (whole, part)]
+    assert losses[0] == losses[1]
+    assert "6, as train.max_steps says" in capsys.readouterr().err
+
+
 def test_crops_are_trained_on_and_whole_images_validated(street, tmp_path, monkeypatch, capsys):
     seen, real = [], training.optimise
     monkeypatch.setattr(training, "optimise", lambda job, batch, lr: seen.append(batch) or real(job, batch, lr))
