@@ -76,8 +76,9 @@ def compare(old: dict[str, Any], new: dict[str, Any], limit: float) -> list[dict
 
 def show(rows: list[dict[str, Any]]) -> str:
     """The rows as text for a terminal."""
+    width = max(len(row["name"]) for row in rows)
     lines = (
-        f"{row['name']:<60} {100 * row['change']:>+7.1f} %  +- {100 * CONFIDENCE * row['error']:.1f}"
+        f"{row['name']:<{width}} {100 * row['change']:>+7.1f} %  +- {100 * CONFIDENCE * row['error']:.1f}"
         f"{'  WORSE' if row['worse'] else ''}"
         for row in rows
     )

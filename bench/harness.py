@@ -1,5 +1,6 @@
 """Measuring fairly on a noisy machine: cases take turns, and a ratio is made of neighbours in time."""
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,15 +85,21 @@ def plot(found: dict[str, Any], path: Path) -> None:
     figure.savefig(path, format="svg", metadata={"Date": None})
 
 
+def _four(value: float) -> str:
+    """A figure with four significant digits, or all those before its point."""
+    return f"{value:,.{max(0, 3 - math.floor(math.log10(value))) if value else 0}f}"
+
+
 def show(found: dict[str, Any]) -> str:
     """The document as text for a terminal."""
     stamp = found["environment"]
     lines = [f"{stamp['gpus'] or stamp['processor']}, {stamp['threads']} CPU threads, torch {stamp['torch']}"]
+    width = max(len(row["name"]) for row in found["results"] + found["ratios"])
     for row in found["results"]:
-        spread = f"  ({row['p20']:,.1f} to {row['p80']:,.1f}, n = {row['n']})" if row["n"] > 1 else ""
-        lines.append(f"{row['name']:<44} {row['value']:>14,.1f} {row['unit']}{spread}")
+        spread = f"  ({_four(row['p20'])} to {_four(row['p80'])}, n = {row['n']})" if row["n"] > 1 else ""
+        lines.append(f"{row['name']:<{width}} {_four(row['value']):>12} {row['unit']}{spread}")
     for row in found["ratios"]:
         lines.append(
-            f"{row['name']:<44} {row['value']:>14.2f} x  ({row['p20']:.2f} to {row['p80']:.2f}, n = {row['n']})"
+            f"{row['name']:<{width}} {row['value']:>12.2f} x  ({row['p20']:.2f} to {row['p80']:.2f}, n = {row['n']})"
         )
     return "\n".join(lines)

@@ -21,7 +21,7 @@ NO_GPUS = (2, "torch sees 0 usable NVIDIA GPUs")
 EXPECTED = {command: NO_GPUS for command in COMMANDS if "--gpus" in command}
 SMALLER = {
     "train": ["--size", "32x48", "--epochs", "1", "--set", "model.depth=1"],
-    "bench": ["--size", "32x48", "--batch", "1", "--rounds", "3"],
+    "bench": ["--size", "32x48", "--batch", "1", "--quick"],
 }
 
 

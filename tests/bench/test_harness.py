@@ -71,6 +71,6 @@ def test_a_document_is_strict_json_and_its_table_names_every_row():
     table = show(found).splitlines()
     assert len(table) == 4
     assert [line.split()[0] for line in table[1:]] == ["step", "work", "a"]
-    assert "(1.4 to 2.6, n = 3)" in table[1]
+    assert "2.000 img/s  (1.400 to 2.600, n = 3)" in table[1]
     assert "639.7 GFLOP/img" in table[2]
     assert "0.75 x" in table[3]

@@ -1,8 +1,6 @@
-"""`fastseg bench scaling`: points, efficiencies and the expectation, worked by hand; and two real processes."""
+"""`fastseg bench scaling`: points, efficiencies and the expectation, worked by hand. The README's test runs it."""
 
-import json
 import subprocess
-import sys
 
 import pytest
 
@@ -79,19 +77,3 @@ def test_a_run_without_memory_is_a_point_without_a_figure(monkeypatch):
     ended = subprocess.CompletedProcess([], 1, "", "fastseg: OutOfMemoryError: CUDA out of memory. Tried to allocate\n")
     monkeypatch.setattr(scaling.subprocess, "run", lambda *_, **__: ended)
     assert scaling.train([], 3, 1) is None
-
-
-@pytest.mark.slow
-def test_two_processes_are_measured_as_users_start_them(street, tmp_path):
-    plot = tmp_path / "scaling.svg"
-    words = ["bench", "scaling", "--nproc", "1,2", "--data", street, "--size", "32x48", "--batch", "1", "--rounds", "3"]
-    command = [sys.executable, "-m", "fastseg", *words, "--json", "--plot", plot]
-    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    names = [row["name"] for row in found["results"] if row["n"] == 3]
-    assert names == [
-        "scaling weak 32x48, 1 x batch 1",
-        "scaling weak 32x48, 2 x batch 1",
-        "scaling strong 32x48, 1 x batch 2",
-        "scaling strong 32x48, 2 x batch 1",
-    ]
-    assert plot.exists()

@@ -1,0 +1,77 @@
+"""The command line: each command parses, calls one function and prints. Heavy imports happen inside commands."""
+
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from fastseg import __version__
+from fastseg.cli.bench_command import bench
+from fastseg.cli.data_commands import data
+from fastseg.cli.train_commands import evaluate, report, train
+from fastseg.errors import FastsegError, LostError, StoppedError, first_line
+from fastseg.place import decide, decided, die_with_launcher, end_launcher, place
+
+
+class Group(click.Group):
+    """Prints what a user can cause as one line, without a traceback unless --debug is given."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        die_with_launcher()
+        if (code := decided()) is not None:  # started again, although the run has ended
+            ctx.exit(code)
+        try:
+            return super().invoke(ctx)
+        except FastsegError as error:
+            if ctx.params.get("debug"):
+                raise
+            report_error(error)
+            ctx.exit(error.exit_code)
+        except BrokenPipeError:  # the reader of our output has gone
+            sys.stderr.close()
+            ctx.exit(1)
+        except OSError as error:
+            # A file that cannot be written or read is the user's to mend; anything else is ours, with its traceback.
+            if ctx.params.get("debug") or error.filename is None:
+                raise
+            report_error(FastsegError(f"{error.filename}: {error.strerror}"))
+            ctx.exit(1)
+        except Exception as error:
+            mine = place()
+            if mine is None or isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort)):
+                raise
+            report_error(FastsegError(f"{first_line(error)}\n{traceback.format_exc()}"))
+            ctx.exit(1)
+
+
+def report_error(error: FastsegError) -> None:
+    """Print an error; among several processes with the rank, once, and so that the others end too."""
+    mine = place()
+    if mine is None:
+        click.echo(f"fastseg: {error}", err=True)
+    elif isinstance(error, LostError):
+        if decided() is None:  # else it only follows from what another process has said
+            click.echo(f"fastseg: rank {mine.rank}: {error}", err=True)
+    else:
+        first, new = decide(error.exit_code, str(error))
+        stopped = isinstance(error, StoppedError)  # all of them, at the same step
+        if new:
+            click.echo(f"fastseg: {'' if stopped else f'rank {mine.rank}: '}{error}", err=True)
+        if first and not stopped:
+            end_launcher()
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="fastseg")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Train SegNet on CamVid-like data as fast as the machine allows.
+
+    First steps: `fastseg train --data synth --recipe fast --size 48x72`, then `fastseg report RUN`.
+    Exit codes: 0 done, 1 failed, 2 wrong use, 75 saved and stopped by a signal, 128 + N ended at once by signal N.
+    """
+
+
+for command in (data, train, evaluate, report, bench):
+    main.add_command(command)

@@ -1,0 +1,81 @@
+"""`fastseg bench`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastseg.cli.options import CountsType, PercentType, SizeType, as_json, print_json
+from fastseg.errors import UsageError
+
+
+@click.command()
+@click.argument("what", default="all")
+@click.argument("records", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--data", "data_name", default="synth", show_default=True, help="camvid, synth, a folder, or a .toml file."
+)
+@click.option("--size", type=SizeType(), help="The network's input.  [default: 360x480 on a GPU, else 120x160]")
+@click.option("--batch", type=click.IntRange(1), default=4, show_default=True)
+@click.option("--rounds", type=click.IntRange(3), default=5, show_default=True, help="Measurements of each figure.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--quick", is_flag=True, help="Shorter and fewer measurements: less sure, but done in minutes.")
+@click.option("--gpus", type=CountsType(), help="scaling: numbers of GPUs, such as 1,2,4,8.")
+@click.option("--nproc", type=CountsType(), help="scaling: numbers of processes without GPUs, such as 1,2.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Save curves as SVG: stream and scaling.")
+@click.option("--fail-over", type=PercentType(), default="5%", show_default=True, help="compare: slower by more fails.")
+@as_json
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    what: str,
+    records: tuple[Path, ...],
+    data_name: str,
+    gpus: tuple[int, ...] | None,
+    nproc: tuple[int, ...] | None,
+    plot_path: Path | None,
+    fail_over: float,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure this machine: WHAT is ladder, data, kernels, model, or all of them.
+
+    Or scaling: training on several numbers of GPUs. Or stream: an epoch that is not kept. Or compare, with two RECORDS
+    that --json wrote: has anything become slower?
+    """
+    from fastseg.bench import run as run_bench
+    from fastseg.bench.harness import plot, show
+
+    if what == "compare":
+        from fastseg.bench import compare as comparing
+
+        if len(records) != 2:
+            raise UsageError("bench compare: give two records, the older one first")
+        old, new = map(comparing.read, records)
+        rows = comparing.compare(old, new, fail_over)
+        if as_json:
+            print_json({"rows": rows})
+        else:
+            click.echo(comparing.show(rows))
+        ctx.exit(1 if any(row["worse"] for row in rows) else 0)
+    if records:
+        raise UsageError(f"bench {what}: takes no records; `fastseg bench compare` does")
+    if plot_path and what not in ("stream", "scaling"):
+        raise UsageError(f"--plot {plot_path}: bench {what} has no curves; stream and scaling have")
+    if what == "scaling":
+        from fastseg.distributed import check_gpus
+
+        if (gpus is None) == (nproc is None):
+            raise UsageError("bench scaling: give --gpus 1,2,4,8, or --nproc 1,2 without GPUs")
+        if gpus:
+            check_gpus(max(gpus))
+        options |= {"counts": gpus or nproc, "device": "cuda" if gpus else "cpu"}
+    elif gpus or nproc:
+        raise UsageError(f"bench {what}: --gpus and --nproc are for scaling")
+    document = run_bench(what, data=data_name, **options)
+    if plot_path:
+        plot(document, plot_path)
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(show(document))

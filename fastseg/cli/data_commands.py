@@ -1,0 +1,208 @@
+"""`fastseg data`: fetch, draw, check, count, prepare and look at data sets."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastseg.cli.options import SizeType, as_json, print_json
+from fastseg.errors import UsageError
+
+data_path = click.argument("path")
+
+
+@click.group()
+def data() -> None:
+    """Fetch, draw, check and count data sets."""
+
+
+@data.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: where --data camvid looks.")
+@click.option("--source", help="A mirror: a URL, or a folder with the two zips.  [default: the published address]")
+def download(out: Path | None, source: str | None) -> None:
+    """Fetch CamVid (701 images, about 600 MB; for research use); goes on where an earlier download stopped."""
+    from fastseg.data import home
+    from fastseg.data.download import BASE, download_camvid
+
+    out = out or home() / "camvid"
+    download_camvid(out, source or BASE)
+    click.echo(out)
+
+
+@data.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--layout", default="segnet", show_default=True, help="segnet, original, kaggle or fastai.")
+@click.option("--train", "train_count", default=256, show_default=True, help="Images to train.")
+@click.option("--val", "val_count", default=64, show_default=True, help="Images to validate.")
+@click.option("--test", "test_count", default=0, show_default=True, help="Images to test.")
+@click.option("--size", type=SizeType(), default="144x216", show_default=True, help="Of the images.")
+@click.option("--seed", default=0, show_default=True)
+def synth(
+    out: Path, layout: str, train_count: int, val_count: int, test_count: int, size: tuple[int, int], seed: int
+) -> None:
+    """Draw a data set of synthetic street scenes with CamVid's 11 classes into the new folder OUT."""
+    from fastseg.data.synth import write
+
+    counts = {"train": train_count, "val": val_count, "test": test_count}
+    write(out, layout=layout, counts=counts, size=size, seed=seed)
+    click.echo(out)
+
+
+@data.command()
+@data_path
+@as_json
+@click.pass_context
+def check(ctx: click.Context, path: str, as_json: bool) -> None:
+    """Read every pair of the data set at PATH and name each file that is missing, unreadable or off the class map."""
+    from dataclasses import asdict
+
+    from fastseg.data import resolve
+    from fastseg.data.check import check as check_files
+    from fastseg.data.layouts import find
+    from fastseg.environment import cores
+
+    dataset = find(resolve(path))
+    errors, warnings = check_files(dataset, cores())
+    if as_json:
+        found = {"errors": [asdict(p) for p in errors], "warnings": [asdict(p) for p in warnings]}
+        print_json({"pairs": len(dataset.pool), **found})
+    else:
+        for kind, problems in (("error", errors), ("warning", warnings)):
+            for problem in problems:
+                click.echo(f"{kind}: {problem.file}: {problem.problem}")
+        sizes = ", ".join(f"{len(pairs)} {name}" for name, pairs in dataset.splits.items())
+        click.echo(
+            f"{dataset.root}: {dataset.layout} layout, {len(dataset.pool)} pairs{f' ({sizes})' if sizes else ''}, "
+            f"{len(errors)} errors, {len(warnings)} warnings"
+        )
+    ctx.exit(1 if errors else 0)
+
+
+@data.command()
+@data_path
+@click.option("--split", "split_name", default="train", show_default=True)
+@click.option("--split-scheme", default="auto", show_default=True, help="auto, segnet, random-60-40 or video.")
+@click.option("--weighting", default="median-frequency", show_default=True, help="Or sqrt-median-frequency, none.")
+@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@as_json
+def stats(path: str, split_name: str, split_scheme: str, weighting: str, seed: int, as_json: bool) -> None:
+    """Count the pixels of each class in the data set at PATH, and print the loss weights that follow."""
+    from fastseg.data import resolve
+    from fastseg.data.layouts import find
+    from fastseg.data.split import apply
+    from fastseg.data.stats import WEIGHTINGS, class_weights, count
+    from fastseg.environment import cores
+
+    if weighting not in WEIGHTINGS:
+        raise UsageError(f"--weighting {weighting}: choose one of {', '.join(WEIGHTINGS)}")
+    dataset = find(resolve(path))
+    splits = apply(dataset, split_scheme, seed)
+    if split_name not in splits:
+        raise UsageError(f"--split {split_name}: this data set has {', '.join(splits)}")
+    counts = count(splits[split_name], dataset.classes, cores())
+    columns = (counts.pixels, counts.image_pixels, counts.frequency, class_weights(counts, weighting))
+    rows = [
+        {"name": n, "pixels": int(p), "image_pixels": int(i), "frequency": float(f), "weight": float(w)}
+        for n, p, i, f, w in zip(dataset.classes.names, *columns, strict=True)
+    ]
+    if as_json:
+        print_json({"images": counts.images, "void_pixels": counts.void_pixels, "classes": rows})
+        return
+    click.echo(f"{counts.images} images of {split_name}, {counts.void_pixels:,} void pixels, weights {weighting}")
+    width = max(len(name) for name in dataset.classes.names)
+    click.echo(f"{'class':<{width}} {'pixels':>14} {'of images with':>16} {'frequency':>10} {'weight':>8}")
+    for row in rows:
+        click.echo(
+            f"{row['name']:<{width}} {row['pixels']:>14,} {row['image_pixels']:>16,} "
+            f"{row['frequency']:>10.5f} {row['weight']:>8.4f}"
+        )
+
+
+@data.command()
+@data_path
+@click.option("--cache-dir", required=True, help="Folder for the decoded data; `fastseg train --cache-dir` finds it.")
+@click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
+@click.option("--split-scheme", default="auto", show_default=True, help="auto, segnet, random-60-40 or video.")
+@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@click.option("--unknown-colours", default="error", show_default=True, help="error or void.")
+@click.option("--verify", is_flag=True, help="Decode what is there too, and compare.")
+@as_json
+def prepare(path: str, cache_dir: str, verify: bool, as_json: bool, **options: Any) -> None:
+    """Decode and resize the train and val splits of the data set at PATH once, for all runs that follow."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from fastseg.inputs import reading
+    from fastseg.pipelines.cache import prepare as prepare_split
+    from fastseg.pipelines.prepared import key_of, shape_of
+    from fastseg.pipelines.source import choose_loader, make_tier
+
+    rows: list[dict[str, Any]] = []
+    with Progress(console=Console(stderr=True)) as progress:
+        for split, spec in reading(path, cache_dir=cache_dir, **options)[1].items():
+            shape = shape_of(spec, resize_labels=True)
+            assert shape is not None  # labels of one size
+            advance = functools.partial(progress.advance, progress.add_task(split, total=len(spec.pairs)))
+            inner, _ = choose_loader("auto", dataclasses.replace(spec, cache_dir=""))
+            wrong = prepare_split(spec, make_tier(inner, spec), verify=verify, done=advance)
+            folder = Path(cache_dir) / key_of(spec, shape)
+            mended = [spec.pairs[index].stem for index in wrong]
+            counts = {"pairs": len(spec.pairs), "bytes": shape.nbytes}
+            rows.append({"split": split, **counts, "folder": str(folder), "mended": mended})
+    if as_json:
+        print_json({"splits": rows})
+        return
+    for row in rows:
+        note = f"; wrong, and mended: {', '.join(row['mended'])}" if row["mended"] else ""
+        click.echo(f"{row['split']:<6} {row['pairs']} pairs, {row['bytes'] / 1e6:.0f} MB, {row['folder']}{note}")
+
+
+@data.command()
+@data_path
+@click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
+@click.option("--split", default="val", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@as_json
+def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
+    """Compare what this machine's tiers make of the data set at PATH, stage by stage, with the torchvision tier."""
+    from fastseg.inputs import make_plan, reading
+    from fastseg.pipelines.parity import BATCH, parity
+
+    config, specs = reading(path, splits=(split,), batch=BATCH, **options)
+    spec = specs[split]
+    rows = parity(spec, make_plan(config, len(spec.pairs), 1))
+    if as_json:
+        print_json({"reference": "torchvision", "images": len(spec.pairs), "rows": rows})
+        return
+    click.echo(f"{len(spec.pairs)} images of {split}, against torchvision:")
+    click.echo(f"{'tier':<6} {'stage':<8} {'image, of 255':>14} {'label pixels':>24}")
+    for row in rows:
+        if "skipped" in row:
+            click.echo(f"{row['tier']:<6} not here: {row['skipped']}")
+        else:
+            labels = f"{row['labels_off']:,} of {row['labels']:,} differ"
+            click.echo(f"{row['tier']:<6} {row['stage']:<8} {row['image_difference']:>14.3f} {labels:>24}")
+
+
+@data.command()
+@data_path
+@click.option("--out", type=click.Path(path_type=Path), default="preview.png", show_default=True)
+@click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
+@click.option("--crop", default="0x0", help="As of augment.crop: windows, HEIGHTxWIDTH.  [default: whole images]")
+@click.option("--images", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the sample plan.")
+def preview(path: str, out: Path, images: int, seed: int, **options: Any) -> None:
+    """Save a sheet of training samples of the data set at PATH as the network sees them, with their labels."""
+    from fastseg.inputs import make_plan, reading
+    from fastseg.overlays import write_sheet
+    from fastseg.pipelines.source import TrainSource, choose_loader
+
+    config, specs = reading(path, splits=("train",), seed=seed, batch=images, **options)
+    spec = specs["train"]
+    source = TrainSource(spec, make_plan(config, len(spec.pairs), 1), choose_loader("auto", spec)[0])
+    batch = next(iter(source))
+    source.check()
+    write_sheet(out, batch, spec, columns=min(4, images))
+    click.echo(f"{out}: the first {images} samples of a run with seed {seed}")
