@@ -21,6 +21,7 @@ from fastseg.bench.harness import Found, Result, exact, result
 from fastseg.bench.model import CLASSES
 from fastseg.bench.roofline import GPUS, layers, seconds
 from fastseg.config import Runtime
+from fastseg.environment import cores
 from fastseg.errors import FastsegError, UsageError
 from fastseg.model import SegNet
 from fastseg.runs import read_log
@@ -31,7 +32,7 @@ PUBLISHED = 3.25  # the baseline's 8 V100 against one, in img/s
 
 # The 8 x H100 that the expectation is printed for: NVLink 4 of an HGX board, one way, and how much of the roofline a
 # step is taken to reach. Neither has been measured here.
-LINK, LINK_NAME = 450e9, "NVLink 4, 450 GB/s each way (NVIDIA H100 data sheet)"
+LINK, LINK_NAME = 450e9, "NVLink 4, each way (NVIDIA H100 data sheet)"
 REACHED = 0.5
 CARD, CARDS = "NVIDIA H100 80GB HBM3", 8
 
@@ -69,19 +70,21 @@ def train(options: list[str], steps: int, log_every: int) -> list[float] | None:
 
 
 def expectation(size: tuple[int, int], batch: int) -> list[Result]:
-    """What CARDS times CARD might do, all assumptions in the rows' names: a prediction, not a measurement."""
+    """What CARDS times CARD might do, after what that assumes: a prediction, not a measurement."""
     parts = layers(size, batch, classes=CLASSES, value_bytes=2, fused=True)
     step = sum(time for time, _ in seconds(parts, GPUS[CARD], "bfloat16")) / REACHED
     gradients = 4 * sum(w.numel() for w in SegNet(CLASSES).parameters())
     bucket = Runtime().bucket_mib * 2**20
-    name = f"predicted, {CARD}, bf16, batch {batch} each, {REACHED:.0%} of its roofline assumed"
-    link = f"{name}, ring over {LINK_NAME}"
     together = expected_step(step, CARDS, gradients, LINK, bucket)
+    name = f"{CARD}, bf16, batch {batch} each"
     return [
-        exact(f"{name}: one", "img/s", batch / step),
-        exact(f"{link}: {CARDS}", "img/s", CARDS * batch / together),
-        exact(f"{link}: efficiency", "%", 100 * step / together),
-        exact("published, 8 V100 against one", "x", PUBLISHED),
+        exact(f"assumed for the prediction: {CARD}, share of its roofline", "%", 100 * REACHED),
+        exact(f"assumed for the prediction: {LINK_NAME}", "GB/s", LINK / 1e9),
+        exact("assumed for the prediction: gradients per step, ring all-reduce", "MB", gradients / 1e6),
+        exact(f"PREDICTED: 1 x {name}", "img/s", batch / step),
+        exact(f"PREDICTED: {CARDS} x {name}", "img/s", CARDS * batch / together),
+        exact(f"PREDICTED: {CARDS} x {name}, efficiency", "%", 100 * step / together),
+        exact("published: 8 V100 against one", "x", PUBLISHED),
     ]
 
 
@@ -107,6 +110,8 @@ def measure(
         return train(options, steps, log_every)
 
     rows: list[Result] = []
+    if not on_gpu:
+        rows.append(exact("all processes share these, which is no evidence for GPUs", "cores", cores()))
     curves = []
     for kind, batches in (
         ("weak", dict.fromkeys(counts, batch)),

@@ -19,10 +19,12 @@ def test_a_step_waits_for_what_does_not_fit_beside_the_backward_pass():
 
 
 def test_the_prediction_names_its_assumptions_and_is_below_the_ideal():
-    one, eight, efficiency, published = scaling.expectation((360, 480), 4)
-    for row in (eight, efficiency):
-        for word in ("predicted", "H100", "NVLink 4, 450 GB/s", "50% of its roofline assumed"):
-            assert word in row["name"]
+    *assumed, one, eight, efficiency, published = scaling.expectation((360, 480), 4)
+    assert [(row["value"], row["unit"]) for row in assumed] == [(50, "%"), (450, "GB/s"), (4 * 29.441419, "MB")]
+    assert all(row["name"].startswith("assumed for the prediction: ") for row in assumed)
+    for row in (one, eight, efficiency):
+        assert row["name"].startswith("PREDICTED: ")
+        assert "H100" in row["name"]
     assert one["value"] < eight["value"] < 8 * one["value"]
     assert efficiency["value"] == pytest.approx(100 * eight["value"] / one["value"] / 8)
     # At least the 639.7 GFLOP of an image at half of 989 TFLOP/s.
@@ -42,6 +44,7 @@ def test_points_are_measured_once_and_compared_with_one_process(monkeypatch):
 
     monkeypatch.setattr(scaling, "train", train)
     found = bench.run("scaling", data="x", size=(48, 72), batch=4, rounds=3, device="cpu", counts=(1, 2, 4))
+    assert found["results"][0]["name"] == "all processes share these, which is no evidence for GPUs"
     assert calls == [(1, 4), (2, 4), (4, 4), (1, 16), (2, 8)]  # the last one of strong scaling is known
     rows = {row["name"]: row["value"] for row in found["results"] if row["name"].startswith("scaling")}
     assert rows == {

@@ -109,6 +109,17 @@ def test_tiers_agree_on_crops(tmp_path, file):
     assert_tiers_agree(spec, make_plan(6, 4, max_crop=(16, 40)), steps=4)
 
 
+def test_the_number_of_threads_changes_no_pixel(loader, tmp_path):
+    pairs = make_pairs(tmp_path, [(45, 61)] * 6)
+    one, more = (
+        take(loader, make_spec(pairs, camvid_indexed(), (24, 32), threads=threads), make_plan(6, 4), steps=5)
+        for threads in (1, 3)
+    )
+    for found, wanted in zip(one, more, strict=True):
+        np.testing.assert_array_equal(found[0], wanted[0])
+        np.testing.assert_array_equal(found[1], wanted[1])
+
+
 def test_tiers_agree_when_camvids_full_size_is_halved(tmp_path):
     spec = make_spec(make_pairs(tmp_path, [(720, 960)] * 2, colored=True), camvid_colored(), (360, 480))
     assert_tiers_agree(spec, make_plan(2, 2), steps=1)
