@@ -9,7 +9,7 @@ save some of them, so that a share of the bandwidth above 100 % is possible wher
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -168,31 +168,22 @@ def seconds(found: list[Layer], peaks: Peaks, dtype: str) -> Iterator[tuple[floa
 MIDDLE = ((2, 128, 90, 120), (4, 256, 45, 60), (8, 512, 22, 30))
 
 
-class Yardstick:
-    """One convolution, forward and backward: the same work on every machine and in every version."""
+def _convolution(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> Callable[[], float]:
+    """Operations per second of one convolution, forward and backward."""
+    batch, channels, height, width = shape
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int] = MIDDLE[0]) -> None:
-        self.device = device
+    def made(*sizes: int) -> torch.Tensor:
+        return torch.randn(*sizes, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
 
-        def made(*shape: int) -> torch.Tensor:
-            values = torch.randn(*shape, dtype=dtype, device=device)
-            return values.to(memory_format=torch.channels_last).requires_grad_()
+    images, weights = made(*shape), made(channels, channels, 3, 3)
+    upstream = torch.ones_like(images)
 
-        self.images, self.weights = made(*shape), made(shape[1], shape[1], 3, 3)
-        self.upstream = torch.ones_like(self.images)
-        self.calls = 100 if device.type == "cuda" else 1
-
-    def __call__(self) -> float:
-        """Operations per second."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+    def measure() -> float:
         start = time.perf_counter()
-        for _ in range(self.calls):
-            F.conv2d(self.images, self.weights, padding=1).backward(self.upstream)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        batch, channels, height, width = self.images.shape
-        return self.calls * 3 * 2 * 9 * batch * channels**2 * height * width / (time.perf_counter() - start)
+        F.conv2d(images, weights, padding=1).backward(upstream)
+        return 3 * 2 * 9 * batch * channels**2 * height * width / (time.perf_counter() - start)
+
+    return measure
 
 
 def measured_peaks(dtypes: list[torch.dtype]) -> Peaks:
@@ -203,8 +194,7 @@ def measured_peaks(dtypes: list[torch.dtype]) -> Peaks:
     """
     rates = {}
     for dtype in dtypes:
-        yardsticks = [Yardstick(torch.device("cpu"), dtype, shape) for shape in MIDDLE]
-        trials = [yardstick() for yardstick in yardsticks for _ in range(PEAK_TRIALS)]
+        trials = [measure() for shape in MIDDLE for measure in [_convolution(dtype, shape)] * PEAK_TRIALS]
         rates[str(dtype).removeprefix("torch.")] = max(trials)
     source, copy = torch.ones(COPIED), torch.ones(COPIED)
 
