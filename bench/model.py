@@ -107,8 +107,6 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
         figures, row = samples[kind], f"train step {kind} {name} batch {batch}"
         results.append(result(row, "img/s", figures))
         results.append(result(row, "GFLOP/s", [f * flops / 1e9 for f in figures]))
-        # The plain loop is the same work in every version: what slows the machine slows it too.
-        ratios.append(ratio(f"{row} / plain PyTorch loop", figures, samples["plain"]))
         if peaks is None:
             continue
         fused = steps[kind].model.fused
@@ -129,6 +127,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
         series.append({"name": f"{row}, by layer", "x": {"layer": [part.name for part in parts]}, "y": curves})
     mixed = str(best).removeprefix("torch.")
     results.append(result(f"plain PyTorch loop float32 {name} batch {batch}", "img/s", samples["plain"]))
+    # The plain loop is the same work in every version: what slows the machine slows it too.
     ratios.append(ratio("train_step_vs_plain", samples[mixed], samples["plain"]))
     if best != torch.float32:
         ratios.append(ratio(f"train step {mixed} / float32", samples[mixed], samples["float32"]))

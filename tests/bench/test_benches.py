@@ -268,8 +268,6 @@ def test_the_step_is_measured_in_both_precisions(monkeypatch, threads):
         assert rows.pop((f"{name}, roofline's time bound by compute", "%")) == pytest.approx(100 * compute / least)
     assert rows.keys() == {("plain PyTorch loop float32 32x32 batch 2", "img/s")}
     assert [r["name"] for r in found["ratios"]] == [
-        "train step float32 32x32 batch 2 / plain PyTorch loop",
-        "train step bfloat16 32x32 batch 2 / plain PyTorch loop",
         "train_step_vs_plain",
         "train step bfloat16 / float32",
     ]
@@ -293,7 +291,6 @@ def test_the_whole_network_is_counted_and_unknown_peaks_give_no_share(monkeypatc
         ("img/s", 0.5),
     ]
     assert [(r["name"], r["value"]) for r in found["ratios"]] == [
-        ("train step float32 360x480 batch 1 / plain PyTorch loop", 4.0),
         ("train_step_vs_plain", 4.0),
     ]
     assert found["series"] == []
