@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastseg.bench import peers
@@ -43,19 +44,26 @@ class Case:
     Each measurement begins anew: what one case prefetches, or its idle threads, shall not slow the next one.
     """
 
-    def __init__(self, make: Callable[[], Batches], batch: int, seconds: float) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Iterator[Any]],
+        batch: int,
+        seconds: float,
+        wait: Callable[[Any], object] = lambda batch: batch[0][0, 0, 0, 0].item(),
+    ) -> None:
         self.make, self.batch, self.seconds = make, batch, seconds
+        self.wait = wait  # until a GPU has made what it is given
         self.cpu_seconds: list[float] = []  # per image, a value per measurement
 
     def __call__(self) -> float:
-        """Images per second, over that many seconds, after a third of them to begin."""
+        """Images per second, over that many seconds or one call, after a third of them to begin."""
         with contextlib.closing(self.make()) as batches:  # type: ignore[type-var]
             start = time.perf_counter()
             while time.perf_counter() - start < self.seconds / 3:
-                next(batches)
+                self.wait(next(batches))
             done, start, cpu = 0, time.perf_counter(), cpu_seconds()
-            while (elapsed := time.perf_counter() - start) < self.seconds:
-                next(batches)[0][0, 0, 0, 0].item()  # waits for a GPU to have made the batch
+            while (elapsed := time.perf_counter() - start) < self.seconds or not done:
+                self.wait(next(batches))
                 done += self.batch
             self.cpu_seconds.append((cpu_seconds() - cpu) / done)
         return done / elapsed
@@ -130,10 +138,14 @@ def training(spec: Spec, plan: Plan, tier: str) -> Batches:
         torch.set_num_threads(before)
 
 
-def decoding(spec: Spec, batch: int) -> Batches:
-    """The DALI tier's graph without what makes a training batch of it: its share of the time."""
-    full = in_order(len(spec.pairs), batch)[: len(spec.pairs) // batch]
-    for images, labels in make_tier("dali", spec).decode(itertools.cycle(full), batch, resize_labels=True):
+def full_batches(spec: Spec, batch: int) -> Iterator[np.ndarray]:
+    """Indices in order, again and again, without the rest of the split that fills no batch."""
+    return itertools.cycle(in_order(len(spec.pairs), batch)[: len(spec.pairs) // batch])
+
+
+def decoding(spec: Spec, tier: str, batch: int) -> Batches:
+    """A streaming tier without what makes a training batch of its pixels: that part's share of the time."""
+    for images, labels in make_tier(tier, spec).decode(full_batches(spec, batch), batch, resize_labels=True):
         yield images, labels[0]
 
 
@@ -172,7 +184,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
         cases[f"{tier}, batch {more.batch}"] = case(training, spec, more, tier, images=more.batch)
     if "dali" in cases:
         together = min(decoded_at_once(batch), len(spec.pairs))
-        cases["dali, decoding alone"] = case(decoding, spec, together, images=together)
+        cases["dali, decoding alone"] = case(decoding, spec, "dali", together, images=together)
     for name, batches in peers.available()[0].items():
         for workers in WORKERS:
             cases[f"{name}, {workers} workers"] = case(batches, spec.pairs, size, batch, workers)

@@ -5,7 +5,6 @@ The data path's rungs hold what the ones before them do, and so do the network's
 lower of the two sides, and a faster one could give at most what the other allows.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -15,28 +14,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from fastseg.bench.data import SECONDS, Case, decoding, full_batches
 from fastseg.bench.harness import Found, exact, ratio, result, take_turns
 from fastseg.bench.model import Step
 from fastseg.distributed import choose_dtype
 from fastseg.inputs import make_plan, reading
-from fastseg.pipelines.plan import Plan, in_order
-from fastseg.pipelines.source import Spec, TrainSource, choose_loader, decoded_at_once, make_tier
-
-SECONDS = 1.0  # a measurement takes as many calls as last this long
+from fastseg.pipelines.plan import Plan
+from fastseg.pipelines.source import Spec, TrainSource, choose_loader, decoded_at_once
 
 
 def _files(spec: Spec, batch: int) -> Iterator[object]:
     """Reading the bytes of images and labels, and nothing else."""
     with ThreadPoolExecutor(spec.threads) as pool:
-        for indices in itertools.cycle(in_order(len(spec.pairs), batch)):
+        for indices in full_batches(spec, batch):
             pairs = [spec.pairs[i] for i in indices]
             yield list(pool.map(lambda path: Path(path).read_bytes(), [p for x in pairs for p in (x.image, x.label)]))
-
-
-def _decoding(spec: Spec, loader: str, batch: int) -> Iterator[object]:
-    """Decoding to the spec's size."""
-    batches = itertools.cycle(in_order(len(spec.pairs), batch))
-    yield from make_tier(loader, spec).decode(batches, batch, resize_labels=True)
 
 
 def _training(spec: Spec, plan: Plan, loader: str, step: Step, waits: list[list[float]]) -> Iterator[object]:
@@ -57,27 +49,6 @@ def _training(spec: Spec, plan: Plan, loader: str, step: Step, waits: list[list[
 def _calls(call: Callable[[], object]) -> Iterator[object]:
     while True:
         yield call()
-
-
-class Rung:
-    """Something that is done again and again, `images` at a time; begun anew for each measurement."""
-
-    def __init__(
-        self, make: Callable[[], Iterator[object]], images: int, wait: Callable[[], None], seconds: float
-    ) -> None:
-        self.make, self.images, self.wait, self.seconds = make, images, wait, seconds
-
-    def __call__(self) -> float:
-        """Images per second over that many seconds, at least one call, after one to begin."""
-        with contextlib.closing(self.make()) as work:  # type: ignore[type-var]
-            next(work)
-            self.wait()
-            done, start = 0, time.perf_counter()
-            while (elapsed := time.perf_counter() - start) < self.seconds or not done:
-                next(work)
-                self.wait()
-                done += self.images
-        return done / elapsed
 
 
 def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str, quick: bool) -> Found:
@@ -102,8 +73,8 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
     }
     if len(own) == 1 and own != {size}:
         as_it_is = dataclasses.replace(spec, size=own.pop())
-        makers["+ decode"] = (functools.partial(_decoding, as_it_is, streaming, together), together)
-    makers["+ decode, resize"] = (functools.partial(_decoding, spec, streaming, together), together)
+        makers["+ decode"] = (functools.partial(decoding, as_it_is, streaming, together), together)
+    makers["+ decode, resize"] = (functools.partial(decoding, spec, streaming, together), together)
     makers["+ augment"] = (functools.partial(source, streaming), batch)
     if chosen == "cache":
         makers["the same from the cache"] = (functools.partial(source, chosen), batch)
@@ -115,7 +86,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
     makers["together"] = (lambda: _training(spec, plan, chosen, step, waits), batch)
     seconds = SECONDS / 5 if quick else SECONDS
     rungs: dict[str, Callable[[], float]] = {
-        name: Rung(make, images, step.wait, seconds) for name, (make, images) in makers.items()
+        name: Case(make, images, seconds, wait=lambda _: step.wait()) for name, (make, images) in makers.items()
     }
     samples = take_turns(rungs, rounds)
 
@@ -124,8 +95,9 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
     # Of all measurements but the one that take_turns drops, and all steps but those that begin.
     shares = [100 * statistics.mean(noted[1:]) for noted in waits[1:]]
     rows.append(result(f"ladder data wait {shown}", "%", shares))
-    lowest = min((feeding, "+ optimiser"), key=lambda name: rows[list(samples).index(name)]["value"])
-    rows.append(exact(f"ladder lowest: {lowest}", "img/s", rows[list(samples).index(lowest)]["value"]))
+    medians = {name: statistics.median(samples[name]) for name in (feeding, "+ optimiser")}
+    lowest = min(medians, key=lambda name: medians[name])
+    rows.append(exact(f"ladder lowest: {lowest}", "img/s", medians[lowest]))
     # On a GPU the two sides work side by side, and the slower one binds; on a CPU they share the cores.
     pairs = list(zip(samples[feeding], samples["+ optimiser"], strict=True))
     alone = [min(a, b) if spec.device.type == "cuda" else 1 / (1 / a + 1 / b) for a, b in pairs]

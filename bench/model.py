@@ -112,8 +112,8 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
         fused = steps[kind].model.fused
         parts = layers(size, batch, classes=CLASSES, value_bytes=dtype.itemsize, fused=fused)
         times = list(seconds(parts, peaks, kind))
-        total = sum(time for time, _ in times)
-        by_compute = sum(time for time, bound in times if bound == "compute")
+        total = sum(least for least, _ in times)
+        by_compute = sum(least for least, bound in times if bound == "compute")
         results += [
             exact(f"{row}, peak of compute ({peaks.source})", "GFLOP/s", peaks.flops[kind] / 1e9),
             exact(f"{row}, peak of memory ({peaks.source})", "GB/s", peaks.bandwidth / 1e9),
@@ -123,7 +123,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
             exact(f"{row}, roofline's time bound by compute", "%", 100 * by_compute / total),
         ]
         curves = {"GFLOP": [p.flops / 1e9 for p in parts], "MB": [p.nbytes / 1e6 for p in parts]}
-        curves["ms at least"] = [1e3 * time for time, _ in times]
+        curves["ms at least"] = [1e3 * least for least, _ in times]
         series.append({"name": f"{row}, by layer", "x": {"layer": [part.name for part in parts]}, "y": curves})
     mixed = str(best).removeprefix("torch.")
     results.append(result(f"plain PyTorch loop float32 {name} batch {batch}", "img/s", samples["plain"]))

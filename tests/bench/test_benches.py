@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -224,20 +225,28 @@ def test_the_ladder_has_a_rung_for_each_part_and_names_the_lowest(street, monkey
     ]
 
 
-def test_a_rung_counts_images_after_one_call_and_waits_for_the_device(monkeypatch):
-    # A clock that moves by 0.5 s a look, read at the start and after each call: 4 calls of 3 images in 2 s.
+def test_a_call_longer_than_the_measurement_counts_and_the_device_is_waited_for(monkeypatch):
+    # A clock that moves by 5 s a look. To begin, 6.7 s: looks at 0, 5 (a call) and 10. From 15 on, 20 s: looks at 20,
+    # 25 and 30 (a call each) and 35.
     clock, waited, ended = iter(range(100)), [], []
-    monkeypatch.setattr(bench_ladder.time, "perf_counter", lambda: next(clock) * 0.5)
+    monkeypatch.setattr(bench_data.time, "perf_counter", lambda: next(clock) * 5)
+    monkeypatch.setattr(bench_data, "cpu_seconds", iter([0.0, 6.0]).__next__)
 
     def work():
         try:
-            while True:
-                yield None
+            yield from itertools.count()
         finally:
             ended.append(True)
 
-    assert bench_ladder.Rung(work, 3, lambda: waited.append(1), 2.0)() == 9 / 2.0
-    assert (len(waited), ended) == (1 + 3, [True])
+    case = bench_data.Case(work, 3, 20.0, wait=waited.append)
+    assert case() == 9 / 20
+    assert waited == [0, 1, 2, 3]
+    assert case.cpu_seconds == [6 / 9]
+    assert ended == [True]
+    clock = iter(range(100))
+    monkeypatch.setattr(bench_data, "cpu_seconds", iter([0.0, 6.0]).__next__)
+    # 2 s from 10 on: the look at 15 is late, but nothing has been measured; at 20 one call has.
+    assert bench_data.Case(work, 3, 2.0, wait=waited.append)() == 3 / 10
 
 
 def test_the_step_is_measured_in_both_precisions(monkeypatch, threads):

@@ -48,6 +48,20 @@ HALF = len(GOOD[IMAGES]) // 2
 
 
 @contextmanager
+def answering(handler):
+    """A server of requests on a free port, which gives its URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
 def serving(pages, longer=(), raw=b"", *, cuts=(), statuses=(), ranges=True, validators=None, kind=None):
     """A server of {path: bytes}, which gives its URL and the requests that came, as (path, Range or None, status).
 
@@ -88,15 +102,8 @@ def serving(pages, longer=(), raw=b"", *, cuts=(), statuses=(), ranges=True, val
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", seen
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with answering(Handler) as base:
+        yield base, seen
 
 
 def contents(folder):
@@ -315,16 +322,11 @@ def test_a_server_that_stops_sending_is_asked_again(tmp_path, monkeypatch):
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        download_camvid(tmp_path / "camvid", f"http://127.0.0.1:{server.server_port}")
-    finally:
-        release.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with answering(Handler) as base:
+        try:
+            download_camvid(tmp_path / "camvid", base)
+        finally:
+            release.set()
     assert asked[:2] == [IMAGES, IMAGES]
     assert contents(tmp_path) == UNPACKED
 
