@@ -10,7 +10,7 @@ from fastseg.bench import ladder as bench_ladder
 from fastseg.bench import model as bench_model
 from fastseg.bench import scaling as bench_scaling
 from fastseg.bench import stream as bench_stream
-from fastseg.bench.harness import Found, document
+from fastseg.bench.harness import WARMUP, Found, document
 from fastseg.distributed import choose_device
 from fastseg.errors import UsageError
 
@@ -47,15 +47,17 @@ def run(
     """
     if what not in (*BENCHES, "scaling", "all"):
         raise UsageError(f"bench {what}: choose one of {', '.join(BENCHES)}, scaling, compare, all")
-    if size is None:
-        size = bench_kernels.PUBLISHED if choose_device(device)[0] == "cuda" else (120, 160)
+    kind, _ = choose_device(device)
+    size = size or (bench_kernels.PUBLISHED if kind == "cuda" else (120, 160))
+    rounds = 3 if quick else rounds
     benches: dict[str, Callable[..., Found]] = {
         **BENCHES,
         "scaling": functools.partial(bench_scaling.measure, counts=counts),
     }
     found = [
-        bench(data=data, size=size, batch=batch, rounds=3 if quick else rounds, device=device, quick=quick)
+        bench(data=data, size=size, batch=batch, rounds=rounds, device=device, quick=quick)
         for name, bench in benches.items()
         if what == name or (what == "all" and name in IN_ALL)
     ]
-    return document(found)
+    protocol = {"bench": what, "data": data, "size": "{}x{}".format(*size), "batch": batch, "device": kind}
+    return document(found, protocol | {"rounds": rounds, "warmup_rounds": WARMUP, "quick": quick})

@@ -15,6 +15,7 @@ from fastseg.errors import UsageError
 
 # What must be the same for two documents to be comparable.
 HARDWARE = ("processor", "cores", "threads", "gpus", "system")
+PROTOCOL = ("data", "size", "batch", "device", "quick")
 # For samples of a normal distribution: its standard deviation from the distance of the 20th and 80th percentile, and
 # how much less sure a median is than a mean. https://en.wikipedia.org/wiki/Median#Efficiency
 SPREAD, MEDIAN = 2 * 0.8416, math.sqrt(math.pi / 2)
@@ -52,12 +53,13 @@ def compare(old: dict[str, Any], new: dict[str, Any], limit: float) -> list[dict
         limit: a fall by more than this share is worse, if it is no chance.
 
     Raises:
-        UsageError: other hardware, or nothing in common.
+        UsageError: other hardware, another protocol, or nothing in common.
     """
-    for name in HARDWARE:
-        before, now = (document["environment"].get(name) for document in (old, new))
-        if before != now:
-            raise UsageError(f"bench compare: measured on different hardware ({name}: {before}; {now})")
+    for what, part, names in (("hardware", "environment", HARDWARE), ("protocol", "protocol", PROTOCOL)):
+        for name in names:
+            before, now = (document.get(part, {}).get(name) for document in (old, new))
+            if before != now:
+                raise UsageError(f"bench compare: measured with different {what} ({name}: {before}; {now})")
     known, rows = {row["name"]: row for row in old["ratios"]}, []
     for row in new["ratios"]:
         if row["name"] not in known:

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,17 +25,27 @@ class Found(NamedTuple):
     series: Sequence[dict[str, Any]] = ()
 
 
-def take_turns(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+WARMUP = 1  # calls of each case before those that count
+
+
+def take_turns(cases: dict[str, Callable[[], float]], rounds: int, seconds: float = 0.0) -> dict[str, list[float]]:
     """The figure that each case returns, once per round; every second round runs in reverse order.
 
-    Each case is called once before, and that figure is dropped: caches fill, algorithms are chosen.
+    Each case is called WARMUP times before, and that figure is dropped: caches fill, algorithms are chosen.
+
+    Args:
+        seconds: more rounds follow until so much time has passed.
     """
     for case in cases.values():
-        case()
+        for _ in range(WARMUP):
+            case()
     samples: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(rounds):
+    end = time.perf_counter() + seconds
+    turn = 0
+    while turn < rounds or time.perf_counter() < end:
         for name in list(cases)[:: -1 if turn % 2 else 1]:
             samples[name].append(cases[name]())
+        turn += 1
     return samples
 
 
@@ -59,10 +70,10 @@ def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> Result:
     return {"name": name, **_spread([a / b for a, b in zip(above, below, strict=True)])}
 
 
-def document(found: Sequence[Found]) -> dict[str, Any]:
-    """Results with what they were measured on."""
+def document(found: Sequence[Found], protocol: dict[str, Any]) -> dict[str, Any]:
+    """Results with what they were measured on, and how."""
     parts = {name: [row for part in found for row in getattr(part, name)] for name in Found._fields}
-    return {"schema": SCHEMA, "environment": environment(), **parts}
+    return {"schema": SCHEMA, "environment": environment(), "protocol": protocol, **parts}
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
@@ -93,7 +104,10 @@ def _four(value: float) -> str:
 def show(found: dict[str, Any]) -> str:
     """The document as text for a terminal."""
     stamp = found["environment"]
-    lines = [f"{stamp['gpus'] or stamp['processor']}, {stamp['threads']} CPU threads, torch {stamp['torch']}"]
+    lines = [
+        f"{stamp['gpus'] or stamp['processor']}, {stamp['threads']} CPU threads, torch {stamp['torch']}",
+        ", ".join(f"{name} {value}" for name, value in found["protocol"].items()),
+    ]
     width = max(len(row["name"]) for row in found["results"] + found["ratios"])
     for row in found["results"]:
         spread = f"  ({_four(row['p20'])} to {_four(row['p80'])}, n = {row['n']})" if row["n"] > 1 else ""

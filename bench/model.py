@@ -1,5 +1,6 @@
 """`fastseg bench model`: the network's size and work, and images per second of a training step without a data path."""
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -13,10 +14,12 @@ from fastseg.config import Runtime, Train
 from fastseg.distributed import choose_dtype, join
 from fastseg.kernels import launch
 from fastseg.kernels.cross_entropy import cross_entropy_sum, torch_cross_entropy_sum
+from fastseg.memory import momenta, peak_bytes
 from fastseg.model import SegNet
 from fastseg.optim import make_optimizer
 
 CLASSES = 11
+QUICK_SECONDS = 8.0  # of a quick measurement, which makes many short rounds of it where steps are short
 
 
 def count_flops(size: tuple[int, int]) -> int:
@@ -74,6 +77,11 @@ class Step:
         self.wait()
         return steps * len(self.images) / (time.perf_counter() - start)
 
+    def peak_memory(self) -> int:
+        """The most bytes that tensors take in a step."""
+        held = [*self.model.parameters(), *self.model.buffers(), *momenta(self.optimizer), self.images, self.labels]
+        return peak_bytes(lambda: self(self.images, self.labels), held, self.device)
+
     def wait(self) -> None:
         """Until the device has done what it was told."""
         if self.device.type == "cuda":
@@ -91,11 +99,17 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
     """Parameters, FLOPs, and the step's throughput in fp32 and in the device's mixed precision beside its roofline."""
     world, _ = join(Runtime(device=device))
     best, _ = choose_dtype("auto", world.device.type)
-    dtypes = {str(t).removeprefix("torch."): t for t in (torch.float32, best)}
+    dtypes = {str(t).removeprefix("torch."): t for t in ((best,) if quick else (torch.float32, best))}
+    mixed = str(best).removeprefix("torch.")
     steps = {kind: Step(world.device, dtype, size, batch) for kind, dtype in dtypes.items()}
     cases: dict[str, Callable[[], float]] = {kind: step.images_per_second for kind, step in steps.items()}
-    cases["plain"] = plain_step.images_per_second(world.device, size, batch, CLASSES, steps=calls_of(world.device))
-    samples = take_turns(cases, rounds)
+    plain = functools.partial(
+        plain_step.images_per_second, world.device, size, batch, CLASSES, calls_of(world.device)
+    )
+    cases["plain"] = plain()
+    if best != torch.float32 and not quick:
+        cases["autocast"] = plain(best)
+    samples = take_turns(cases, rounds, QUICK_SECONDS if quick else 0.0)
     name, flops = f"{size[0]}x{size[1]}", count_flops(size)
     results = [
         exact("model parameters", "", sum(p.numel() for p in SegNet(CLASSES).parameters())),
@@ -106,6 +120,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
     for kind, dtype in dtypes.items():
         figures, row = samples[kind], f"train step {kind} {name} batch {batch}"
         results.append(result(row, "img/s", figures))
+        results.append(exact(f"{row}, peak memory", "MB", steps[kind].peak_memory() / 1e6))
         results.append(result(row, "GFLOP/s", [f * flops / 1e9 for f in figures]))
         if peaks is None:
             continue
@@ -125,10 +140,11 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
         curves = {"GFLOP": [p.flops / 1e9 for p in parts], "MB": [p.nbytes / 1e6 for p in parts]}
         curves["ms at least"] = [1e3 * least for least, _ in times]
         series.append({"name": f"{row}, by layer", "x": {"layer": [part.name for part in parts]}, "y": curves})
-    mixed = str(best).removeprefix("torch.")
     results.append(result(f"plain PyTorch loop float32 {name} batch {batch}", "img/s", samples["plain"]))
     # The plain loop is the same work in every version: what slows the machine slows it too.
     ratios.append(ratio("train_step_vs_plain", samples[mixed], samples["plain"]))
-    if best != torch.float32:
+    if "autocast" in samples:
+        results.append(result(f"plain PyTorch loop autocast {name} batch {batch}", "img/s", samples["autocast"]))
+        ratios.append(ratio("train_step_vs_autocast", samples[mixed], samples["autocast"]))
         ratios.append(ratio(f"train step {mixed} / float32", samples[mixed], samples["float32"]))
     return Found(results, ratios, series)

@@ -28,7 +28,7 @@ from torch import nn
 from fastseg.config import Runtime
 from fastseg.environment import cores
 from fastseg.errors import FastsegError, LostError, UsageError, first_line
-from fastseg.place import LAUNCHER, Place, place, slurm_meeting_point, verdicts
+from fastseg.place import LAUNCHER, PID, Place, place, slurm_meeting_point, verdicts
 
 # torch's agent passes these on to the workers; by default it dies of the last two and leaves them behind.
 SIGNALS_TO_WORKERS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
@@ -256,7 +256,13 @@ def check_gpus(wanted: int) -> None:
 
 
 def launch(
-    processes: int, arguments: Sequence[str], *, nodes: int = 1, endpoint: str | None = None, timeout: int = 600
+    processes: int,
+    arguments: Sequence[str],
+    *,
+    nodes: int = 1,
+    endpoint: str | None = None,
+    timeout: int = 600,
+    under: Sequence[str] = (),
 ) -> int:
     """Run `python -m fastseg ARGUMENTS` in that many processes on this machine, and wait for them.
 
@@ -266,6 +272,7 @@ def launch(
         nodes: machines that take part, each with its own launcher.
         endpoint: HOST:PORT where they meet; needed for several.
         timeout: seconds to wait for the other machines.
+        under: a command, such as a profiler's, that runs each of them.
 
     Returns:
         0, or the exit code of the error that a worker has printed; 128 + N where signal N left no time to save.
@@ -288,6 +295,7 @@ def launch(
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with tempfile.TemporaryDirectory(prefix="fastseg-") as folder:
         os.environ[LAUNCHER] = folder
+        (Path(folder) / PID).write_text(str(os.getpid()))
         config = LaunchConfig(
             min_nodes=nodes,
             max_nodes=nodes,
@@ -307,7 +315,8 @@ def launch(
             _refuse_foreign_server(endpoint)
             click.echo(f"waiting for {nodes} machines at {endpoint}, at most {timeout} s", err=True)
         try:
-            elastic_launch(config, sys.executable)("-m", "fastseg", *arguments)
+            command, *rest = [*under, sys.executable, "-m", "fastseg", *arguments]
+            elastic_launch(config, command)(*rest)
         except (ChildFailedError, SignalException) as error:
             if found := verdicts(Path(folder)):
                 return found[0][0]

@@ -15,6 +15,7 @@ from torch import nn
 from fastseg.errors import FastsegError, UsageError, first_line
 from fastseg.kernels.bn_relu import bn_relu, bn_relu_pool
 from fastseg.kernels.pool import torch_pool, torch_unpool, unpool
+from fastseg.ranges import stage
 
 # Convolutions per stage (Simonyan and Zisserman 2015, configurations D and E) and channels per stage.
 BACKBONES = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -70,31 +71,33 @@ class SegNet(nn.Module):
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] -> scores [B, C, H, W], for any H and W."""
         x, skipped = images_BCHW, []
-        for stage in self.encoder:
-            size = (x.shape[-2], x.shape[-1])
-            x, positions = _fused_encode(stage, x) if self.fused else torch_pool(stage(x))
-            skipped.append((positions, size))
-        for stage in self.decoder:
-            positions, size = skipped.pop()
-            if self.fused:
-                x = _fused_decode(stage, unpool(x, positions, *size))
-            else:
-                x = stage(torch_unpool(x, positions, size))
+        for number, layers in enumerate(self.encoder, 1):
+            with stage(f"encoder {number}"):
+                size = (x.shape[-2], x.shape[-1])
+                x, positions = _fused_encode(layers, x) if self.fused else torch_pool(layers(x))
+                skipped.append((positions, size))
+        for layers in self.decoder:
+            with stage(f"decoder {len(skipped)}"):
+                positions, size = skipped.pop()
+                if self.fused:
+                    x = _fused_decode(layers, unpool(x, positions, *size))
+                else:
+                    x = layers(torch_unpool(x, positions, size))
         return x
 
 
-def _fused_encode(stage: nn.Module, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _fused_encode(encoder: nn.Module, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """An encoder stage and its pooling with fastseg's operators: values and codes."""
-    layers: list[Any] = list(stage.children())
+    layers: list[Any] = list(encoder.children())
     *blocks, (conv, norm) = zip(layers[::3], layers[1::3], strict=True)
     for inner_conv, inner_norm in blocks:
         x_BCHW = bn_relu(inner_conv(x_BCHW), inner_norm)
     return bn_relu_pool(conv(x_BCHW), norm)
 
 
-def _fused_decode(stage: nn.Module, x_BCHW: torch.Tensor) -> torch.Tensor:
+def _fused_decode(decoder: nn.Module, x_BCHW: torch.Tensor) -> torch.Tensor:
     """A decoder stage with fastseg's operators; the last one ends with the convolution that gives the scores."""
-    layers: list[Any] = list(stage.children())
+    layers: list[Any] = list(decoder.children())
     for conv, norm in zip(layers[::3], layers[1::3], strict=False):
         x_BCHW = bn_relu(conv(x_BCHW), norm)
     return x_BCHW if isinstance(layers[-1], nn.ReLU) else layers[-1](x_BCHW)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 # Names the folder in which the workers of fastseg's launcher leave word for it and for those that come after them.
 LAUNCHER = "FASTSEG_LAUNCHER"
+PID = "pid"  # a file there: the launcher's
 
 
 class Place(NamedTuple):
@@ -128,4 +129,5 @@ def end_launcher() -> None:
     """Stop fastseg's launcher, and with it all workers: it would start them again otherwise, to fail again."""
     if LAUNCHER in os.environ:
         time.sleep(1)  # other workers may have something of their own to say
-        os.kill(os.getppid(), signal.SIGUSR2)
+        # Not the parent: that may be a profiler's command between the two.
+        os.kill(int((Path(os.environ[LAUNCHER]) / PID).read_text()), signal.SIGUSR2)

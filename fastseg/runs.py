@@ -43,10 +43,11 @@ def last_checkpoint(run: Path) -> Path:
     return run / "checkpoints" / "last.pt"
 
 
-def refuse_existing(run: Path) -> None:
+def refuse_existing(run: Path, option: str = "--run") -> None:
     """Raise UsageError where a new run would write into something that is there already."""
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UsageError(f"--run {run} exists: continue it with --resume, or give another folder")
+        cure = "continue it with --resume, or give another folder" if option == "--run" else "give another folder"
+        raise UsageError(f"{option} {run} exists: {cure}")
 
 
 def reopen(run: Path, change: Callable[[Config], Config]) -> tuple[Config, list[str]]:

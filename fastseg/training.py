@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from fastseg.optim import schedule
 from fastseg.overlays import write_strips
 from fastseg.pipelines.source import Batch, TrainSource
 from fastseg.place import place
+from fastseg.ranges import stage
 from fastseg.runlog import RunLog, now
 from fastseg.stopping import Wishes
 
@@ -43,12 +45,15 @@ STRIPS = 6  # validation images whose predictions are shown
 DATA_BOUND = 0.2  # share of the time waited for data, from which on the log names the cure
 
 
-def train(config: Config, run: str | Path, *, resume: bool = False) -> dict[str, Any]:
+def train(
+    config: Config, run: str | Path, *, resume: bool = False, after_step: Callable[[int], None] | None = None
+) -> dict[str, Any]:
     """Train until the configured epochs are done or patience ends; returns what `fastseg train --json` prints.
 
     Args:
         config: the whole configuration.
         run: the run folder; new, or with `resume` one that `runs.reopen` gave `config` for.
+        after_step: called between steps with the number of those that are done; the next batch is there then.
 
     Raises:
         StoppedError: a signal asked for an end; everything is saved.
@@ -67,7 +72,7 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> dict[str,
             with job.world.named_failures(), Wishes(job.world) as wishes:
                 job.world.barrier()  # from the start line on, a signal to any of them saves
                 log.start(job.step, start_block(job, run), **start_event(job))
-                loop(job, run, log, wishes, began)
+                loop(job, run, log, wishes, began, after_step)
         img_per_s = job.step * job.plan.batch / job.train_seconds if job.train_seconds else None
         figures = {"best_miou": job.best_miou, "train_seconds": job.train_seconds, "img_per_s": img_per_s}
         log.end(run, job.step, **figures)
@@ -102,7 +107,9 @@ def finished(job: Job) -> bool:
     return job.step >= job.total_steps or 0 < patience <= job.stale
 
 
-def loop(job: Job, run: Path, log: RunLog, wishes: Wishes, began: float) -> None:
+def loop(
+    job: Job, run: Path, log: RunLog, wishes: Wishes, began: float, after_step: Callable[[int], None] | None
+) -> None:
     """Steps until `finished`, with a log line every few of them, a validation and a checkpoint every few epochs.
 
     Args:
@@ -130,7 +137,8 @@ def loop(job: Job, run: Path, log: RunLog, wishes: Wishes, began: float) -> None
 
         # The only place where the host waits for the device.
         if epoch or job.step % job.config.runtime.log_every == 0:
-            mean_loss = float(world.sum(job.loss)) / (job.step - job.since)
+            with stage("wait for the device"):
+                mean_loss = float(world.sum(job.loss)) / (job.step - job.since)
             seconds = time.perf_counter() - started
             job.train_seconds += seconds
             source.check()
@@ -165,11 +173,13 @@ def loop(job: Job, run: Path, log: RunLog, wishes: Wishes, began: float) -> None
             waited, started, decoded = 0.0, time.perf_counter(), source.decoded
 
         if epoch and (epoch % train.validate_every == 0 or job.step == total):
-            scores, best = validate(job, run)
+            with stage("validation"):
+                scores, best = validate(job, run)
             validation_seconds = time.perf_counter() - started
             summary = scores.summary(job.spec.classes.names)
             log.val(job.step, epochs=train.epochs, epoch=epoch, best=best, seconds=validation_seconds, **summary)
-            checkpoint(job, run, epoch)
+            with stage("checkpoint"):
+                checkpoint(job, run, epoch)
             started = saved = time.perf_counter()
 
         if finished(job):
@@ -187,8 +197,11 @@ def loop(job: Job, run: Path, log: RunLog, wishes: Wishes, began: float) -> None
         if save:
             capture(job, run, log)
         before = time.perf_counter()
-        batch = next(batches)
+        with stage("data wait"):
+            batch = next(batches)
         waited += time.perf_counter() - before
+        if after_step:
+            after_step(job.step)
 
 
 def checkpoint_due(train: Train, step: int, seconds: float) -> bool:
@@ -226,30 +239,34 @@ def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:
     """One optimiser step on this process's share of the global batch; returns that share's part of the loss."""
     train, fused = job.config.train, job.model.fused
     sum_weights, sum_losses = (weight_sum, cross_entropy_sum) if fused else (torch_weight_sum, torch_cross_entropy_sum)
-    total = job.world.sum(sum_weights(batch.labels, job.weights))
-    # A batch of only void pixels has weight 0 and cross-entropy 0: its loss is 0, not 0 / 0.
-    total = total.clamp(min=1e-12)
+    with stage("sum of weights"):
+        # A batch of only void pixels has weight 0 and cross-entropy 0: its loss is 0, not 0 / 0.
+        total = job.world.sum(sum_weights(batch.labels, job.weights)).clamp(min=1e-12)
     loss = torch.zeros((), device=job.spec.device)
     parts = list(zip(batch.images.split(job.batch), batch.labels.split(job.batch), strict=True))
     for position, (images, labels) in enumerate(parts):
         last = position == len(parts) - 1
         with job.world.gradient_sync(job.wrapped, last):
-            with torch.autocast(job.spec.device.type, job.spec.dtype, enabled=job.spec.dtype != torch.float32):
+            autocast = torch.autocast(job.spec.device.type, job.spec.dtype, enabled=job.spec.dtype != torch.float32)
+            with stage("forward"), autocast:
                 logits = job.wrapped(images)
-            part = sum_losses(logits, labels, job.weights) / total
-            # DistributedDataParallel takes the mean over processes; the parts of the loss are to be summed.
-            job.scaler.scale(part * job.world.size).backward()
+            with stage("loss"):
+                part = sum_losses(logits, labels, job.weights) / total
+            with stage("backward"):
+                # DistributedDataParallel takes the mean over processes; the parts of the loss are to be summed.
+                job.scaler.scale(part * job.world.size).backward()
         loss += part.detach()
-    if train.clip:
-        job.scaler.unscale_(job.optimizer)
-        nn.utils.clip_grad_norm_(job.model.parameters(), train.clip)
-    for group in job.optimizer.param_groups:
-        group["lr"] = lr
-    job.scaler.step(job.optimizer)
-    job.scaler.update()
-    job.optimizer.zero_grad(set_to_none=True)
-    if job.average:
-        job.average.update(job.model)
+    with stage("optimiser"):
+        if train.clip:
+            job.scaler.unscale_(job.optimizer)
+            nn.utils.clip_grad_norm_(job.model.parameters(), train.clip)
+        for group in job.optimizer.param_groups:
+            group["lr"] = lr
+        job.scaler.step(job.optimizer)
+        job.scaler.update()
+        job.optimizer.zero_grad(set_to_none=True)
+        if job.average:
+            job.average.update(job.model)
     return loss
 
 

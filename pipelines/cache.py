@@ -19,6 +19,7 @@ from fastseg.errors import FastsegError
 from fastseg.pipelines.plan import BatchPlan, Plan
 from fastseg.pipelines.prepared import Store, check_of, key_of, locate, open_store, shape_of
 from fastseg.pipelines.source import AT_ONCE, augmented, decoded_at_once, samples_of, unknown_values
+from fastseg.ranges import stage
 
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec, Tier
@@ -171,11 +172,13 @@ class _OnDevice:
         if self.device.type == "cpu":
             return *self.kept, samples_of(part)
         if self.copies is None:
-            images, labels = (pixels[part.indices].to(self.device) for pixels in self.kept)
+            with stage("copy"):
+                images, labels = (pixels[part.indices].to(self.device) for pixels in self.kept)
             return images, labels, samples_of(part, np.arange(len(part.indices)))
         for index in part.indices[~self.copied[part.indices]]:
-            for copy, pixels in zip(self.copies, self.kept, strict=True):
-                copy[index].copy_(pixels[index])
+            with stage("copy"):
+                for copy, pixels in zip(self.copies, self.kept, strict=True):
+                    copy[index].copy_(pixels[index])
             self.copied[index] = True
         images, labels = self.copies
         return images, labels, samples_of(part)

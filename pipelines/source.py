@@ -23,6 +23,7 @@ from fastseg.data.layouts import Pair
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels.augment import augment, augment_by_slices
 from fastseg.pipelines.plan import BatchPlan, Plan, in_order
+from fastseg.ranges import stage
 
 LOADERS = ("auto", "dali", "cache", "torchvision")
 AT_ONCE, DECODED_AHEAD = 16, 2  # images that are decoded together, at least, and how often that is done ahead of need
@@ -183,7 +184,9 @@ def augmented(
     """A training batch of uint8 pixels on the device: all that changes pixels or their places, in one pass."""
     mean, std = mean_and_std(spec.device)
     work = augment if spec.device.type == "cuda" else augment_by_slices
-    return work(images_NHWC, labels_NHW, samples_B4.to(spec.device), mean, std, spec.dtype, *(spec.crop or spec.size))
+    with stage("augment"):
+        samples_B4 = samples_B4.to(spec.device)
+        return work(images_NHWC, labels_NHW, samples_B4, mean, std, spec.dtype, *(spec.crop or spec.size))
 
 
 def make_batch(

@@ -1,4 +1,7 @@
-"""A SegNet training step as a tutorial writes it: fp32, NCHW, PyTorch's pooling with indices, cross-entropy and SGD."""
+"""A SegNet training step as a tutorial writes it: fp32, NCHW, PyTorch's pooling with indices, cross-entropy and SGD.
+
+Under autocast it is a step as torchvision's references/segmentation/train.py takes it with --amp.
+"""
 
 import itertools
 import time
@@ -48,9 +51,14 @@ class PlainSegNet(nn.Module):
 
 
 def images_per_second(
-    device: torch.device, size: tuple[int, int], batch: int, classes: int, steps: int
+    device: torch.device,
+    size: tuple[int, int],
+    batch: int,
+    classes: int,
+    steps: int,
+    dtype: torch.dtype = torch.float32,
 ) -> Callable[[], float]:
-    """A measurement of so many steps on one random batch."""
+    """A measurement of so many steps on one random batch, under autocast to `dtype` where that is not fp32."""
     model = PlainSegNet(classes).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     loss_of = nn.CrossEntropyLoss(weight=torch.ones(classes, device=device), ignore_index=255)
@@ -61,7 +69,8 @@ def images_per_second(
         start = time.perf_counter()
         for _ in range(steps):
             optimizer.zero_grad()
-            loss = loss_of(model(images), labels)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = loss_of(model(images), labels)
             loss.backward()
             optimizer.step()
             loss.item()  # as it is printed; waits for a GPU

@@ -1,5 +1,6 @@
 """The command line: each command parses, calls one function and prints. Heavy imports happen inside commands."""
 
+import os
 import sys
 import traceback
 from typing import Any
@@ -9,6 +10,7 @@ import click
 from fastseg import __version__
 from fastseg.cli.bench_command import bench
 from fastseg.cli.data_commands import data
+from fastseg.cli.profile_command import profile
 from fastseg.cli.train_commands import evaluate, report, train
 from fastseg.errors import FastsegError, LostError, StoppedError, first_line
 from fastseg.place import decide, decided, die_with_launcher, end_launcher, place
@@ -71,7 +73,9 @@ def main(debug: bool) -> None:
     First steps: `fastseg train --data synth --recipe fast --size 48x72`, then `fastseg report RUN`.
     Exit codes: 0 done, 1 failed, 2 wrong use, 75 saved and stopped by a signal, 128 + N ended at once by signal N.
     """
+    # torch's profiler reads it when torch is imported; it would report as an error that a machine has no GPU.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
-for command in (data, train, evaluate, report, bench):
+for command in (data, train, evaluate, report, bench, profile):
     main.add_command(command)

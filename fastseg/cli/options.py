@@ -3,9 +3,12 @@
 import functools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+
+from fastseg.errors import UsageError
 
 Command = Callable[..., Any]
 
@@ -46,6 +49,74 @@ def run_options(command: Command) -> Command:
         ),
     )
     return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+def train_options(command: Command) -> Command:
+    """Options that make a training run what it is, as `train_changes` takes them, and of how many processes."""
+    options = (
+        click.option("--data", "data_name", help="camvid, synth, a folder, a URL, or a .toml file.  [default: camvid]"),
+        click.option("--recipe", default="baseline", show_default=True, help="baseline, fast, or a .toml file."),
+        click.option("--gpus", type=click.IntRange(1), help="GPUs of this machine, one process each.  [default: 1]"),
+        click.option("--nproc", type=click.IntRange(1), help="Processes with --device cpu.  [default: 1]"),
+        click.option(
+            "--amp/--no-amp",
+            default=None,
+            help="Mixed precision where the device does it well.  [default: the recipe's]",
+        ),
+        click.option("--size", help="The network's input, HEIGHTxWIDTH."),
+        click.option("--epochs", type=int, help="Passes over the training images."),
+        click.option("--batch", type=int, help="Images per device and backward pass."),
+        click.option("--global-batch", type=int, help="Images per step of all devices together, instead of --batch."),
+        click.option("--lr", type=float, help="Learning rate; the highest of the schedule."),
+        click.option("--init", help="The encoder's start: none, vgg16, vgg16_bn, vgg19, vgg19_bn, or a file."),
+        click.option("--split-scheme", help="auto, segnet, random-60-40 or video."),
+        click.option("--unknown-colours", help="error or void: label values outside the class map."),
+        click.option("--seed", type=int, help="Of the sample plan, the split and the initial weights."),
+        click.option("--sync-bn", is_flag=True, default=None, help="Batch norm over the batches of all GPUs together."),
+        click.option(
+            "--deterministic", is_flag=True, default=None, help="The same bits from run to run on a GPU too."
+        ),
+    )
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), run_options(command))
+
+
+def train_changes(
+    *, data_name: str | None, amp: bool | None, sets: tuple[str, ...], resume: bool = False, **options: Any
+) -> dict[str, Any]:
+    """{"section.field": value} of the options that `train_options` adds."""
+    from fastseg.data import is_url
+
+    sections = {"size": "data", "split_scheme": "data", "unknown_colours": "data", "init": "model"}
+    sections |= dict.fromkeys(("epochs", "batch", "global_batch", "lr"), "train")
+    sections |= dict.fromkeys(("seed", "device", "dtype", "loader", "cache_dir"), "runtime")
+    sections |= dict.fromkeys(("sync_bn", "deterministic"), "runtime")
+    flags = {f"{sections[name]}.{name}": value for name, value in options.items()}
+    if amp is not None and options["dtype"] is None:
+        flags["runtime.dtype"] = "auto" if amp else "fp32"
+    if data_name is not None:
+        # A run is resumed from any folder.
+        named = data_name in ("camvid", "synth") or is_url(data_name)
+        flags["data.path"] = data_name if named else str(Path(data_name).resolve())
+    if options["batch"] is not None and options["global_batch"] is None and not resume:
+        flags["train.global_batch"] = 0  # a recipe's would override it
+    return changes_of(sets, flags)
+
+
+def number_of_processes(gpus: int | None, nproc: int | None, config: Any) -> int:
+    """How many --gpus and --nproc ask for.
+
+    Raises:
+        UsageError: both, or not that many GPUs, or processes that would share one.
+    """
+    from fastseg.distributed import check_gpus
+
+    if gpus and nproc:
+        raise UsageError("--gpus and --nproc: give one of them")
+    if nproc and config.runtime.device != "cpu":
+        raise UsageError("--nproc: processes without GPUs; give --device cpu too, or --gpus")
+    if gpus:
+        check_gpus(gpus)
+    return gpus or nproc or 1
 
 
 def changes_of(sets: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:

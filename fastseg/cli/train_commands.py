@@ -6,38 +6,29 @@ from typing import Any
 
 import click
 
-from fastseg.cli.options import IntervalType, as_json, changes_of, print_json, run_options
+from fastseg.cli.options import (
+    IntervalType,
+    as_json,
+    changes_of,
+    number_of_processes,
+    print_json,
+    run_options,
+    train_changes,
+    train_options,
+)
 from fastseg.errors import UsageError
 from fastseg.place import is_main, is_worker, restarts
 
 
 @click.command()
-@click.option("--data", "data_name", help="camvid, synth, a folder, a URL, or a .toml file.  [default: camvid]")
-@click.option("--recipe", default="baseline", show_default=True, help="baseline, fast, or a .toml file.")
-@click.option("--gpus", type=click.IntRange(1), help="GPUs of this machine, one process each.  [default: 1]")
-@click.option("--nproc", type=click.IntRange(1), help="Processes with --device cpu.  [default: 1]")
+@train_options
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-RECIPE-TIME]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --run from its last checkpoint.")
+@click.option("--checkpoint-every", type=IntervalType(), help="Time between checkpoints inside epochs: 500, or 10m.")
 @click.option(
     "--nnodes", type=click.IntRange(1), default=1, show_default=True, help="Machines, each with this command."
 )
 @click.option("--rdzv-endpoint", metavar="HOST:PORT", help="Where several machines meet: one of them, a free port.")
-@click.option(
-    "--amp/--no-amp", default=None, help="Mixed precision where the device does it well.  [default: the recipe's]"
-)
-@click.option("--size", help="The network's input, HEIGHTxWIDTH.")
-@click.option("--epochs", type=int, help="Passes over the training images.")
-@click.option("--batch", type=int, help="Images per device and backward pass.")
-@click.option("--global-batch", type=int, help="Images per step of all devices together, instead of --batch.")
-@click.option("--lr", type=float, help="Learning rate; the highest of the schedule.")
-@click.option("--init", help="The encoder's start: none, vgg16, vgg16_bn, vgg19, vgg19_bn, or a file.")
-@click.option("--split-scheme", help="auto, segnet, random-60-40 or video.")
-@click.option("--unknown-colours", help="error or void: label values outside the class map.")
-@click.option("--seed", type=int, help="Of the sample plan, the split and the initial weights.")
-@click.option("--checkpoint-every", type=IntervalType(), help="Time between checkpoints inside epochs: 500, or 10m.")
-@click.option("--sync-bn", is_flag=True, default=None, help="Batch norm over the batches of all GPUs together.")
-@click.option("--deterministic", is_flag=True, default=None, help="The same bits from run to run on a GPU too.")
-@run_options
-@click.option("--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-RECIPE-TIME]")
-@click.option("--resume", is_flag=True, help="Go on with the run in --run from its last checkpoint.")
 @as_json
 @click.pass_context
 def train(
@@ -47,39 +38,20 @@ def train(
     nproc: int | None,
     nnodes: int,
     rdzv_endpoint: str | None,
-    amp: bool | None,
     run: Path | None,
     resume: bool,
     as_json: bool,
-    sets: tuple[str, ...],
-    data_name: str | None,
     checkpoint_every: dict[str, float] | None,
     **options: Any,
 ) -> None:
     """Train a network; the run folder keeps its configuration, log, checkpoints and report."""
     from fastseg import config as configs
     from fastseg import runs
-    from fastseg.data import is_url
-    from fastseg.distributed import check_gpus, launch
+    from fastseg.distributed import launch
 
-    sections = {"size": "data", "split_scheme": "data", "unknown_colours": "data", "init": "model"}
-    sections |= dict.fromkeys(("epochs", "batch", "global_batch", "lr"), "train")
-    sections |= dict.fromkeys(("seed", "device", "dtype", "loader", "cache_dir"), "runtime")
-    sections |= dict.fromkeys(("sync_bn", "deterministic"), "runtime")
-    flags = {f"{sections[name]}.{name}": value for name, value in options.items()}
-    if amp is not None and options["dtype"] is None:
-        flags["runtime.dtype"] = "auto" if amp else "fp32"
-    if data_name is not None:
-        # A run is resumed from any folder.
-        named = data_name in ("camvid", "synth") or is_url(data_name)
-        flags["data.path"] = data_name if named else str(Path(data_name).resolve())
-    if options["batch"] is not None and options["global_batch"] is None and not resume:
-        flags["train.global_batch"] = 0  # a recipe's would override it
-    if gpus and nproc:
-        raise UsageError("--gpus and --nproc: give one of them")
     if nnodes > 1 and (rdzv_endpoint is None or run is None):
         raise UsageError("--nnodes: several machines need --rdzv-endpoint HOST:PORT, and --run in a folder they share")
-    changes = changes_of(sets, flags) | (checkpoint_every or {})
+    changes = train_changes(resume=resume, **options) | (checkpoint_every or {})
 
     changed: list[str] = []
     if resume:
@@ -97,12 +69,7 @@ def train(
         resume = True
         if is_main():
             click.echo(f"fastseg: all processes start again, from the last checkpoint (restart {restarts()})", err=True)
-    if nproc and config.runtime.device != "cpu":
-        raise UsageError("--nproc: processes without GPUs; give --device cpu too, or --gpus")
-
-    if gpus:
-        check_gpus(gpus)
-    processes = gpus or nproc or 1
+    processes = number_of_processes(gpus, nproc, config)
     if processes * nnodes > 1 and not is_worker():
         # Another machine's launcher may have begun already.
         if not resume and nnodes == 1:

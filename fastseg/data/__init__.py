@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from fastseg.errors import UsageError
+from fastseg.errors import FastsegError, UsageError
 
 # What `--data synth` and `make demo` train on: three times the default training size, so that resizing has work to do.
 SYNTH_COUNTS = {"train": 256, "val": 64, "test": 0}
@@ -35,7 +35,11 @@ def resolve(name: str) -> Path:
         folder = home() / f"synth-{VERSION}"
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            write(folder, counts=SYNTH_COUNTS, size=SYNTH_SIZE)
+            try:
+                write(folder, counts=SYNTH_COUNTS, size=SYNTH_SIZE)
+            except FastsegError:
+                if not folder.exists():  # else another process of the run was faster: the scenes are the same
+                    raise
         return folder
     if name == "camvid":
         from fastseg.data.download import download_camvid
