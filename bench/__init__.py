@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from fastseg.bench import data as bench_data
 from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import ladder as bench_ladder
@@ -21,7 +23,14 @@ BENCHES = {
     "model": bench_model.measure,
     "stream": bench_stream.measure,
 }
-IN_ALL = ("ladder", "data", "kernels", "model")
+# What stands for several of them; "" is `fastseg bench` alone.
+SEVERAL = {"": ("ladder", "scaling"), "all": ("ladder", "data", "kernels", "model", "scaling")}
+
+
+def default_counts(device: str) -> tuple[int, ...]:
+    """1, 2, 4 ... of the GPUs that are there; one process without."""
+    gpus = torch.cuda.device_count() if device == "cuda" else 1
+    return tuple(2**n for n in range(gpus.bit_length()))
 
 
 def run(
@@ -33,21 +42,22 @@ def run(
     rounds: int,
     device: str,
     quick: bool = False,
-    counts: Sequence[int] = (1,),
+    counts: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Measure and return the document that `fastseg bench --json` prints.
 
     Args:
         size: of the network's input; None takes the published 360x480 on a GPU, and 120x160 on a CPU.
-        counts: numbers of processes, for `scaling`.
+        counts: numbers of processes, for `scaling`; None takes 1, 2, 4 ... of the GPUs that are there, or one process.
         quick: shorter measurements, three of each, and not of everything.
 
     Raises:
         UsageError: no such bench.
     """
-    if what not in (*BENCHES, "scaling", "all"):
+    if what not in (*BENCHES, "scaling", *SEVERAL):
         raise UsageError(f"bench {what}: choose one of {', '.join(BENCHES)}, scaling, compare, all")
     kind, _ = choose_device(device)
+    counts = counts or default_counts(kind)
     size = size or (bench_kernels.PUBLISHED if kind == "cuda" else (120, 160))
     rounds = 3 if quick else rounds
     benches: dict[str, Callable[..., Found]] = {
@@ -57,7 +67,13 @@ def run(
     found = [
         bench(data=data, size=size, batch=batch, rounds=rounds, device=device, quick=quick)
         for name, bench in benches.items()
-        if what == name or (what == "all" and name in IN_ALL)
+        if what == name or name in SEVERAL.get(what, ())
     ]
-    protocol = {"bench": what, "data": data, "size": "{}x{}".format(*size), "batch": batch, "device": kind}
+    protocol = {
+        "bench": what or "ladder, scaling",
+        "data": data,
+        "size": "{}x{}".format(*size),
+        "batch": batch,
+        "device": kind,
+    }
     return document(found, protocol | {"rounds": rounds, "warmup_rounds": WARMUP, "quick": quick})

@@ -3,10 +3,15 @@
 What is compared are the ratios of a document: each was measured against something else of the same run, turn by turn,
 so that a machine that is slower today slows both sides. A ratio counts as worse where it fell by more than the limit
 and its change differs from none by more than chance gives in 19 of 20 cases.
+
+A file may hold several documents, a line each. On a machine that others use too, one is not enough to see a change of
+ten per cent: write a few of the old version and of the new one, turn by turn.
 """
 
 import json
 import math
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +27,31 @@ SPREAD, MEDIAN = 2 * 0.8416, math.sqrt(math.pi / 2)
 CONFIDENCE = 1.96
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A document that `fastseg bench --json` wrote.
+def read(path: Path) -> list[dict[str, Any]]:
+    """The documents in a file that `fastseg bench --json` wrote, or added to.
 
     Raises:
-        UsageError: it is none.
+        UsageError: there is none, or something else.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        documents = [json.loads(text)]
     except ValueError:
-        raise UsageError(f"{path}: no JSON; write one with fastseg bench --json") from None
-    if not isinstance(document, dict) or not {"schema", "environment", "results", "ratios"} <= document.keys():
-        raise UsageError(f"{path}: no record of a bench; write one with fastseg bench --json")
-    if document["schema"] != SCHEMA:
-        raise UsageError(f"{path}: schema {document['schema']}, this version of fastseg reads {SCHEMA}")
-    return document
+        try:
+            documents = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError:
+            documents = []
+    if not documents:
+        raise UsageError(f"{path}: no JSON; write one with fastseg bench --json")
+    for document in documents:
+        if not isinstance(document, dict) or not {"schema", "environment", "results", "ratios"} <= document.keys():
+            raise UsageError(f"{path}: no record of a bench; write one with fastseg bench --json")
+        if document["schema"] != SCHEMA:
+            raise UsageError(f"{path}: schema {document['schema']}, this version of fastseg reads {SCHEMA}")
+    return documents
 
 
 def error_of(row: Result) -> float:
@@ -46,8 +59,19 @@ def error_of(row: Result) -> float:
     return (row["p80"] - row["p20"]) / SPREAD * MEDIAN / math.sqrt(row["n"])
 
 
-def compare(old: dict[str, Any], new: dict[str, Any], limit: float) -> list[dict[str, Any]]:
-    """A row per ratio of both documents: its change as a share, the error of that, and whether it is worse.
+def together(rows: Sequence[Result]) -> tuple[float, float]:
+    """A ratio of several documents: its mean, and the standard error of that.
+
+    The error is the larger one of what the documents say of themselves, and of what their differences say.
+    """
+    values = [row["value"] for row in rows]
+    inside = math.hypot(*map(error_of, rows)) / len(rows)
+    between = statistics.stdev(values) / math.sqrt(len(rows)) if len(rows) > 1 else 0.0
+    return statistics.mean(values), max(inside, between)
+
+
+def compare(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], limit: float) -> list[dict[str, Any]]:
+    """A row per ratio of all documents: its change as a share, the error of that, and whether it is worse.
 
     Args:
         limit: a fall by more than this share is worse, if it is no chance.
@@ -57,22 +81,21 @@ def compare(old: dict[str, Any], new: dict[str, Any], limit: float) -> list[dict
     """
     for what, part, names in (("hardware", "environment", HARDWARE), ("protocol", "protocol", PROTOCOL)):
         for name in names:
-            before, now = (document.get(part, {}).get(name) for document in (old, new))
-            if before != now:
-                raise UsageError(f"bench compare: measured with different {what} ({name}: {before}; {now})")
-    known, rows = {row["name"]: row for row in old["ratios"]}, []
-    for row in new["ratios"]:
-        if row["name"] not in known:
+            before, *others = (document.get(part, {}).get(name) for document in (*old, *new))
+            if other := [value for value in others if value != before]:
+                raise UsageError(f"bench compare: measured with different {what} ({name}: {before}; {other[0]})")
+    sides = [[{row["name"]: row for row in document["ratios"]} for document in side] for side in (old, new)]
+    rows = []
+    for name in sides[0][0]:
+        if not all(name in ratios for side in sides for ratios in side):
             continue
-        before = known[row["name"]]
-        change = row["value"] / before["value"] - 1
-        error = (1 + change) * math.hypot(error_of(row) / row["value"], error_of(before) / before["value"])
+        (before, error_before), (now, error_now) = (together([ratios[name] for ratios in side]) for side in sides)
+        change = now / before - 1
+        error = (1 + change) * math.hypot(error_now / now, error_before / before)
         worse = change < -limit and change + CONFIDENCE * error < 0
-        rows.append({"name": row["name"], "change": change, "error": error, "worse": worse})
+        rows.append({"name": name, "change": change, "error": error, "worse": worse})
     if not rows:
-        raise UsageError(
-            "bench compare: the two records have no ratio in common: give the same WHAT, --size and --batch"
-        )
+        raise UsageError("bench compare: the records have no ratio in common: give the same WHAT, --size and --batch")
     return rows
 
 

@@ -88,11 +88,11 @@ class Step:
             torch.cuda.synchronize()
 
 
-def peaks_here(device: torch.device, dtypes: list[torch.dtype]) -> Peaks | None:
+def peaks_here(device: torch.device, dtypes: list[torch.dtype], trials: int) -> Peaks | None:
     """What this machine can do at most: a known GPU's data sheet, a CPU's measured figures, else None."""
     if device.type == "cuda":
         return GPUS.get(torch.cuda.get_device_name(device))
-    return measured_peaks(dtypes)
+    return measured_peaks(dtypes, trials)
 
 
 def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str, quick: bool) -> Found:
@@ -103,9 +103,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
     mixed = str(best).removeprefix("torch.")
     steps = {kind: Step(world.device, dtype, size, batch) for kind, dtype in dtypes.items()}
     cases: dict[str, Callable[[], float]] = {kind: step.images_per_second for kind, step in steps.items()}
-    plain = functools.partial(
-        plain_step.images_per_second, world.device, size, batch, CLASSES, calls_of(world.device)
-    )
+    plain = functools.partial(plain_step.images_per_second, world.device, size, batch, CLASSES, calls_of(world.device))
     cases["plain"] = plain()
     if best != torch.float32 and not quick:
         cases["autocast"] = plain(best)
@@ -116,7 +114,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
         exact(f"model work {name}, forward+backward", "GFLOP/img", flops / 1e9),
     ]
     ratios, series = [], []
-    peaks = peaks_here(world.device, list(dtypes.values()))
+    peaks = peaks_here(world.device, list(dtypes.values()), trials=4 if quick else 10)
     for kind, dtype in dtypes.items():
         figures, row = samples[kind], f"train step {kind} {name} batch {batch}"
         results.append(result(row, "img/s", figures))

@@ -25,7 +25,6 @@ from fastseg.bench.kernels import (
 from fastseg.kernels.launch import halved
 from fastseg.model import BACKBONES, CHANNELS
 
-PEAK_TRIALS = 10
 COPIED = 2**25  # fp32 values, more than caches hold
 
 
@@ -186,16 +185,16 @@ def _convolution(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> Callab
     return measure
 
 
-def measured_peaks(dtypes: list[torch.dtype]) -> Peaks:
-    """This CPU's peaks by trial: the best that a convolution reached, and a copy.
+def measured_peaks(dtypes: list[torch.dtype], trials: int) -> Peaks:
+    """This CPU's peaks by so many trials of each: the best that a convolution reached, and a copy.
 
     What oneDNN gets out of the cores at best stands for what they can do: no data sheet says it, since clocks depend on
     instructions and neighbours.
     """
     rates = {}
     for dtype in dtypes:
-        trials = [measure() for shape in MIDDLE for measure in [_convolution(dtype, shape)] * PEAK_TRIALS]
-        rates[str(dtype).removeprefix("torch.")] = max(trials)
+        reached = [measure() for shape in MIDDLE for measure in [_convolution(dtype, shape)] * trials]
+        rates[str(dtype).removeprefix("torch.")] = max(reached)
     source, copy = torch.ones(COPIED), torch.ones(COPIED)
 
     def copied() -> float:
@@ -203,4 +202,4 @@ def measured_peaks(dtypes: list[torch.dtype]) -> Peaks:
         copy.copy_(source)
         return 2 * source.nbytes / (time.perf_counter() - start)
 
-    return Peaks(rates, max(copied() for _ in range(PEAK_TRIALS)), "measured")
+    return Peaks(rates, max(copied() for _ in range(trials)), "measured")

@@ -21,6 +21,7 @@ from fastseg.bench.harness import Found, Result, exact, result
 from fastseg.bench.model import CLASSES
 from fastseg.bench.roofline import GPUS, layers, seconds
 from fastseg.config import Runtime
+from fastseg.distributed import choose_device
 from fastseg.environment import cores
 from fastseg.errors import FastsegError, UsageError
 from fastseg.model import SegNet
@@ -98,7 +99,7 @@ def measure(
     """
     if list(counts) != sorted(set(counts)) or counts[0] != 1:
         raise UsageError(f"bench scaling: {','.join(map(str, counts))}: give ascending numbers from 1 on: 1,2,4")
-    on_gpu = device == "cuda"
+    on_gpu = choose_device(device)[0] == "cuda"
     log_every = 20 if on_gpu else 1
     steps = (BEGINNING + (3 if quick else rounds)) * log_every
     shown, most = "{}x{}".format(*size), counts[-1]
@@ -110,7 +111,7 @@ def measure(
         return train(options, steps, log_every)
 
     rows: list[Result] = []
-    if not on_gpu:
+    if not on_gpu and most > 1:
         rows.append(exact("all processes share these, which is no evidence for GPUs", "cores", cores()))
     curves = []
     for kind, batches in (

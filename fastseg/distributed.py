@@ -315,8 +315,8 @@ def launch(
             _refuse_foreign_server(endpoint)
             click.echo(f"waiting for {nodes} machines at {endpoint}, at most {timeout} s", err=True)
         try:
-            command, *rest = [*under, sys.executable, "-m", "fastseg", *arguments]
-            elastic_launch(config, command)(*rest)
+            command = [*under, sys.executable, "-m", "fastseg", *arguments]
+            elastic_launch(config, command[0])(*command[1:])
         except (ChildFailedError, SignalException) as error:
             if found := verdicts(Path(folder)):
                 return found[0][0]

@@ -1,10 +1,13 @@
 """What a figure was measured on: versions, processor, GPUs, command."""
 
+import contextlib
+import math
 import os
 import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import fastseg
 
@@ -22,6 +25,24 @@ GPU_FACTS = {
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes that new data may take before this machine swaps, or its container is ended; 0 where nobody says."""
+    with contextlib.suppress(OSError):
+        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(min(1024 * int(facts["MemAvailable"].split()[0]), _container_memory()))
+    return 0
+
+
+def _container_memory(group: Path = Path("/sys/fs/cgroup")) -> float:
+    """What a control group (version 2) leaves of its limit; files that are only cached can go. Infinite without one."""
+    with contextlib.suppress(OSError, ValueError):  # no such files, or "max"
+        limit = int((group / "memory.max").read_text())
+        facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(facts.get("inactive_file", 0))
+        return max(0, limit - used)
+    return math.inf
 
 
 def _processor() -> str:

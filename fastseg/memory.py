@@ -30,7 +30,7 @@ def _growth(work: Callable[[], object], device: torch.device) -> int:
     cpu = torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[cpu], profile_memory=True) as profiler:
         work()
-    kineto = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    kineto = profiler.profiler.kineto_results
     actions = sorted((e.start_ns(), e.nbytes()) for e in kineto.events() if e.name() == "[memory]")
     now = most = 0
     for _, nbytes in actions:

@@ -53,11 +53,11 @@ class SegNet(nn.Module):
                 layers += _conv(channels, width)
                 channels = width
             self.encoder.append(nn.Sequential(*layers))
-        for stage in reversed(range(depth)):
-            convs, width = stages[stage]
+        for number in reversed(range(depth)):
+            convs, width = stages[number]
             layers = [layer for _ in range(convs - 1) for layer in _conv(width, width)]
-            if stage > 0:
-                layers += _conv(width, CHANNELS[stage - 1])
+            if number > 0:
+                layers += _conv(width, CHANNELS[number - 1])
             else:
                 layers += [nn.Conv2d(width, num_classes, 3, padding=1)]
             self.decoder.append(nn.Sequential(*layers))

@@ -1,6 +1,6 @@
 """Names for the parts of a training step, shown to whoever profiles it. While nobody does, they cost nothing.
 
-    with stage("forward"): ...
+with stage("forward"): ...
 """
 
 import contextlib

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastseg.data import home
+from fastseg.environment import available_memory
 from fastseg.errors import FastsegError
 from fastseg.place import is_worker
 
@@ -137,7 +138,7 @@ def locate(spec: "Spec", shape: Shape, key: str, taken: Sequence[Path] = ()) -> 
         return None, f"{spec.cache_dir} has no room for {megabytes}"
     # All workers of a host have one parent, and so find one store.
     session = os.getppid() if is_worker() else os.getpid()
-    for base, limit in ((SHARED_MEMORY, _available_memory()), (home() / "passing", shape.nbytes * 4)):
+    for base, limit in ((SHARED_MEMORY, available_memory()), (home() / "passing", shape.nbytes * 4)):
         folder = base / f"fastseg-{os.getuid()}-{session}-{key}"
         if base == SHARED_MEMORY and not base.is_dir():
             continue
@@ -205,12 +206,3 @@ def _free(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def _available_memory() -> int:
-    """Bytes that new data may take before the system must swap; 0 where it does not say."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    return 0

@@ -10,6 +10,7 @@ import click
 from fastseg import __version__
 from fastseg.cli.bench_command import bench
 from fastseg.cli.data_commands import data
+from fastseg.cli.doctor_command import doctor
 from fastseg.cli.profile_command import profile
 from fastseg.cli.train_commands import evaluate, report, train
 from fastseg.errors import FastsegError, LostError, StoppedError, first_line
@@ -77,5 +78,5 @@ def main(debug: bool) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
-for command in (data, train, evaluate, report, bench, profile):
+for command in (data, train, evaluate, report, bench, profile, doctor):
     main.add_command(command)

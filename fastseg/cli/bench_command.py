@@ -10,7 +10,7 @@ from fastseg.errors import UsageError
 
 
 @click.command()
-@click.argument("what", default="all")
+@click.argument("what", default="")
 @click.argument("records", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--data", "data_name", default="synth", show_default=True, help="camvid, synth, a folder, or a .toml file."
@@ -38,10 +38,10 @@ def bench(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure this machine: WHAT is ladder, data, kernels, model, or all of them.
+    """Measure this machine: WHAT is ladder, data, kernels, model, scaling, or all; by default ladder and scaling.
 
-    Or scaling: training on several numbers of GPUs. Or stream: an epoch that is not kept. Or compare, with two RECORDS
-    that --json wrote: has anything become slower?
+    scaling trains on 1, 2, 4 ... of the GPUs that are there. Or stream: an epoch that is not kept. Or compare, with two
+    RECORDS that --json wrote, or added to: has anything become slower?
     """
     from fastseg.bench import run as run_bench
     from fastseg.bench.harness import plot, show
@@ -62,16 +62,14 @@ def bench(
         raise UsageError(f"bench {what}: takes no records; `fastseg bench compare` does")
     if plot_path and what not in ("stream", "scaling"):
         raise UsageError(f"--plot {plot_path}: bench {what} has no curves; stream and scaling have")
-    if what == "scaling":
+    if gpus or nproc:
         from fastseg.distributed import check_gpus
 
-        if (gpus is None) == (nproc is None):
-            raise UsageError("bench scaling: give --gpus 1,2,4,8, or --nproc 1,2 without GPUs")
+        if what != "scaling" or (gpus and nproc):
+            raise UsageError(f"bench {what}: --gpus or --nproc, one of them, is for scaling")
         if gpus:
             check_gpus(max(gpus))
         options |= {"counts": gpus or nproc, "device": "cuda" if gpus else "cpu"}
-    elif gpus or nproc:
-        raise UsageError(f"bench {what}: --gpus and --nproc are for scaling")
     document = run_bench(what, data=data_name, **options)
     if plot_path:
         plot(document, plot_path)

@@ -73,9 +73,7 @@ def train_options(command: Command) -> Command:
         click.option("--unknown-colours", help="error or void: label values outside the class map."),
         click.option("--seed", type=int, help="Of the sample plan, the split and the initial weights."),
         click.option("--sync-bn", is_flag=True, default=None, help="Batch norm over the batches of all GPUs together."),
-        click.option(
-            "--deterministic", is_flag=True, default=None, help="The same bits from run to run on a GPU too."
-        ),
+        click.option("--deterministic", is_flag=True, default=None, help="The same bits from run to run on a GPU too."),
     )
     return functools.reduce(lambda decorated, option: option(decorated), reversed(options), run_options(command))
 

@@ -24,6 +24,7 @@ from fastseg.place import is_main, is_worker, restarts
 @train_options
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-RECIPE-TIME]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --run from its last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Say how long the run will take and which batches fit, and end.")
 @click.option("--checkpoint-every", type=IntervalType(), help="Time between checkpoints inside epochs: 500, or 10m.")
 @click.option(
     "--nnodes", type=click.IntRange(1), default=1, show_default=True, help="Machines, each with this command."
@@ -40,6 +41,7 @@ def train(
     rdzv_endpoint: str | None,
     run: Path | None,
     resume: bool,
+    dry_run: bool,
     as_json: bool,
     checkpoint_every: dict[str, float] | None,
     **options: Any,
@@ -54,6 +56,8 @@ def train(
     changes = train_changes(resume=resume, **options) | (checkpoint_every or {})
 
     changed: list[str] = []
+    if dry_run and (resume or is_worker()):
+        raise UsageError("--dry-run: for a run that has not begun, in one process; leave --resume or the launcher out")
     if resume:
         if run is None:
             found = ", ".join(f"--run {path}" for path in runs.resumable()) or "none in runs/"
@@ -70,6 +74,13 @@ def train(
         if is_main():
             click.echo(f"fastseg: all processes start again, from the last checkpoint (restart {restarts()})", err=True)
     processes = number_of_processes(gpus, nproc, config)
+    if dry_run:
+        from fastseg.dry_run import dry_run as measure
+        from fastseg.dry_run import show
+
+        document = measure(config, processes * nnodes)
+        print_json(document) if as_json else click.echo(show(document))
+        return
     if processes * nnodes > 1 and not is_worker():
         # Another machine's launcher may have begun already.
         if not resume and nnodes == 1:

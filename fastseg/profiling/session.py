@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any

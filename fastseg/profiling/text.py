@@ -41,6 +41,8 @@ def _table(title: str, rows: list[dict[str, Any]], indent: str = "  ") -> list[s
     lines = [f"{title}:"] if title else []
     for row in rows:
         calls = f"  {row['calls']:g} calls" if "calls" in row else ""
-        lines.append(f"{indent}{row['name'][:60]:<{42 - len(indent)}} {row['ms']:>9.2f} ms {percent(row['share']):>8}{calls}")
+        lines.append(
+            f"{indent}{row['name'][:60]:<{42 - len(indent)}} {row['ms']:>9.2f} ms {percent(row['share']):>8}{calls}"
+        )
         lines += _table("", row.get("parts", []), f"{indent}  ")
     return lines

@@ -40,7 +40,7 @@ def threads():
 
 def check(document: dict, rounds: int) -> None:
     """What holds for every bench's document."""
-    assert list(document) == ["schema", "environment", "results", "ratios", "series"]
+    assert list(document) == ["schema", "environment", "protocol", "results", "ratios", "series"]
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     jsonschema.validate(document, SCHEMA)
     for row in document["results"]:
@@ -157,7 +157,7 @@ def test_curves_are_drawn_from_zero_with_their_names(tmp_path):
     one = {"name": "stream", "x": {"images": [4, 8, 12]}, "y": {"measured": [10.0, 11.0, 10.5]}}
     two = {"name": "weak", "x": {"processes": [1, 2]}, "y": {"measured": [9.0, 16.0], "ideal": [9.0, 18.0]}}
     path = tmp_path / "curves.svg"
-    harness.plot({**harness.document([]), "series": [one, two]}, path)
+    harness.plot({**harness.document([], {}), "series": [one, two]}, path)
     svg = path.read_text()
     assert all(f"<!-- {word} -->" in svg for word in ("stream", "images", "weak", "processes", "ideal"))
     assert svg.count("<!-- measured -->") == 1  # a legend where there is more than one line
@@ -201,6 +201,25 @@ def small(monkeypatch) -> None:
         monkeypatch.setattr(module, "choose_dtype", lambda *_: (torch.bfloat16, "as asked"))
     monkeypatch.setattr(bench_model, "SegNet", lambda classes, **options: SegNet(classes, depth=1, **options))
     monkeypatch.setattr(bench_model, "layers", functools.partial(roofline.layers, depth=1))
+
+
+def test_several_benches_by_one_word(monkeypatch):
+    ran = []
+    for name in ("data", "kernels", "ladder", "model", "scaling", "stream"):
+        found = harness.Found([harness.exact(name, "", 1.0)], [])
+        monkeypatch.setitem(bench.BENCHES, name, lambda found=found, **options: ran.append(options) or found)
+    monkeypatch.setattr(bench.bench_scaling, "measure", bench.BENCHES["scaling"])
+    for what, names in (("", ["ladder", "scaling"]), ("all", ["ladder", "data", "kernels", "model", "scaling"])):
+        document = bench.run(what, data="synth", size=(8, 8), batch=1, rounds=5, device="cpu")
+        assert [row["name"] for row in document["results"]] == names
+    assert ran[1]["counts"] == (1,)
+
+
+def test_processes_are_doubled_up_to_the_gpus_that_are_there(monkeypatch):
+    for there, counts in ((1, (1,)), (2, (1, 2)), (6, (1, 2, 4)), (8, (1, 2, 4, 8))):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
+        assert bench.default_counts("cuda") == counts
+    assert bench.default_counts("cpu") == (1,)
 
 
 def test_the_ladder_has_a_rung_for_each_part_and_names_the_lowest(street, monkeypatch, threads):
@@ -252,7 +271,7 @@ def test_a_call_longer_than_the_measurement_counts_and_the_device_is_waited_for(
 def test_the_step_is_measured_in_both_precisions(monkeypatch, threads):
     small(monkeypatch)
     peaks = roofline.Peaks({"float32": 1e9, "bfloat16": 2e9}, 3e8, "by hand")
-    monkeypatch.setattr(bench_model, "measured_peaks", lambda _: peaks)
+    monkeypatch.setattr(bench_model, "measured_peaks", lambda *_: peaks)
     found = bench.run("model", data="", size=(32, 32), batch=2, rounds=3, device="cpu")
     check(found, 3)
     # Convolutions 3-64-64 down, 64-64-11 up; three batch norms and 11 biases. Per image and convolution 6 * 9 * in *
@@ -266,6 +285,9 @@ def test_the_step_is_measured_in_both_precisions(monkeypatch, threads):
         name = f"train step {dtype} 32x32 batch 2"
         speed = rows.pop((name, "img/s"))
         assert rows.pop((name, "GFLOP/s")) == pytest.approx(speed * work, rel=1e-6)
+        # Weights, momentum and images at least, in fp32 but for the images.
+        held = 2 * 4 * (9 * weights + 3 * 2 * 64 + 11) + value_bytes * 2 * 3 * 32**2
+        assert rows.pop((f"{name}, peak memory", "MB")) > held / 1e6
         parts = roofline.layers((32, 32), 2, classes=11, value_bytes=value_bytes, fused=False, depth=1)
         least = sum(max(part.flops / peak, part.nbytes / 3e8) for part in parts)
         compute = sum(part.flops / peak for part in parts if part.flops / peak > part.nbytes / 3e8)
@@ -275,27 +297,49 @@ def test_the_step_is_measured_in_both_precisions(monkeypatch, threads):
         assert rows.pop((f"{name}, share of the roofline", "%")) == pytest.approx(100 * speed * least / 2)
         assert rows.pop((f"{name}, share of compute (MFU)", "%")) == pytest.approx(100 * speed * work * 1e9 / peak)
         assert rows.pop((f"{name}, roofline's time bound by compute", "%")) == pytest.approx(100 * compute / least)
-    assert rows.keys() == {("plain PyTorch loop float32 32x32 batch 2", "img/s")}
+    loops = {f"plain PyTorch loop {kind} 32x32 batch 2" for kind in ("float32", "autocast")}
+    assert rows.keys() == {(loop, "img/s") for loop in loops}
     assert [r["name"] for r in found["ratios"]] == [
         "train_step_vs_plain",
+        "train_step_vs_autocast",
         "train step bfloat16 / float32",
     ]
     assert [curve["x"]["layer"] for curve in found["series"]] == [[part.name for part in parts]] * 2
 
 
+def test_a_quick_measurement_makes_many_rounds_of_the_best_precision_and_the_plain_loop(monkeypatch, threads):
+    small(monkeypatch)
+    peaks = roofline.Peaks({"bfloat16": 2e9}, 3e8, "by hand")
+    monkeypatch.setattr(
+        bench_model, "measured_peaks", lambda dtypes, trials: peaks if dtypes == [torch.bfloat16] else None
+    )
+    monkeypatch.setattr(bench_model, "QUICK_SECONDS", 0.5)
+    found = bench.run("model", data="", size=(8, 8), batch=2, rounds=5, device="cpu", quick=True)
+    assert found["protocol"] == {
+        "bench": "model", "data": "", "size": "8x8", "batch": 2, "device": "cpu", "rounds": 3, "warmup_rounds": 1,
+        "quick": True,
+    }  # fmt: skip
+    (row,) = found["ratios"]
+    assert (row["name"], row["n"] > 3) == ("train_step_vs_plain", True)
+    assert not [row for row in found["results"] if "train step float32" in row["name"]]
+
+
 def test_the_whole_network_is_counted_and_unknown_peaks_give_no_share(monkeypatch, threads):
     # Steps that claim 2 images per second, so that nothing is computed.
-    step = SimpleNamespace(images_per_second=lambda: 2.0, model=SimpleNamespace(fused=True))
+    step = SimpleNamespace(
+        images_per_second=lambda: 2.0, peak_memory=lambda: 5_000_000, model=SimpleNamespace(fused=True)
+    )
     monkeypatch.setattr(bench_model, "Step", lambda *_: step)
-    monkeypatch.setattr(bench_model.plain_step, "images_per_second", lambda *_, steps: lambda: 0.5)
+    monkeypatch.setattr(bench_model.plain_step, "images_per_second", lambda *_: lambda: 0.5)
     monkeypatch.setattr(bench_model, "choose_dtype", lambda *_: (torch.float32, "as asked"))
-    monkeypatch.setattr(bench_model, "peaks_here", lambda *_: None)
+    monkeypatch.setattr(bench_model, "peaks_here", lambda *_, trials: None)
     found = bench.run("model", data="", size=(360, 480), batch=1, rounds=3, device="cpu")
     check(found, 3)
     assert [(r["unit"], r["value"]) for r in found["results"]] == [
         ("", 29_441_419),
         ("GFLOP/img", pytest.approx(639.7, rel=1e-3)),
         ("img/s", 2.0),
+        ("MB", 5.0),
         ("GFLOP/s", pytest.approx(2 * 639.7, rel=1e-3)),
         ("img/s", 0.5),
     ]

@@ -13,19 +13,19 @@ from fastseg.cli import main
 
 
 def record(samples: list[float], name: str = "a / b") -> dict:
-    return document([Found([], [ratio(name, samples, [1.0] * len(samples))])])
+    return document([Found([], [ratio(name, samples, [1.0] * len(samples))])], {"size": "32x48", "batch": 4})
 
 
 def test_a_change_and_its_error_worked_by_hand():
     # 0.9 .. 1.1 in steps of 0.05: median 1, 20th percentile 0.94, 80th 1.06.
     samples = [0.9, 0.95, 1.0, 1.05, 1.1]
-    (row,) = comparing.compare(record(samples), record([0.8 * x for x in samples]), 0.05)
+    (row,) = comparing.compare([record(samples)], [record([0.8 * x for x in samples])], 0.05)
     error = 0.12 / 1.6832 * math.sqrt(math.pi / 2) / math.sqrt(5)
     assert row["change"] == pytest.approx(-0.2)
     assert row["error"] == pytest.approx(0.8 * math.hypot(error, error), rel=1e-3)
     assert row["worse"]
     # The same change is no chance with so small an error, and allowed with a higher limit.
-    assert not comparing.compare(record(samples), record([0.8 * x for x in samples]), 0.25)[0]["worse"]
+    assert not comparing.compare([record(samples)], [record([0.8 * x for x in samples])], 0.25)[0]["worse"]
 
 
 def test_a_tenth_slower_is_found_and_a_new_run_of_the_same_is_not():
@@ -34,21 +34,45 @@ def test_a_tenth_slower_is_found_and_a_new_run_of_the_same_is_not():
     def run(speed: float) -> dict:
         return record((speed * rng.normal(1, 0.03, 15)).tolist())
 
-    found = [[comparing.compare(run(1), run(speed), 0.05)[0]["worse"] for _ in range(50)] for speed in (1.0, 0.9)]
+    found = [[comparing.compare([run(1)], [run(speed)], 0.05)[0]["worse"] for _ in range(50)] for speed in (1.0, 0.9)]
     assert [sum(worse) for worse in found] == [0, 50]
 
 
+def test_several_documents_are_surer_than_one_and_their_differences_count():
+    samples = [0.9, 0.95, 1.0, 1.05, 1.1]
+    inside = 0.12 / 1.6832 * math.sqrt(math.pi / 2) / math.sqrt(5)
+    rows = [record(samples)["ratios"][0]] * 4
+    assert comparing.together(rows) == pytest.approx((1.0, inside / 2), rel=1e-3)
+    # 1 and 1.4: mean 1.2, standard deviation 0.2828, of the mean 0.2.
+    apart = [rows[0], record([x + 0.4 for x in samples])["ratios"][0]]
+    assert comparing.together(apart) == pytest.approx((1.2, 0.2))
+    # 7 % slower: one document each leaves it to chance, nine do not.
+    old, new = record(samples), record([0.93 * x for x in samples])
+    assert [comparing.compare([old] * n, [new] * n, 0.05)[0]["worse"] for n in (1, 9)] == [False, True]
+
+
+def test_a_file_may_hold_a_document_or_a_line_for_each(tmp_path):
+    one, two = record([1.0, 2.0]), record([1.0, 3.0])
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(one, indent=1))
+    assert comparing.read(path) == [one]
+    path.write_text(f"{json.dumps(one)}\n{json.dumps(two)}\n")
+    assert comparing.read(path) == [one, two]
+
+
 def test_what_is_faster_is_never_worse():
-    assert not comparing.compare(record([1.0, 1.1, 1.2]), record([2.0, 2.1, 2.2]), 0.0)[0]["worse"]
+    assert not comparing.compare([record([1.0, 1.1, 1.2])], [record([2.0, 2.1, 2.2])], 0.0)[0]["worse"]
 
 
 def test_other_hardware_and_other_benches_are_refused():
     here, there = record([1.0, 1.1]), record([1.0, 1.1])
     there["environment"] = {**there["environment"], "cores": 128}
-    with pytest.raises(comparing.UsageError, match=r"measured on different hardware \(cores: \d+; 128\)$"):
-        comparing.compare(here, there, 0.05)
+    with pytest.raises(comparing.UsageError, match=r"measured with different hardware \(cores: \d+; 128\)$"):
+        comparing.compare([here], [here, there], 0.05)
+    with pytest.raises(comparing.UsageError, match=r"measured with different protocol \(batch: 4; 8\)$"):
+        comparing.compare([here], [here | {"protocol": {"size": "32x48", "batch": 8}}], 0.05)
     with pytest.raises(comparing.UsageError, match="no ratio in common"):
-        comparing.compare(here, record([1.0, 1.1], "c / d"), 0.05)
+        comparing.compare([here], [record([1.0, 1.1], "c / d")], 0.05)
 
 
 @pytest.mark.parametrize(

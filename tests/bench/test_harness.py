@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastseg.bench import harness
 from fastseg.bench.harness import Found, document, exact, ratio, result, show, take_turns
 
 figures = st.lists(st.floats(0.1, 1000), min_size=2, max_size=20)
@@ -50,6 +51,14 @@ def test_cases_take_turns_in_alternating_order_after_a_call_that_is_dropped():
     assert samples == {"a": [1, 2, 3], "b": [1.5, 2.5, 3.5], "c": [1, 2, 3]}
 
 
+def test_rounds_go_on_until_the_time_is_up(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: float(next(clock)))
+    # The clock is asked once at the start and, after the least number of rounds, before each further one.
+    assert len(take_turns({"a": lambda: 1.0}, 2, seconds=4.0)["a"]) == 2 + 3
+    assert len(take_turns({"a": lambda: 1.0}, 2)["a"]) == 2
+
+
 def test_a_ratio_is_that_of_neighbours():
     # The machine is ten times slower in the second round; each round still says 2, 2.5 or 3.
     above, below = [100.0, 12.5, 90.0], [50.0, 5.0, 30.0]
@@ -63,14 +72,15 @@ def test_a_ratio_is_that_of_neighbours():
 
 def test_a_document_is_strict_json_and_its_table_names_every_row():
     rows = [result("step", "img/s", [1.0, 2.0, 3.0]), exact("work", "GFLOP/img", 639.7)]
-    found = document([Found(rows, [ratio("a / b", [1.0, 2.0], [2.0, 2.0])])])
-    assert list(found) == ["schema", "environment", "results", "ratios", "series"]
+    found = document([Found(rows, [ratio("a / b", [1.0, 2.0], [2.0, 2.0])])], {"batch": 4, "warmup_rounds": 1})
+    assert list(found) == ["schema", "environment", "protocol", "results", "ratios", "series"]
     assert found["schema"] == 1
     assert {"fastseg", "torch", "processor", "gpus", "threads", "command"} <= found["environment"].keys()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     table = show(found).splitlines()
-    assert len(table) == 4
-    assert [line.split()[0] for line in table[1:]] == ["step", "work", "a"]
-    assert "2.000 img/s  (1.400 to 2.600, n = 3)" in table[1]
-    assert "639.7 GFLOP/img" in table[2]
-    assert "0.75 x" in table[3]
+    assert len(table) == 5
+    assert table[1] == "batch 4, warmup_rounds 1"
+    assert [line.split()[0] for line in table[2:]] == ["step", "work", "a"]
+    assert "2.000 img/s  (1.400 to 2.600, n = 3)" in table[2]
+    assert "639.7 GFLOP/img" in table[3]
+    assert "0.75 x" in table[4]

@@ -267,7 +267,7 @@ def test_what_dead_sessions_left_is_swept(tmp_path):
 
 
 def test_without_room_the_files_are_streamed_and_the_reason_is_said(spec, monkeypatch, tmp_path):
-    monkeypatch.setattr(prepared, "_available_memory", lambda: 1000)
+    monkeypatch.setattr(prepared, "available_memory", lambda: 1000)
     monkeypatch.setattr(prepared, "_free", lambda folder: 1000)
     loader, why = choose_loader("cache", dataclasses.replace(spec, cache_dir=""))
     assert loader in ("dali", "torchvision")

@@ -1,0 +1,205 @@
+"""`fastseg train --dry-run`: how long a run will take and which batches fit, from a few steps of it, before it begins.
+
+Steps are measured with one image, with the batch that is configured, and with twice that; what others take lies on the
+line through the two nearest of these. Nothing is written, and the steps train on noise at a learning rate of zero.
+"""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fastseg.config import Config
+from fastseg.environment import available_memory
+from fastseg.evaluation import BATCH, score
+from fastseg.inputs import make_plan
+from fastseg.job import Job, set_up, start_block
+from fastseg.memory import momenta, peak_bytes
+from fastseg.pipelines.source import Batch, TrainSource
+from fastseg.runlog import duration
+from fastseg.training import optimise
+
+TIMED = {"cpu": 1, "cuda": 10}  # steps, after one that is not
+READ = 64  # images whose way from files is timed
+MOST = 1024  # the largest batch that the table goes to
+OWN = ("run", "world", "batch", "lr", "steps")  # lines of the start block that say what another run would
+
+
+class Row(NamedTuple):
+    """A step with so many images per device and backward pass: seconds, and the most bytes that tensors take."""
+
+    batch: int
+    seconds: float
+    memory: float
+    measured: bool
+
+
+def dry_run(config: Config, processes: int) -> dict[str, Any]:
+    """What `fastseg train --dry-run --json` prints; figures are of one process that has the machine to itself.
+
+    Raises:
+        FastsegError: data or options that cannot be trained on, as a run's would be.
+    """
+    train, job = config.train, set_up(config, None)
+    plan = make_plan(config, len(job.spec.pairs), processes)
+    own = plan.batch // (processes * train.accumulate)
+    available = free_bytes(job.spec.device)
+    rows, out_of_memory = [measure(job, 1)], []
+    for batch in sorted({own, 2 * own} - {1}):
+        if len(rows) > 1 and estimate(rows, batch).memory > available:
+            break
+        try:
+            rows.append(measure(job, batch))
+        except torch.OutOfMemoryError:
+            out_of_memory.append(batch)
+            job.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            break
+    largest = min([largest_that_fits(rows, available), *(batch - 1 for batch in out_of_memory)])
+    shown = {own, largest} | {2**n for n in range(MOST.bit_length()) if 2**n <= max(largest, own)}
+    table = [estimate(rows, batch) for batch in sorted(shown) if batch <= max(MOST, own)]
+    mine = estimate(rows, own)
+
+    steps = min(plan.total_steps(train.epochs), train.max_steps or math.inf)
+    ends = {plan.total_steps(epoch): epoch for epoch in range(1, train.epochs + 1)}
+    validations = sum(n == steps or (n < steps and epoch % train.validate_every == 0) for n, epoch in ends.items())
+    validation_seconds = validation(job) if validations else 0.0
+    images = train.accumulate * processes
+    return {
+        "start": {name: value for name, value in start_block(job, Path()).items() if name not in OWN},
+        "processes": processes,
+        "accumulate": train.accumulate,
+        "steps": steps,
+        "batch": own,
+        "batches": [
+            {
+                "batch": row.batch,
+                "step_ms": 1e3 * row.seconds,
+                "img_per_s": images * row.batch / row.seconds,
+                "memory_bytes": round(row.memory),
+                "measured": row.measured,
+                "fits": row.batch <= largest,
+            }
+            for row in table
+        ],
+        "largest_batch": largest,
+        "available_bytes": available,
+        "data_img_per_s": reading_speed(job),
+        "validations": validations,
+        "validation_seconds": validation_seconds,
+        "total_seconds": steps * mine.seconds + validations * validation_seconds,
+    }
+
+
+def measure(job: Job, batch: int) -> Row:
+    """A step with so many images per backward pass, timed after one that warms up and one whose memory is watched.
+
+    Raises:
+        torch.OutOfMemoryError: a GPU is too small for it.
+    """
+    device, images = job.spec.device, batch * job.config.train.accumulate
+    job = dataclasses.replace(job, plan=dataclasses.replace(job.plan, batch=images * job.world.size))
+    size = job.spec.crop or job.spec.size
+    noise = Batch(
+        torch.randn(images, *size, 3, device=device).to(job.spec.dtype).permute(0, 3, 1, 2),
+        torch.randint(len(job.spec.classes.names), (images, *size), device=device, dtype=torch.uint8),
+        np.arange(images),
+    )
+
+    def steps(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            loss = optimise(job, noise, lr=0.0)
+        loss.item()  # waits for the device
+        return (time.perf_counter() - start) / count
+
+    steps(1)
+    held = [*job.model.parameters(), *job.model.buffers(), *momenta(job.optimizer), noise.images, noise.labels]
+    if job.average:
+        held += [*job.average.model.parameters(), *job.average.model.buffers()]
+    memory = peak_bytes(lambda: steps(1), held, device)
+    return Row(batch, steps(TIMED[device.type]), memory, measured=True)
+
+
+def estimate(rows: list[Row], batch: int) -> Row:
+    """The row of a batch: the measured one, or one on the line through the two nearest; with one row, in proportion."""
+    for row in rows:
+        if row.batch == batch:
+            return row
+    if len(rows) == 1:
+        return Row(batch, rows[0].seconds * batch / rows[0].batch, rows[0].memory * batch / rows[0].batch, False)
+    low, high = rows[:2] if batch < rows[1].batch else rows[-2:]
+    along = (batch - low.batch) / (high.batch - low.batch)
+    return Row(
+        batch,
+        low.seconds + along * (high.seconds - low.seconds),
+        low.memory + along * (high.memory - low.memory),
+        measured=False,
+    )
+
+
+def largest_that_fits(rows: list[Row], available: int) -> int:
+    """The largest batch whose memory, by `estimate`, is available; 0 where not even one image fits."""
+    low, high = 0, 1
+    while high < 2**20 and estimate(rows, high).memory <= available:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if estimate(rows, middle).memory <= available else (low, middle)
+    return low
+
+
+def free_bytes(device: torch.device) -> int:
+    """What tensors may take: free now, or held by this process."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    return available_memory()
+
+
+def reading_speed(job: Job) -> float:
+    """Images per second of the data path alone, in the first epoch."""
+    batches = iter(TrainSource(job.spec, job.plan, job.loader))
+    next(batches)  # starts threads
+    count = max(1, READ // job.plan.batch)
+    start = time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    return count * job.plan.batch / (time.perf_counter() - start)
+
+
+def validation(job: Job) -> float:
+    """Seconds of a validation, from one batch of it."""
+    few = dataclasses.replace(job.val_spec, pairs=job.val_spec.pairs[:BATCH], headers=job.val_spec.headers[:BATCH])
+    start = time.perf_counter()
+    score(job.evaluated, few, job.val_loader, job.world, fused=job.model.fused)
+    return (time.perf_counter() - start) * math.ceil(len(job.val_spec.pairs) / BATCH)
+
+
+def show(document: dict[str, Any]) -> str:
+    """The document as text for a terminal."""
+    lines = [f"{name:<10} {value}" for name, value in document["start"].items()]
+    parts = [document[name] for name in ("processes", "batch", "accumulate")]
+    lines.append(f"{'batch':<10} {math.prod(parts)} = {parts[0]} x {parts[1]} x {parts[2]} accumulated\n")
+    if document["processes"] > 1:
+        lines.append("One process alone, times their number; what they tell one another is left out:")
+    lines.append(f"{'batch':>7} {'step':>11} {'img/s':>9} {'memory':>11}")
+    for row in document["batches"]:
+        notes = ["measured" if row["measured"] else "estimated"]
+        notes += ["does not fit"] if not row["fits"] else []
+        notes += ["configured"] if row["batch"] == document["batch"] else []
+        step, memory = f"{row['step_ms']:.1f} ms", f"{row['memory_bytes'] / 2**20:.0f} MiB"
+        lines.append(f"{row['batch']:>7} {step:>11} {row['img_per_s']:>9.1f} {memory:>11}  {', '.join(notes)}")
+    lines.append(
+        f"\nthe largest batch that fits into {document['available_bytes'] / 2**30:.1f} GiB: {document['largest_batch']}"
+    )
+    lines.append(f"data path, first epoch: {document['data_img_per_s']:.1f} img/s")
+    lines.append(
+        f"{document['steps']} steps and {document['validations']} validations of "
+        f"{duration(document['validation_seconds'])}: {duration(document['total_seconds'])}, where data keep up"
+    )
+    return "\n".join(lines)
