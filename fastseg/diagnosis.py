@@ -49,9 +49,7 @@ def _data(start: dict[str, Any], lines: Sequence[dict[str, Any]], machine: dict[
     """How long training waits for data, and why it does."""
     threads = re.search(r"decoding on (\d+) thread", start["choices"]["loader"])
     used, there = int(threads[1]) * start["world"] if threads else 0, machine.get("cores", 0)
-    first = [line for line in lines[BEGINNING:] if line["epoch"] <= 1]
     later = [line for line in lines[BEGINNING:] if line["epoch"] > 1]
-    waits = {name: _wait(part) for name, part in (("first", first), ("later", later)) if part}
     wait = _wait(lines[BEGINNING:])
     decoded = max(line["decoded_per_s"] for line in lines)
     if wait < MATTERS:
@@ -64,7 +62,7 @@ def _data(start: dict[str, Any], lines: Sequence[dict[str, Any]], machine: dict[
     said = f"training waits {percent(wait)} of the time for data; decoding uses {used} of {there} threads"
     if decoded:
         said += f" for {decoded:.0f} img/s"
-    if start["loader"] == "cache" and waits.get("later", wait) < MATTERS:
+    if start["loader"] == "cache" and later and _wait(later) < MATTERS:
         cure = "fastseg data prepare DATA --cache-dir DIR, then train with --cache-dir DIR"
         yield Finding(f"{said}; only the first epoch does, which fills the cache", at_most, cure)
     elif start["loader"] == "cache":

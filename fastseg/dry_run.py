@@ -15,6 +15,7 @@ import torch
 
 from fastseg.config import Config
 from fastseg.environment import available_memory
+from fastseg.errors import FastsegError
 from fastseg.evaluation import BATCH, score
 from fastseg.inputs import make_plan
 from fastseg.job import Job, set_up, start_block
@@ -48,18 +49,7 @@ def dry_run(config: Config, processes: int) -> dict[str, Any]:
     plan = make_plan(config, len(job.spec.pairs), processes)
     own = plan.batch // (processes * train.accumulate)
     available = free_bytes(job.spec.device)
-    rows, out_of_memory = [measure(job, 1)], []
-    for batch in sorted({own, 2 * own} - {1}):
-        if len(rows) > 1 and estimate(rows, batch).memory > available:
-            break
-        try:
-            rows.append(measure(job, batch))
-        except torch.OutOfMemoryError:
-            out_of_memory.append(batch)
-            job.optimizer.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-            break
-    largest = min([largest_that_fits(rows, available), *(batch - 1 for batch in out_of_memory)])
+    rows, largest = measure_all(job, sorted({1, own, 2 * own}), available)
     shown = {own, largest} | {2**n for n in range(MOST.bit_length()) if 2**n <= max(largest, own)}
     table = [estimate(rows, batch) for batch in sorted(shown) if batch <= max(MOST, own)]
     mine = estimate(rows, own)
@@ -93,6 +83,28 @@ def dry_run(config: Config, processes: int) -> dict[str, Any]:
         "validation_seconds": validation_seconds,
         "total_seconds": steps * mine.seconds + validations * validation_seconds,
     }
+
+
+def measure_all(job: Job, batches: list[int], available: int) -> tuple[list[Row], int]:
+    """A row for each batch, up to the first that does not fit; and the largest batch that fits.
+
+    Raises:
+        FastsegError: not even the first of them fits.
+    """
+    rows: list[Row] = []
+    for batch in batches:
+        if len(rows) > 1 and estimate(rows, batch).memory > available:
+            break
+        try:
+            rows.append(measure(job, batch))
+        except torch.OutOfMemoryError:
+            if not rows:
+                size = "{}x{}".format(*(job.spec.crop or job.spec.size))
+                raise FastsegError(f"--size: the GPU has no room for one image of {size}; use a smaller one") from None
+            job.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            return rows, min(batch - 1, largest_that_fits(rows, available))
+    return rows, largest_that_fits(rows, available)
 
 
 def measure(job: Job, batch: int) -> Row:

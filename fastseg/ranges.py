@@ -1,7 +1,4 @@
-"""Names for the parts of a training step, shown to whoever profiles it. While nobody does, they cost nothing.
-
-with stage("forward"): ...
-"""
+"""Names for the parts of a training step, shown to whoever profiles it. While nobody does, they cost nothing."""
 
 import contextlib
 from collections.abc import Callable, Iterator

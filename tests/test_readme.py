@@ -19,9 +19,11 @@ LAUNCHED = [line for block in BLOCKS for line in block.splitlines() if line.star
 # A stranger's GPUs are not here: what these commands end with instead.
 NO_GPUS = (2, "torch sees 0 usable NVIDIA GPUs")
 EXPECTED = {command: NO_GPUS for command in COMMANDS if "--gpus" in command}
+EXPECTED["fastseg doctor --run runs/first"] = (1, "runs/first: too short to say anything")  # at the size of tests
 SMALLER = {
     "train": ["--size", "32x48", "--epochs", "1", "--set", "model.depth=1"],
     "bench": ["--size", "32x48", "--batch", "1", "--quick"],
+    "profile": ["--size", "32x48", "--set", "model.depth=1", "--steps", "1", "--warmup", "2"],
 }
 
 
@@ -86,7 +88,15 @@ def test_every_option_that_the_readme_names_exists():
 
     text = "".join(
         CliRunner().invoke(main, [*command, "--help"]).output
-        for command in ([], ["train"], ["eval"], ["bench"], *(["data", name] for name in data.commands))
+        for command in (
+            [],
+            ["train"],
+            ["eval"],
+            ["bench"],
+            ["profile"],
+            ["doctor"],
+            *(["data", name] for name in data.commands),
+        )
     )
     # Options of torchrun and SLURM, and --run-path, which is torchrun's.
     others = {"--standalone", "--nproc-per-node", "--ntasks-per-node", "--run-path"}

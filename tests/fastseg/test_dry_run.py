@@ -108,5 +108,15 @@ def test_a_gpu_without_room_ends_the_table(street, tmp_path, monkeypatch):
     assert [(row["batch"], row["fits"]) for row in document["batches"]][-2:] == [(4, True), (7, True)]
 
 
+def test_a_gpu_without_room_for_one_image_is_an_error(street, tmp_path, monkeypatch):
+    def measure(job, batch):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dry_run, "measure", measure)
+    code, _, err = invoke("--data", street, *TINY)
+    assert (code, err) == (1, "fastseg: --size: the GPU has no room for one image of 32x48; use a smaller one\n")
+
+
 def test_it_is_for_a_run_that_has_not_begun(tmp_path):
     assert invoke("--data", "synth", *TINY, "--resume", "--run", tmp_path)[0] == 2

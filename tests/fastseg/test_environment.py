@@ -32,6 +32,23 @@ def test_code_that_is_no_checkout_has_no_commit(tmp_path, monkeypatch):
     assert environment._commit() is None
 
 
+def test_memory_is_what_the_machine_or_the_container_leaves(tmp_path, monkeypatch):
+    assert environment._container_memory(tmp_path) == float("inf")  # no control group
+    for name, text in {
+        "memory.max": "1000",
+        "memory.current": "700",
+        "memory.stat": "anon 500\ninactive_file 150",
+    }.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    # 700 are used, of which 150 are only cached.
+    assert environment._container_memory(tmp_path) == 450
+    (tmp_path / "memory.max").write_text("max\n")
+    assert environment._container_memory(tmp_path) == float("inf")
+    if Path("/proc/meminfo").exists():
+        monkeypatch.setattr(environment, "_container_memory", lambda: 450)
+        assert environment.available_memory() == 450
+
+
 def test_gpus_are_described_by_nvidia_smi_and_null_without_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment._gpu_facts() == {}
