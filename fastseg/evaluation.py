@@ -1,8 +1,13 @@
-"""Evaluation: one confusion matrix over a whole split, and the protocol that makes its scores mean something."""
+"""Evaluation: a confusion matrix for each image of a split, their sum's scores, and the protocol that they mean
+something by.
+"""
 
+import csv
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +16,7 @@ from torch import nn
 
 from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
+from fastseg.boundary import boundary_f1
 from fastseg.config import Config
 from fastseg.data.split import digest
 from fastseg.distributed import World, choose_dtype, join
@@ -18,12 +24,35 @@ from fastseg.errors import FastsegError, UsageError
 from fastseg.inputs import make_spec, open_data
 from fastseg.kernels import launch
 from fastseg.kernels.confusion import confusion, torch_confusion
-from fastseg.metrics import Scores
+from fastseg.metrics import Comparison, Scores, bootstrap, compare, interval, miou_of, null_if_nan, resampled
 from fastseg.pipelines.source import Spec, choose_loader, evaluation_batches
+from fastseg.runs import whole
 
 # The network always sees batches of this shape, the last one padded: convolution kernels, and with them the last bits,
 # change with the batch size, and the same images must give the same counts.
 BATCH = 8
+
+# What must be equal for two scores to be compared; a network's own input and precision may differ.
+COMPARED = ("digest", "split", "split_scheme", "classes", "labels", "upsampling", "void")
+
+
+class Found(NamedTuple):
+    """What an evaluation saw, image by image in the order of the split.
+
+    Attributes:
+        confusions: int64[N, C, C].
+        boundaries: float64[N, C], boundary F1; None where that was not asked for.
+        kept: (index, prediction uint8[h, w]) of the first images of this process.
+    """
+
+    confusions: np.ndarray
+    boundaries: np.ndarray | None
+    kept: list[tuple[int, np.ndarray]]
+
+    @property
+    def scores(self) -> Scores:
+        """Of all images together."""
+        return Scores(self.confusions.sum(0))
 
 
 @torch.inference_mode()
@@ -53,25 +82,34 @@ def score(
     at: str = "original",
     keep: int = 0,
     fused: bool = False,
-) -> tuple[Scores, list[tuple[int, np.ndarray]]]:
-    """Scores over the split, each process taking its share, and the first `keep` predictions of this process.
+    boundaries: bool = False,
+) -> Found:
+    """The confusion matrix of each image, each process taking its share, and the first `keep` predictions of this one.
 
     A label pixel's prediction is the class whose score is highest there, after bilinear resizing (half-pixel centres).
+
+    Args:
+        boundaries: the boundary F1 score of each image too.
     """
-    num_classes = len(spec.classes.names)
+    num_classes, device = len(spec.classes.names), spec.device
     share = slice(world.rank, None, world.size)
     mine = dataclasses.replace(spec, pairs=spec.pairs[share], headers=spec.headers[share])
-    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=spec.device)
+    counts = torch.zeros(len(spec.pairs), num_classes, num_classes, dtype=torch.int64, device=device)
+    contours = torch.zeros(len(spec.pairs), num_classes, dtype=torch.float64, device=device)
     count = confusion if fused else torch_confusion
     kept, was_training = [], network.training
     network.eval()
     for index, scores, label in outputs(network, mine, loader, at=at) if mine.pairs else ():
-        prediction = torch.empty_like(label) if index < keep else None
-        count(counts, scores, label, prediction)
-        if prediction is not None:
-            kept.append((index * world.size + world.rank, prediction[0].cpu().numpy()))
+        place = index * world.size + world.rank
+        prediction = torch.empty_like(label) if boundaries or index < keep else None
+        count(counts[place], scores, label, prediction)
+        if prediction is not None and boundaries:
+            contours[place] = boundary_f1(label[0], prediction[0], num_classes)
+        if prediction is not None and index < keep:
+            kept.append((place, prediction[0].cpu().numpy()))
     network.train(was_training)
-    return Scores(world.sum(counts).cpu().numpy()), kept
+    found = world.sum(contours).cpu().numpy() if boundaries else None
+    return Found(world.sum(counts).cpu().numpy(), found, kept)
 
 
 def protocol(config: Config, spec: Spec, split: str, loader: str, kernels: str, at: str) -> dict:
@@ -112,6 +150,53 @@ def evaluate(
     Raises:
         FastsegError: the checkpoint cannot be read, or the data has other classes than the network.
     """
+    return _evaluate(checkpoint, data, split, at, changes)[0]
+
+
+def evaluate_against(
+    checkpoint: str | Path,
+    other: str | Path,
+    *,
+    mixed: bool = False,
+    data: str | None = None,
+    split: str = "val",
+    at: str = "original",
+    changes: dict | None = None,
+) -> dict:
+    """Two checkpoints on the same images: `evaluate` of each, and what `other` changed, as `fastseg eval --against`.
+
+    Args:
+        mixed: compare scores of different protocols too.
+
+    Raises:
+        UsageError: the protocols differ. FastsegError: as `evaluate`.
+    """
+    (a, found_a), (b, found_b) = (_evaluate(path, data, split, at, changes) for path in (checkpoint, other))
+    differ = [key for key in COMPARED if a["protocol"][key] != b["protocol"][key]]
+    if found_a.confusions.shape != found_b.confusions.shape or (differ and not mixed):
+        told = ", ".join(f"{key}: {a['protocol'][key]} and {b['protocol'][key]}" for key in differ)
+        raise UsageError(
+            f"eval --against: not the same protocol ({told}); --mixed-protocols compares them all the same"
+        )
+    rows = zip(a["classes"], b["classes"], strict=True)
+    return {
+        "a": a,
+        "b": b,
+        "comparison": _comparison(compare(found_a.confusions, found_b.confusions)),
+        "classes": [
+            {"name": x["name"], "difference": None if None in (x["iou"], y["iou"]) else y["iou"] - x["iou"]}
+            for x, y in rows
+        ],
+    }
+
+
+def _comparison(found: Comparison) -> dict[str, Any]:
+    return {**found._asdict(), "difference": found.difference._asdict()}
+
+
+def _evaluate(
+    checkpoint: str | Path, data: str | None, split: str, at: str, changes: dict | None
+) -> tuple[dict[str, Any], Found]:
     if at not in ("original", "network"):
         raise UsageError(f"--at {at}: choose original or network")
     state = checkpoints.read(Path(checkpoint))
@@ -131,10 +216,52 @@ def evaluate(
     network = checkpoints.build_model(state).to(world.device)
     network.fused = kernels == "fused"
     with world.named_failures():
-        scores, _ = score(network, spec, loader, world, at=at, fused=network.fused)
-    return {
-        **scores.summary(dataset.classes.names),
-        "confusion": scores.confusion.tolist(),
+        found = score(network, spec, loader, world, at=at, fused=network.fused, boundaries=True)
+    return _document(found, spec) | {
         "protocol": protocol(config, spec, split, loader, kernels, at)
-        | {"step": state["step"], "averaged": bool(state["ema"])},
+        | {"init": config.model.init, "step": state["step"], "averaged": bool(state["ema"])}
+    }, found
+
+
+def _document(found: Found, spec: Spec) -> dict[str, Any]:
+    """Scores of all images together and of each; every mean leaves out what is undefined."""
+    scores, names = found.scores, spec.classes.names
+    assert found.boundaries is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a mean of nothing, which is NaN
+        by_class, by_image = (np.nanmean(found.boundaries, axis=axis) for axis in (0, 1))
+        mean = np.nanmean(by_image)
+    summary = scores.summary(names)
+    for row, value in zip(summary["classes"], by_class, strict=True):
+        row["boundary_f1"] = null_if_nan(value)
+    sure = interval(scores.miou, bootstrap(found.confusions, resampled(len(found.confusions))))
+    images = zip(spec.pairs, miou_of(found.confusions), found.confusions, by_image, strict=True)
+    return summary | {
+        "miou_interval": [null_if_nan(sure.low), null_if_nan(sure.high)],
+        "boundary_f1": null_if_nan(mean),
+        "confusion": scores.confusion.tolist(),
+        "images": [
+            {
+                "image": pair.stem,
+                "miou": null_if_nan(miou),
+                "global_accuracy": null_if_nan(Scores(counts).global_accuracy),
+                "boundary_f1": null_if_nan(contour),
+            }
+            for pair, miou, counts, contour in images
+        ],
     }
+
+
+def write_csv(path: Path, document: dict[str, Any]) -> None:
+    """The scores of each image, one line each; of both checkpoints where two were compared."""
+    sides = (
+        {name: document[name]["images"] for name in ("a", "b")}
+        if "comparison" in document
+        else {"": document["images"]}
+    )
+    with whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        keys = [key for key in next(iter(sides.values()))[0] if key != "image"]
+        writer.writerow(["image", *(f"{key}_{side}".rstrip("_") for side in sides for key in keys)])
+        for rows in zip(*sides.values(), strict=True):
+            writer.writerow([rows[0]["image"], *(row[key] for row in rows for key in keys)])

@@ -37,6 +37,7 @@ class Job:
     val_loader: str
     plan: Plan
     weights: torch.Tensor  # float32[C]
+    pixels: list[int]  # labelled in the training images, by class
     model: SegNet
     wrapped: nn.Module  # the model, under DistributedDataParallel where there are several processes
     optimizer: torch.optim.Optimizer
@@ -91,7 +92,8 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
     # What was batch x processes becomes a number: the run keeps its batches when it goes on with other processes.
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch=plan.batch))
     kernels, kernels_why = choose_kernels(config, device)
-    weights = class_weights(count_together(spec, world), config.train.weighting)
+    counts = count_together(spec, world)
+    weights = class_weights(counts, config.train.weighting)
 
     torch.manual_seed(runtime.seed)
     model = SegNet(len(spec.classes.names), config.model.backbone, config.model.depth, fused=kernels == "fused")
@@ -110,6 +112,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
         val_loader=choose_loader(runtime.loader, val_spec, epochs=True, resize_labels=False)[0],
         plan=plan,
         weights=torch.tensor(weights, dtype=torch.float32, device=device),
+        pixels=counts.pixels.tolist(),
         model=model,
         wrapped=model,
         optimizer=optimizer,
@@ -211,7 +214,7 @@ def processes(number: int, threads: int) -> str:
 def start_event(job: Job) -> dict[str, Any]:
     """The fields of the log's start line."""
     device = job.spec.device
-    rows = zip(job.spec.classes.names, job.spec.classes.colors, job.weights.tolist(), strict=True)
+    rows = zip(job.spec.classes.names, job.spec.classes.colors, job.weights.tolist(), job.pixels, strict=True)
     return {
         "data": job.config.data.path,
         "split": {"train": len(job.spec.pairs), "val": len(job.val_spec.pairs)},
@@ -226,7 +229,7 @@ def start_event(job: Job) -> dict[str, Any]:
         "kernels": job.choices["kernels"].partition(":")[0],
         "optimizer": job.choices["optimizer"].partition(":")[0],
         "choices": job.choices,
-        "classes": [{"name": n, "color": list(c), "weight": w} for n, c, w in rows],
+        "classes": [{"name": n, "color": list(c), "weight": w, "pixels": p} for n, c, w, p in rows],
     }
 
 

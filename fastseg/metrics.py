@@ -1,8 +1,14 @@
-"""Scores from one integer confusion matrix, summed over the whole split and never averaged per image."""
+"""Scores from one integer confusion matrix, summed over the whole split and never averaged per image.
+
+The images' own matrices say which of them are worst, and how sure a score is.
+"""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,21 @@ class Scores:
         return _ratio(np.diag(self.confusion), self.pixels)
 
     @property
+    def precision(self) -> np.ndarray:
+        """float64[C]: the share of the pixels predicted as a class that are of it."""
+        return _ratio(np.diag(self.confusion), self.confusion.sum(axis=0))
+
+    @property
+    def dice(self) -> np.ndarray:
+        """float64[C]: 2 x true positives / (labelled + predicted), which is the F1 score of pixels."""
+        return _ratio(2 * np.diag(self.confusion), self.pixels + self.confusion.sum(axis=0))
+
+    @property
+    def normalised(self) -> np.ndarray:
+        """float64[C, C]: where the labelled pixels of each class went, as shares; NaN in the row of an absent class."""
+        return _ratio(self.confusion, np.broadcast_to(self.pixels[:, None], self.confusion.shape))
+
+    @property
     def miou(self) -> float:
         return _mean(self.iou)
 
@@ -55,7 +76,7 @@ class Scores:
 
     def summary(self, names: tuple[str, ...]) -> dict:
         """The scores as a JSON document: null where a score is undefined."""
-        rows = zip(names, self.iou, self.accuracy, self.pixels, strict=True)
+        columns = {name: getattr(self, name) for name in ("iou", "accuracy", "precision", "dice")}
         return {
             "miou": null_if_nan(self.miou),
             "global_accuracy": null_if_nan(self.global_accuracy),
@@ -63,10 +84,69 @@ class Scores:
             "fw_iou": null_if_nan(self.fw_iou),
             "absent": self.absent(names),
             "classes": [
-                {"name": name, "iou": null_if_nan(iou), "accuracy": null_if_nan(accuracy), "pixels": int(pixels)}
-                for name, iou, accuracy, pixels in rows
+                {"name": name, **{key: null_if_nan(column[c]) for key, column in columns.items()}}
+                | {"pixels": int(self.pixels[c])}
+                for c, name in enumerate(names)
             ],
         }
+
+
+class Interval(NamedTuple):
+    """A figure and where it lies with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+def miou_of(confusions_NCC: np.ndarray) -> np.ndarray:
+    """float64[N]: mIoU of each matrix; NaN where nothing was labelled."""
+    hits = np.diagonal(confusions_NCC, axis1=-2, axis2=-1)
+    ious = _ratio(hits, confusions_NCC.sum(-1) + confusions_NCC.sum(-2) - hits)
+    present = ~np.isnan(ious)
+    return _ratio(np.where(present, ious, 0).sum(-1), present.sum(-1))
+
+
+def resampled(images: int) -> np.ndarray:
+    """int64[RESAMPLES, images]: how often each image is in each sample with replacement; always the same ones."""
+    return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
+
+
+def bootstrap(confusions_NCC: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """float64[RESAMPLES]: mIoU over each sample of images, as `resampled` gives them."""
+    images, classes, _ = confusions_NCC.shape
+    return miou_of((weights @ confusions_NCC.reshape(images, -1)).reshape(-1, classes, classes))
+
+
+def interval(value: float, samples: np.ndarray) -> Interval:
+    """The percentile interval of bootstrap samples (Efron and Tibshirani 1993, chapter 13)."""
+    low, high = np.nanquantile(samples, [0.025, 0.975])
+    return Interval(value, float(low), float(high))
+
+
+class Comparison(NamedTuple):
+    """What B changed against A, on the same images.
+
+    Attributes:
+        difference: of mIoU, B less A, by a paired bootstrap over images.
+        chance: how often the samples say the opposite, doubled: a two-sided p-value.
+        better, worse: images whose own mIoU rose or fell.
+    """
+
+    difference: Interval
+    chance: float
+    better: int
+    worse: int
+
+
+def compare(a_NCC: np.ndarray, b_NCC: np.ndarray) -> Comparison:
+    """Two networks on the same images, in the same order."""
+    weights = resampled(len(a_NCC))
+    samples = bootstrap(b_NCC, weights) - bootstrap(a_NCC, weights)
+    value = Scores(b_NCC.sum(0)).miou - Scores(a_NCC.sum(0)).miou
+    each = miou_of(b_NCC) - miou_of(a_NCC)
+    chance = 2 * min((samples <= 0).mean(), (samples >= 0).mean())
+    return Comparison(interval(value, samples), min(1.0, float(chance)), int((each > 0).sum()), int((each < 0).sum()))
 
 
 def null_if_nan(value: float) -> float | None:

@@ -1,6 +1,7 @@
-"""Pictures of predictions: photo, label and prediction side by side."""
+"""Pictures of predictions: photo, label, prediction and where they disagree, side by side."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -8,9 +9,19 @@ from PIL import Image
 from fastseg.data.classes import VOID
 from fastseg.data.decode import decode_image, decode_label
 from fastseg.pipelines.source import MEAN, STD, Batch, Spec
-from fastseg.runs import whole
+from fastseg.runs import whole, write_json
 
-PANEL_WIDTH = 320
+PANEL_WIDTH = 240
+WRONG = (213, 94, 0)  # vermilion of Okabe and Ito's palette, which colour-blind readers can tell from grey
+
+
+class Shown(NamedTuple):
+    """A prediction uint8[H, W] that the report shows, and why: the worst, the best, or another one."""
+
+    index: int
+    kind: str
+    miou: float
+    prediction: np.ndarray
 
 
 def colored(classes_HW: np.ndarray, colors: tuple[tuple[int, int, int], ...]) -> np.ndarray:
@@ -20,15 +31,23 @@ def colored(classes_HW: np.ndarray, colors: tuple[tuple[int, int, int], ...]) ->
     return table[classes_HW]
 
 
+def disagreement(photo_HW3: np.ndarray, label_HW: np.ndarray, prediction_HW: np.ndarray, classes: int) -> np.ndarray:
+    """uint8[H, W, 3]: the photo in dark grey, and in WRONG where a labelled pixel got another class."""
+    grey = np.asarray(Image.fromarray(photo_HW3).convert("L"), np.uint8) // 2
+    wrong = (label_HW < classes) & (label_HW != prediction_HW)
+    return np.where(wrong[..., None], np.array(WRONG, np.uint8), grey[..., None])
+
+
 def write_strip(path: Path, spec: Spec, index: int, prediction: np.ndarray) -> None:
-    """Save photo | label | prediction of one sample as a PNG, put in place whole."""
-    pair = spec.pairs[index]
-    label = decode_label(pair.label, spec.classes, VOID)
+    """Save photo | label | prediction | disagreement of one sample as a PNG, put in place whole."""
+    pair, colors = spec.pairs[index], spec.classes.colors
+    photo, label = decode_image(pair.image), decode_label(pair.label, spec.classes, VOID)
     panels = []
     for pixels, how in (
-        (decode_image(pair.image), Image.Resampling.BILINEAR),
-        (colored(label, spec.classes.colors), Image.Resampling.NEAREST),
-        (colored(prediction, spec.classes.colors), Image.Resampling.NEAREST),
+        (photo, Image.Resampling.BILINEAR),
+        (colored(label, colors), Image.Resampling.NEAREST),
+        (colored(prediction, colors), Image.Resampling.NEAREST),
+        (disagreement(photo, label, prediction, len(colors)), Image.Resampling.NEAREST),
     ):
         height = round(PANEL_WIDTH * label.shape[0] / label.shape[1])
         panels.append(np.asarray(Image.fromarray(pixels).resize((PANEL_WIDTH, height), how)))
@@ -36,10 +55,17 @@ def write_strip(path: Path, spec: Spec, index: int, prediction: np.ndarray) -> N
         Image.fromarray(np.concatenate(panels, axis=1)).save(partial, format="PNG")
 
 
-def write_strips(folder: Path, spec: Spec, predictions: list[tuple[int, np.ndarray]]) -> None:
-    """One strip per (index, prediction uint8[H, W]), named by its place in the split and the image's stem."""
-    for index, prediction in predictions:
-        write_strip(folder / f"{index:02d}-{spec.pairs[index].stem}.png", spec, index, prediction)
+def write_strips(folder: Path, spec: Spec, shown: list[Shown]) -> None:
+    """A strip for each, and index.json, which says what they are; what was there before goes."""
+    rows = []
+    for place, item in enumerate(shown):
+        name = f"{place}-{item.kind}-{spec.pairs[item.index].stem}.png"
+        write_strip(folder / name, spec, item.index, item.prediction)
+        rows.append({"file": name, "image": spec.pairs[item.index].stem, "kind": item.kind, "miou": item.miou})
+    write_json(folder / "index.json", rows)
+    for path in folder.glob("*.png"):
+        if path.name not in {row["file"] for row in rows}:
+            path.unlink()
 
 
 def write_sheet(path: Path, batch: Batch, spec: Spec, columns: int) -> None:

@@ -5,47 +5,28 @@ answers at once and works on a machine without a GPU. The page loads nothing fro
 """
 
 import base64
-import io
 import json
 import math
-import re
 import time
 import tomllib
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from fastseg.errors import UsageError
+from fastseg.figures import MAX_POINTS, SERIES, Curve, one_curve_each, two_curves
 from fastseg.runs import read_log, write_text
 
 DASH = "\N{EN DASH}"
 # A run logs every few seconds, so one that is silent for so long was most likely killed.
 SILENT_SECONDS = 600
-# A curve is some 400 pixels wide: more points cannot be seen and make the file large.
-MAX_POINTS = 240
-# Placeholder colours: matplotlib knows no CSS, so they become style sheet colours afterwards (light and dark).
-INK, LEFT, RIGHT = "#010101", "#010102", "#010103"
-CSS_COLORS = {INK: "currentColor", LEFT: "var(--left)", RIGHT: "var(--right)"}
+# What must be the same for scores to be compared.
+PROTOCOL = ("data.path", "data.split_scheme", "data.unknown_colours")
 
 Event = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One value of the log lines over epochs. Shares (unit "%", 0 to 1 in the log) are drawn from 0 to 100."""
-
-    key: str
-    label: str
-    unit: str = ""
 
 
 def write(run: Path) -> Path:
@@ -54,6 +35,72 @@ def write(run: Path) -> Path:
     Raises:
         UsageError: RUN has no log.jsonl or no readable config.toml.
     """
+    events, config_text, config = _read(run)
+    environment_path = run / "environment.json"
+    environment = json.loads(environment_path.read_text(encoding="utf-8")) if environment_path.is_file() else {}
+
+    html = _render(
+        "report.html.j2",
+        name=run.resolve().name,
+        path=run,
+        config_text=config_text,
+        size=config.get("data", {}).get("size"),
+        environment=environment,
+        overlays=_overlays(run / "overlays"),
+        samples=_embedded(run / "samples.png"),
+        **_summary(events, _silent(run)),
+    )
+    write_text(run / "report.html", html)
+    return run / "report.html"
+
+
+def compare(runs: Sequence[Path], out: Path) -> Path:
+    """Write a page with several runs side by side, whole or not at all, and return its path.
+
+    Raises:
+        UsageError: a folder is no run, as `write`.
+    """
+    read = [_read(run) for run in runs]
+    rows = []
+    for number, (run, (events, _, _)) in enumerate(zip(runs, read, strict=True)):
+        found = _summary(events, _silent(run))
+        rows.append({**found, "path": run, "name": run.resolve().name, "color": SERIES[number % len(SERIES)]})
+    configs = [{f"{s}.{k}": v for s, part in config.items() for k, v in part.items()} for _, _, config in read]
+    settings = {key: [config.get(key) for config in configs] for key in dict.fromkeys(k for c in configs for k in c)}
+    settings = {key: values for key, values in settings.items() if any(value != values[0] for value in values)}
+    protocol = {"images": [f"{row['start'].get('split', {}).get('val')} to validate" for row in rows]}
+    protocol |= {key: [DASH if v is None else v for v in settings[key]] for key in PROTOCOL if key in settings}
+    tables = [{c["name"]: c["iou"] for c in (row["table"] or {}).get("classes", [])} for row in rows]
+    html = _render(
+        "compare.html.j2",
+        runs=rows,
+        differ={name: values for name, values in protocol.items() if len(set(map(str, values))) > 1},
+        svg=one_curve_each(
+            {row["name"]: _over_time(events) for row, (events, _, _) in zip(rows, read, strict=True)},
+            "training time (min)",
+            "validation mIoU (%)",
+        ),
+        classes={name: [table.get(name) for table in tables] for name in dict.fromkeys(n for t in tables for n in t)},
+        settings=settings,
+    )
+    write_text(out, html)
+    return out
+
+
+def _over_time(events: list[Event]) -> tuple[list[float], list[float]]:
+    """Minutes of training and mIoU in per cent of each validation."""
+    minutes, points, seconds = [], [], 0.0
+    for event in events:
+        if event["event"] == "train":
+            seconds = event["seconds"]
+        elif event["event"] == "val" and event["miou"] is not None:
+            minutes.append(seconds / 60)
+            points.append(100 * event["miou"])
+    return minutes, points
+
+
+def _read(run: Path) -> tuple[list[Event], str, dict[str, Any]]:
+    """A run's events, and its configuration as text and as values."""
     if not (run / "log.jsonl").is_file():
         raise _not_a_run(run / "log.jsonl")
     events = read_log(run)
@@ -64,29 +111,46 @@ def write(run: Path) -> Path:
         raise _not_a_run(run / "config.toml") from None
     except ValueError as error:
         raise UsageError(f"{run / 'config.toml'} is not valid TOML ({error}): mend it by hand") from error
-    environment_path = run / "environment.json"
-    environment = json.loads(environment_path.read_text(encoding="utf-8")) if environment_path.is_file() else {}
+    return events, config_text, config
 
-    env = jinja2.Environment(autoescape=True, finalize=_dash, trim_blocks=True, lstrip_blocks=True)
+
+def _silent(run: Path) -> bool:
+    return time.time() - (run / "log.jsonl").stat().st_mtime > SILENT_SECONDS
+
+
+def _render(template: str, /, **values: Any) -> str:
+    loader = jinja2.PackageLoader("fastseg")
+    env = jinja2.Environment(loader=loader, autoescape=True, finalize=_dash, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"percent": _percent, "number": _number, "duration": _duration}
-    template = env.from_string(
-        (resources.files("fastseg") / "templates" / "report.html.j2").read_text(encoding="utf-8")
-    )
-    silent = time.time() - (run / "log.jsonl").stat().st_mtime > SILENT_SECONDS
-    html = template.render(
-        name=run.resolve().name,
-        config_text=config_text,
-        size=config.get("data", {}).get("size"),
-        environment=environment,
-        # NN-STEM.png: the number only orders them
-        overlays=[
-            (path.stem.split("-", 1)[-1], base64.b64encode(path.read_bytes()).decode())
-            for path in sorted((run / "overlays").glob("*.png"))
-        ],
-        **_summary(events, silent),
-    )
-    write_text(run / "report.html", html)
-    return run / "report.html"
+    return env.get_template(template).render(**values)
+
+
+def _embedded(path: Path) -> str | None:
+    """A picture as base64, or None where there is none yet."""
+    return base64.b64encode(path.read_bytes()).decode() if path.is_file() else None
+
+
+def _overlays(folder: Path) -> list[dict[str, Any]]:
+    """The pictures that index.json names, with what it says of them."""
+    index = folder / "index.json"
+    rows = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else []
+    found = [{**row, "data": _embedded(folder / row["file"])} for row in rows]
+    return [row for row in found if row["data"]]
+
+
+def _confusion(event: Event | None) -> list[list[float | None]]:
+    """Shares of each class's labelled pixels by prediction; None in the row of a class that was not labelled."""
+    counts = (event or {}).get("confusion") or []
+    return [[n / sum(row) if sum(row) else None for n in row] for row in counts]
+
+
+def _parts(events: list[Event]) -> list[dict[str, Any]]:
+    """Milliseconds and share of each part of a step, over the interval that was timed; the rest is "other"."""
+    if not events:
+        return []
+    event = events[-1]
+    times = {**event["seconds"], "other": max(0.0, event["total"] - sum(event["seconds"].values()))}
+    return [{"name": n, "ms": 1e3 * t / event["steps"], "share": t / event["total"]} for n, t in times.items()]
 
 
 def _not_a_run(path: Path) -> UsageError:
@@ -120,77 +184,22 @@ def _summary(events: list[Event], silent: bool) -> dict[str, Any]:
         "best": best,
         "last": val[-1] if val else {},
         "table": best or (val[-1] if val else None),
+        "confusion": _confusion(best or (val[-1] if val else None)),
+        "parts": _parts([event for event in events if event["event"] == "parts"]),
         "facts": {item["name"]: item for item in start.get("classes", [])},
         "seconds": end.get("train_seconds", train[-1].get("seconds") if train else None),
         "img_per_s": end.get("img_per_s", float(np.median(speeds)) if speeds else None),
         "memory_mib": max((event.get("memory_mib") or 0 for event in train), default=0) or None,
         "lines_per_point": math.ceil(len(train) / MAX_POINTS),
-        "loss_svg": _figure(train, Curve("loss", "loss"), Curve("lr", "learning rate")),
-        "scores_svg": _figure(val, Curve("miou", "mIoU", "%"), Curve("global_accuracy", "global accuracy", "%"), best),
-        "speed_svg": _figure(train, Curve("img_per_s", "throughput", "img/s"), Curve("data_wait", "data wait", "%")),
+        "loss_svg": two_curves(train, Curve("loss", "loss"), Curve("lr", "learning rate")),
+        "scores_svg": two_curves(
+            val, Curve("miou", "mIoU", "%"), Curve("global_accuracy", "global accuracy", "%"), best
+        ),
+        "speed_svg": two_curves(train, Curve("img_per_s", "throughput", "img/s"), Curve("data_wait", "data wait", "%")),
         "silent_minutes": SILENT_SECONDS // 60,
         # "value: why" -> (value, why)
         "choices": {name: text.partition(": ")[::2] for name, text in start.get("choices", {}).items()},
     }
-
-
-def _series(events: list[Event], key: str) -> np.ndarray:
-    """float64[<= MAX_POINTS]: `key` of each event, means over neighbours when there are too many, NaN where unknown."""
-    values = np.array([event.get(key) for event in events], dtype=np.float64)
-    known = [part[np.isfinite(part)] for part in np.array_split(values, min(len(values), MAX_POINTS))]
-    return np.array([part.mean() if len(part) else np.nan for part in known])
-
-
-def _figure(events: list[Event], left: Curve, right: Curve, best: Event | None = None) -> Markup | None:
-    """Two curves over epochs as inline SVG; on one axis if both are shares, else on two. None without events."""
-    if not events:
-        return None
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": left.key, "font.size": 9}
-    style |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK)
-    with rc_context(style):
-        figure = Figure(figsize=(4.4, 2.9), layout="constrained")
-        axes = figure.subplots()
-        shared = left.unit == right.unit == "%"
-        other = axes if shared else axes.twinx()
-        lines = [_plot(axes, events, left, LEFT, "-"), _plot(other, events, right, RIGHT, "--")]
-        if best:
-            ring: dict[str, Any] = {"marker": "o", "fillstyle": "none", "markersize": 8, "linestyle": "none"}
-            lines += axes.plot(best["epoch"], best["miou"] * 100, color=LEFT, label="best mIoU", **ring)
-        for side, curve in ((axes, left), (other, right)):
-            side.set_ylabel(curve.unit if shared else f"{curve.label} ({curve.unit})" if curve.unit else curve.label)
-            side.set_ylim(0, 100 if curve.unit == "%" else None)
-            side.spines[["top", *(["right"] if shared else [])]].set_visible(False)
-        axes.set_xlabel("epoch")
-        axes.set_xlim(left=0)
-        axes.grid(color=INK, alpha=0.12, linewidth=0.6)
-        figure.legend(handles=lines, loc="outside upper center", ncols=3, frameon=False)
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _inline(buffer.getvalue(), left.key, f"{left.label} and {right.label} over epochs")
-
-
-def _plot(axes: Axes, events: list[Event], curve: Curve, color: str, linestyle: str) -> Line2D:
-    values = _series(events, curve.key) * (100 if curve.unit == "%" else 1)
-    # A line needs two points: with few of them, each one is marked.
-    marker = "o" if len(events) <= 40 else None
-    (line,) = axes.plot(
-        _series(events, "epoch"), values, color=color, ls=linestyle, lw=1.4, marker=marker, ms=3, label=curve.label
-    )
-    return line
-
-
-def _inline(svg: str, name: str, label: str) -> Markup:
-    """matplotlib's SVG file as a part of an HTML page: no header, no global style, its own ids, colours from CSS."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{label}">', svg, count=1)
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\1{name}-", svg)
-    # The page's own font, and the sizes that matplotlib laid out with.
-    svg = re.sub(r'font: ([\d.]+px) [^;"]*', r"font-size: \1", svg)
-    for placeholder, color in CSS_COLORS.items():
-        svg = svg.replace(placeholder, color)
-    return Markup(svg)
 
 
 def _known(value: Any) -> bool:

@@ -6,11 +6,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from fastseg import config as configs
 from fastseg.runs import read_log
 
 SCALARS = {
@@ -55,7 +58,7 @@ class RunLog:
     """
 
     def __init__(self, run: Path, start: int, *, active: bool) -> None:
-        self.active = active
+        self.active, self.run = active, run
         if not active:
             return
         # TensorBoard's writer looks for TensorFlow and says so; nobody here needs to know.
@@ -124,18 +127,33 @@ class RunLog:
         """A validation: always a line of its own."""
         self.event("val", step, **fields)
         best = "  best so far" if fields["best"] else ""
+        if self.active and fields["best"]:
+            for path in sorted((self.run / "overlays").glob("*.png")):
+                # By place and kind: the images may be others each time.
+                tag = "val/" + "-".join(path.stem.split("-")[:2])
+                self.board.add_image(tag, np.asarray(Image.open(path)), step, dataformats="HWC")
         figures = f"mIoU {percent(fields['miou'])}  global accuracy {percent(fields['global_accuracy'])}"
         self.say(f"epoch {fields['epoch']:g}/{epochs}  validation  {figures}  {fields['seconds']:.1f} s{best}")
 
-    def end(self, run: Path, step: int, **fields: Any) -> None:
-        """The last line, and the table per class of the best validation."""
+    def end(self, step: int, **fields: Any) -> None:
+        """The last line, TensorBoard's hyper-parameters, and the table per class of the best validation."""
         self.event("end", step, time=now(), **fields)
-        self.close()
         if not self.active:
             return
-        best = [event for event in read_log(run) if event["event"] == "val" and event["best"]]
+        self.hyper_parameters(fields["best_miou"])
+        self.close()
+        best = [event for event in read_log(self.run) if event["event"] == "val" and event["best"]]
         if best:
             self.console.print(class_table(best[-1], f"best validation, epoch {best[-1]['epoch']:g}"))
+
+    def hyper_parameters(self, miou: float | None) -> None:
+        """The configuration and what came of it, for TensorBoard's table of runs."""
+        from torch.utils.tensorboard.summary import hparams
+
+        tree = configs.read(self.run / "config.toml").as_dict()
+        flat = {f"{section}.{key}": value for section, part in tree.items() for key, value in part.items()}
+        for summary in hparams(flat, {"val/miou": miou or 0.0}):
+            self.board.file_writer.add_summary(summary)
 
     def close(self) -> None:
         """Stop the progress bar and close the files."""
@@ -153,9 +171,15 @@ def class_table(scores: dict, title: str) -> Group:
     table.add_column("class", "mean")
     table.add_column("IoU", percent(scores["miou"]), justify="right")
     table.add_column("accuracy", percent(scores["mean_accuracy"]), justify="right")
+    table.add_column("precision", justify="right")
+    table.add_column("Dice", justify="right")
+    contours = "boundary_f1" in scores
+    if contours:
+        table.add_column("boundary F1", percent(scores["boundary_f1"]), justify="right")
     table.add_column("pixels", f"{sum(row['pixels'] for row in scores['classes']):,}", justify="right")
     for row in scores["classes"]:
-        table.add_row(row["name"], percent(row["iou"]), percent(row["accuracy"]), f"{row['pixels']:,}")
+        shares = [row[key] for key in ("iou", "accuracy", "precision", "dice", *(["boundary_f1"] if contours else []))]
+        table.add_row(row["name"], *map(percent, shares), f"{row['pixels']:,}")
     labelled = [row["pixels"] for row in scores["classes"]]
     constant = max(labelled) / max(1, sum(labelled)) / (len(labelled) - len(scores["absent"]) or 1)
     notes = [
@@ -165,3 +189,27 @@ def class_table(scores: dict, title: str) -> Group:
     if scores["absent"]:
         notes.append(f"in neither labels nor predictions, left out of means: {', '.join(scores['absent'])}")
     return Group(table, *(Text(note) for note in notes))
+
+
+def comparison_table(document: dict, a: str, b: str) -> Group:
+    """What checkpoint `b` changed against `a`, per class and over all images (`evaluation.evaluate_against`)."""
+    table = Table(title=f"{b} against {a}", title_justify="left")
+    for name in ("class", "IoU before", "IoU now", "difference"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for x, y, row in zip(document["a"]["classes"], document["b"]["classes"], document["classes"], strict=True):
+        table.add_row(row["name"], percent(x["iou"]), percent(y["iou"]), points(row["difference"]))
+    found = document["comparison"]
+    spread = found["difference"]
+    return Group(
+        table,
+        Text(f"mIoU {percent(document['a']['miou'])} before, {percent(document['b']['miou'])} now"),
+        Text(
+            f"difference {points(spread['value'])}, 95 % interval {points(spread['low'])} to {points(spread['high'])}, "
+            f"p = {found['chance']:.3f}; {found['better']} images better, {found['worse']} worse"
+        ),
+    )
+
+
+def points(value: float | None) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return "-" if value is None else f"{100 * value:+.1f} pp"

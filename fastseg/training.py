@@ -23,7 +23,6 @@ from fastseg.config import Config, Train
 from fastseg.distributed import leave
 from fastseg.environment import environment
 from fastseg.errors import FastsegError, StoppedError
-from fastseg.evaluation import score
 from fastseg.gradients import BackwardClock, traffic
 from fastseg.job import Job, set_up, start_block, start_event, state_of
 from fastseg.kernels.cross_entropy import (
@@ -32,16 +31,18 @@ from fastseg.kernels.cross_entropy import (
     torch_weight_sum,
     weight_sum,
 )
-from fastseg.metrics import Scores, null_if_nan
 from fastseg.optim import schedule
-from fastseg.overlays import write_strips
+from fastseg.overlays import write_sheet
+from fastseg.parts import PartsClock
 from fastseg.pipelines.source import Batch, TrainSource
 from fastseg.place import place
-from fastseg.ranges import stage
+from fastseg.ranges import shown_by, stage
 from fastseg.runlog import RunLog, now
 from fastseg.stopping import Wishes
+from fastseg.validation import validate
 
-STRIPS = 6  # validation images whose predictions are shown
+SAMPLES = 8  # training images that are shown as the network sees them
+TIMED_LINE = 2  # the log line whose interval is timed part by part: the first has all that warms up
 DATA_BOUND = 0.2  # share of the time waited for data, from which on the log names the cure
 
 
@@ -75,7 +76,7 @@ def train(
                 loop(job, run, log, wishes, began, after_step)
         img_per_s = job.step * job.plan.batch / job.train_seconds if job.train_seconds else None
         figures = {"best_miou": job.best_miou, "train_seconds": job.train_seconds, "img_per_s": img_per_s}
-        log.end(run, job.step, **figures)
+        log.end(job.step, **figures)
         if job.world.is_main:
             # Here, since matplotlib takes half a second to import, for which nobody shall wait before the first step.
             from fastseg.report import write
@@ -122,6 +123,9 @@ def loop(
     batches = iter(source)
     batch = next(batches)
     log.event("first_batch", job.step, seconds=time.perf_counter() - began)
+    if world.is_main and not job.step:
+        write_sheet(run / "samples.png", Batch(*(part[:SAMPLES] for part in batch)), job.spec, columns=4)
+    timed, lines = contextlib.ExitStack(), 0
     first, timed_from, waited, started, decoded = job.step, job.step, 0.0, time.perf_counter(), source.decoded
     validation_seconds, saved, warned = 0.0, started, job.loader == "cache"
     while True:
@@ -168,6 +172,13 @@ def loop(
                     f"data holds training back: {waited / seconds:.0%} of the time went by waiting for it; "
                     "try --loader cache, `fastseg data prepare` and --cache-dir, or more runtime.threads"
                 )
+            lines += 1
+            if lines == TIMED_LINE - 1 and after_step is None:
+                parts = PartsClock(job.spec.device)
+                timed.enter_context(shown_by(parts.show))
+            elif lines == TIMED_LINE and after_step is None:
+                timed.close()
+                log.event("parts", job.step, steps=job.step - timed_from, total=seconds, seconds=parts.seconds())
             job.loss.zero_()
             job.since = timed_from = job.step
             waited, started, decoded = 0.0, time.perf_counter(), source.decoded
@@ -177,6 +188,7 @@ def loop(
                 scores, best = validate(job, run)
             validation_seconds = time.perf_counter() - started
             summary = scores.summary(job.spec.classes.names)
+            summary["confusion"] = scores.confusion.tolist()
             log.val(job.step, epochs=train.epochs, epoch=epoch, best=best, seconds=validation_seconds, **summary)
             with stage("checkpoint"):
                 checkpoint(job, run, epoch)
@@ -268,23 +280,6 @@ def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:
         if job.average:
             job.average.update(job.model)
     return loss
-
-
-def validate(job: Job, run: Path) -> tuple[Scores, bool]:
-    """Scores on the validation split and whether they are the best so far; the best are saved, with pictures."""
-    job.world.sync_buffers(job.model)
-    if job.average:
-        job.world.sync_buffers(job.average.model)
-    scores, kept = score(job.evaluated, job.val_spec, job.val_loader, job.world, keep=STRIPS, fused=job.model.fused)
-    miou = null_if_nan(scores.miou)
-    best = miou is not None and (job.best_miou is None or miou > job.best_miou)
-    job.stale = 0 if best else job.stale + 1
-    if best:
-        job.best_miou = miou
-        if job.world.is_main:
-            checkpoints.save(run / "checkpoints" / "best.pt", state_of(job, whole=False))
-            write_strips(run / "overlays", job.val_spec, kept)
-    return scores, best
 
 
 def checkpoint(job: Job, run: Path, epoch: int) -> None:

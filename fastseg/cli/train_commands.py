@@ -114,6 +114,9 @@ def train(
 @click.option(
     "--at", default="original", show_default=True, help="original: labels at their own size; network: resized."
 )
+@click.option("--against", type=click.Path(path_type=Path), help="Another checkpoint: what has it changed?")
+@click.option("--mixed-protocols", "mixed", is_flag=True, help="Compare scores of different protocols all the same.")
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the scores of each image.")
 @run_options
 @as_json
 def evaluate(
@@ -121,34 +124,59 @@ def evaluate(
     data_name: str | None,
     split: str,
     at: str,
-    sets: tuple[str, ...],
+    against: Path | None,
+    mixed: bool,
+    csv_path: Path | None,
     as_json: bool,
+    sets: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Score a checkpoint on a split: one confusion matrix over all its pixels."""
+    """Print the scores of a checkpoint, with the protocol that gives them meaning.
+
+    With --against it says what the other checkpoint changed: the difference of mIoU with its 95 % interval, by a paired
+    bootstrap over images.
+    """
     from rich.console import Console
 
+    from fastseg import evaluation
     from fastseg.distributed import leave
-    from fastseg.evaluation import evaluate as run_evaluation
-    from fastseg.runlog import class_table
+    from fastseg.runlog import class_table, comparison_table, percent
 
+    if mixed and against is None:
+        raise UsageError("--mixed-protocols: for --against another checkpoint")
     changes = changes_of(sets, {f"runtime.{name}": value for name, value in options.items()})
-    document = run_evaluation(checkpoint, data=data_name, split=split, at=at, changes=changes)
+    how: dict[str, Any] = {"data": data_name, "split": split, "at": at, "changes": changes}
+    if against:
+        document = evaluation.evaluate_against(checkpoint, against, mixed=mixed, **how)
+    else:
+        document = evaluation.evaluate(checkpoint, **how)
     leave()
     if not is_main():
         return
+    if csv_path:
+        evaluation.write_csv(csv_path, document)
     if as_json:
         print_json(document)
         return
     console = Console(highlight=False, soft_wrap=True)
+    if against:
+        console.print(comparison_table(document, str(checkpoint), str(against)))
+        return
     console.print(class_table(document, f"{checkpoint} on {split}"))
+    low, high = document["miou_interval"]
+    console.print(
+        f"mIoU {percent(document['miou'])}, 95 % of samples of these images: {percent(low)} to {percent(high)}"
+    )
     console.print(", ".join(f"{key} {value}" for key, value in document["protocol"].items()), markup=False)
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-def report(run: Path) -> None:
-    """Write RUN/report.html from the run's log, at any time of the run."""
-    from fastseg.report import write
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Of several runs.  [default: compare.html]")
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write RUN/report.html from the run's log, at any time of the run; or a page with several runs side by side."""
+    from fastseg.report import compare, write
 
-    click.echo(write(run))
+    if len(runs) == 1 and out:
+        raise UsageError("report --out: for several runs; that of one is RUN/report.html")
+    click.echo(write(runs[0]) if len(runs) == 1 else compare(runs, out or Path("compare.html")))

@@ -1,10 +1,14 @@
 """Evaluation: what is counted, at which resolution, and that neither padding nor sharing changes it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
+from fastseg.cli import main
 from fastseg.config import load_recipe, override
 from fastseg.distributed import World
 from fastseg.errors import FastsegError
@@ -56,7 +60,8 @@ def reds(png, tmp_path):
 )
 def test_scores_are_enlarged_bilinearly_to_the_labels_size_before_the_highest_wins(reds, high, low, row, confusion):
     spec = reds([[[high, high, low, low]] * 4], [[[0, 1, 0, 1]] * 4], "2x2")
-    scores, ((index, prediction),) = score(RedOrNot(), spec, "torchvision", world(), keep=6)
+    found = score(RedOrNot(), spec, "torchvision", world(), keep=6)
+    scores, ((index, prediction),) = found.scores, found.kept
     assert (index, prediction.tolist()) == (0, [row] * 4)
     assert scores.confusion[:2, :2].tolist() == confusion
     assert scores.confusion.sum() == 16
@@ -65,23 +70,23 @@ def test_scores_are_enlarged_bilinearly_to_the_labels_size_before_the_highest_wi
 def test_labels_at_the_networks_size_are_resized_instead(reds):
     spec = reds([[[250, 250, 0, 0]] * 4], [[[0, 1, 11, 1]] * 4], "2x2")
     # The nearest rule takes pixel floor((2 * o + 1) * 4 / 4) = 1 and 3 of four.
-    scores, _ = score(RedOrNot(), spec, "torchvision", world(), at="network")
+    scores = score(RedOrNot(), spec, "torchvision", world(), at="network").scores
     assert scores.confusion[:2, :2].tolist() == [[0, 0], [2, 2]]
 
 
 @pytest.mark.parametrize("count", [1, BATCH - 1, BATCH, BATCH + 1])
 def test_padding_of_the_last_batch_is_not_counted(reds, count):
     spec = reds([[[200, 0]] * 2] * count, [[[0, 1]] * 2] * count, "2x2")
-    scores, kept = score(RedOrNot(), spec, "torchvision", world(), keep=3)
-    assert scores.confusion.sum() == 4 * count
-    assert scores.miou == 1
-    assert [index for index, _ in kept] == list(range(min(3, count)))
+    found = score(RedOrNot(), spec, "torchvision", world(), keep=3)
+    assert found.confusions.sum((1, 2)).tolist() == [4] * count
+    assert found.scores.miou == 1
+    assert [index for index, _ in found.kept] == list(range(min(3, count)))
 
 
 def test_processes_share_a_split_without_overlap(reds):
     images = [[[200, 0]] * 2, [[0, 200]] * 2, [[200, 200]] * 2, [[0, 0]] * 2, [[200, 0]] * 2]
     spec = reds(images, [[[0, 1]] * 2] * 5, "2x2")
-    whole, _ = score(RedOrNot(), spec, "torchvision", world())
+    whole = score(RedOrNot(), spec, "torchvision", world(), boundaries=True)
     parts = []
     for rank in range(7):  # more processes than images: some have none
 
@@ -89,10 +94,13 @@ def test_processes_share_a_split_without_overlap(reds):
             def sum(self, tensor):
                 return tensor
 
-        part, _ = score(RedOrNot(), spec, "torchvision", Alone(rank, 7, torch.device("cpu")))
-        parts.append(part.confusion)
-    assert np.array_equal(sum(parts), whole.confusion)
-    assert [int(p.sum()) for p in parts] == [4] * 5 + [0, 0]
+        parts.append(score(RedOrNot(), spec, "torchvision", Alone(rank, 7, torch.device("cpu")), boundaries=True))
+    assert np.array_equal(sum(part.confusions for part in parts), whole.confusions)
+    assert [int(part.confusions.sum()) for part in parts] == [4] * 5 + [0, 0]
+    # The first image is right; the second has its contour, and the classes on the wrong sides of it.
+    np.testing.assert_array_equal(sum(part.boundaries for part in parts), whole.boundaries)
+    assert whole.boundaries[:, :2].tolist()[:2] == [[1, 1], [0, 0]]
+    assert np.isnan(whole.boundaries[:, 2:]).all()
 
 
 def test_the_network_is_left_in_the_mode_it_came_in(reds):
@@ -114,3 +122,64 @@ def test_other_classes_than_the_networks_are_refused(tmp_path, png, street):
     (tmp_path / "other" / "dataset.toml").write_text(splits + '[[classes]]\nname = "cat"\nindex = 0\n')
     with pytest.raises(FastsegError, match=r"its classes \(cat\) are not those of .* \(Sky, Building"):
         evaluate(tmp_path / "run" / "checkpoints" / "last.pt", data=str(tmp_path / "other"))
+
+
+@pytest.fixture(scope="module")
+def two(street, tmp_path_factory):
+    """Checkpoints of a run after its first and its last epoch."""
+    from fastseg.training import train
+
+    changes = {"data.path": str(street), "data.size": "32x48", "model.depth": 1, "train.epochs": 4}
+    changes |= {"train.keep_every": 1, "train.ema": 0.0, "runtime.dtype": "fp32", "runtime.device": "cpu"}
+    run = tmp_path_factory.mktemp("two") / "run"
+    train(override(load_recipe("fast"), changes), run)
+    return [run / "checkpoints" / f"epoch-000{n}.pt" for n in (1, 4)]
+
+
+def invoke(*words: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, ["eval", *map(str, words)])
+    assert not isinstance(result.exception, Exception), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_document_says_what_each_image_is_worth_and_how_sure_the_mean_is(two):
+    document = evaluate(two[1])
+    low, high = document["miou_interval"]
+    assert low <= document["miou"] <= high
+    assert len(document["images"]) == 4
+    assert sum(map(sum, document["confusion"])) == sum(row["pixels"] for row in document["classes"])
+    contours = [image["boundary_f1"] for image in document["images"]]
+    assert document["boundary_f1"] == pytest.approx(np.mean(contours))
+    assert all(0 <= image["miou"] <= 1 for image in document["images"])
+
+
+def test_two_checkpoints_are_compared_image_by_image(two, tmp_path):
+    code, out, err = invoke(two[0], "--against", two[1], "--json", "--csv", tmp_path / "both.csv")
+    assert code == 0, err
+    document = json.loads(out)
+    a, b = evaluate(two[0]), evaluate(two[1])
+    assert (document["a"], document["b"]) == (a, b)
+    found = document["comparison"]
+    assert found["difference"]["value"] == pytest.approx(b["miou"] - a["miou"])
+    assert found["difference"]["low"] <= found["difference"]["value"] <= found["difference"]["high"]
+    pairs = [(x["miou"], y["miou"]) for x, y in zip(a["images"], b["images"], strict=True)]
+    assert found["better"] == sum(y > x for x, y in pairs)
+    assert document["classes"][0]["difference"] == pytest.approx(b["classes"][0]["iou"] - a["classes"][0]["iou"])
+    lines = (tmp_path / "both.csv").read_text().splitlines()
+    assert lines[0] == "image,miou_a,global_accuracy_a,boundary_f1_a,miou_b,global_accuracy_b,boundary_f1_b"
+    assert [float(line.split(",")[4]) for line in lines[1:]] == [y for _, y in pairs]
+    code, out, _ = invoke(two[0], "--against", two[1])
+    assert "95 % interval" in out
+    assert invoke(two[0], "--csv", tmp_path / "one.csv")[0] == 0
+    assert (tmp_path / "one.csv").read_text().splitlines()[0] == "image,miou,global_accuracy,boundary_f1"
+
+
+def test_other_protocols_are_not_compared_unless_asked(two, tmp_path):
+    state = torch.load(two[1], weights_only=True)
+    state["config"]["data"]["split_scheme"] = "video"
+    torch.save(state, tmp_path / "other.pt")
+    code, _, err = invoke(two[0], "--against", tmp_path / "other.pt")
+    assert code == 2
+    assert "not the same protocol" in err
+    assert "split_scheme: auto and video" in err
+    assert invoke(two[0], "--mixed-protocols")[0] == 2

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastseg.metrics import Scores
+from fastseg import metrics
+from fastseg.metrics import Scores, bootstrap, compare, interval, miou_of, resampled
 
 NAMES = ("a", "b", "c")
 
@@ -49,7 +50,11 @@ def test_a_class_in_neither_labels_nor_predictions_is_left_out():
     assert found.fw_iou == pytest.approx(0.4 * 6 / 10 + 0.6 * 10 / 14)
     summary = strictly_parsed(found.summary(NAMES))
     assert summary["absent"] == ["c"]
-    assert summary["classes"][2] == {"name": "c", "iou": None, "accuracy": None, "pixels": 0}
+    assert summary["classes"][2] == {
+        "name": "c",
+        **dict.fromkeys(("iou", "accuracy", "precision", "dice")),
+        "pixels": 0,
+    }
 
 
 def test_a_class_that_is_only_predicted_has_iou_0_and_no_accuracy():
@@ -59,7 +64,9 @@ def test_a_class_that_is_only_predicted_has_iou_0_and_no_accuracy():
     assert math.isnan(found.accuracy[2])
     assert found.mean_accuracy == pytest.approx((6 / 8 + 1) / 2)
     assert found.absent(NAMES) == []
-    assert found.summary(NAMES)["classes"][2] == {"name": "c", "iou": 0, "accuracy": None, "pixels": 0}
+    assert found.summary(NAMES)["classes"][2] == {
+        "name": "c", "iou": 0, "accuracy": None, "precision": 0, "dice": 0, "pixels": 0,
+    }  # fmt: skip
 
 
 def test_a_class_that_is_never_found_has_iou_0_and_accuracy_0():
@@ -72,14 +79,18 @@ def test_no_pixel_gives_no_score():
     summary = strictly_parsed(found.summary(NAMES))
     assert [summary[k] for k in ("miou", "global_accuracy", "mean_accuracy", "fw_iou")] == [None] * 4
     assert summary["absent"] == list(NAMES)
-    assert all(row == {"name": row["name"], "iou": None, "accuracy": None, "pixels": 0} for row in summary["classes"])
+    nothing = {**dict.fromkeys(("iou", "accuracy", "precision", "dice")), "pixels": 0}
+    assert summary["classes"] == [{"name": name, **nothing} for name in NAMES]
 
 
 def test_a_summary_is_strict_json_and_holds_the_scores():
     found = scores([50, 10, 0], [5, 30, 5], [0, 20, 80])
     summary = strictly_parsed(found.summary(NAMES))
     assert list(summary) == ["miou", "global_accuracy", "mean_accuracy", "fw_iou", "absent", "classes"]
-    assert summary["classes"][1] == {"name": "b", "iou": pytest.approx(3 / 7), "accuracy": 0.75, "pixels": 40}
+    assert summary["classes"][1] == {
+        "name": "b", "iou": pytest.approx(3 / 7), "accuracy": 0.75, "precision": 0.5, "dice": pytest.approx(0.6),
+        "pixels": 40,
+    }  # fmt: skip
 
 
 def test_counts_beyond_32_bits_stay_exact():
@@ -97,3 +108,73 @@ def test_scores_are_shares_and_iou_is_never_above_accuracy(counts):
     assert all(i <= a for i, a in zip(found.iou, found.accuracy, strict=True) if not math.isnan(a))
     perfect = Scores(np.diag(found.pixels))
     assert [perfect.miou, perfect.fw_iou] == pytest.approx([1, 1] if sum(counts) else [math.nan] * 2, nan_ok=True)
+
+
+def test_scores_are_scikit_learns():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    # Six of seven classes are labelled, another six predicted.
+    label, prediction = rng.integers(0, 6, 5000), rng.integers(1, 7, 5000)
+    counts = sklearn.confusion_matrix(label, prediction, labels=range(7))
+    found = Scores(counts)
+    precision, recall, f1, support = sklearn.precision_recall_fscore_support(label, prediction, labels=range(7))
+    jaccard = sklearn.jaccard_score(label, prediction, labels=range(7), average=None)
+    known = dict(zip(("precision", "accuracy", "dice", "iou"), (precision, recall, f1, jaccard), strict=True))
+    for name, wanted in known.items():
+        values = getattr(found, name)
+        undefined = np.isnan(values)
+        # scikit-learn says 0 where there is nothing to divide by.
+        assert undefined.tolist() == [(name, c) in (("precision", 0), ("accuracy", 6)) for c in range(7)]
+        np.testing.assert_allclose(values[~undefined], wanted[~undefined], atol=1e-12)
+    assert found.pixels.tolist() == support.tolist()
+    assert found.global_accuracy == pytest.approx(sklearn.accuracy_score(label, prediction))
+    weighted = sklearn.jaccard_score(label, prediction, average="weighted", labels=range(7))
+    assert found.fw_iou == pytest.approx(weighted)
+    shares = sklearn.confusion_matrix(label, prediction, labels=range(7), normalize="true")
+    np.testing.assert_allclose(found.normalised[:6], shares[:6], atol=1e-12)
+    assert np.isnan(found.normalised[6]).all()
+
+
+def test_the_score_of_each_image():
+    found = miou_of(np.array([[[4, 0], [0, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]]))
+    # One class alone and right; two, each 1 / 3; nothing labelled.
+    assert found[:2].tolist() == pytest.approx([1, 1 / 3])
+    assert math.isnan(found[2])
+
+
+def test_samples_of_images_are_scored_as_if_they_were_the_split():
+    rng = np.random.default_rng(1)
+    counts = rng.integers(0, 50, (9, 3, 3))
+    weights = resampled(9)
+    assert (weights.sum(1) == 9).all()
+    assert np.array_equal(weights, resampled(9))  # the same ones for whatever is compared
+    samples = bootstrap(counts, weights)
+    for row in (0, 1, 77):
+        chosen = np.repeat(np.arange(9), weights[row])
+        assert samples[row] == pytest.approx(Scores(counts[chosen].sum(0)).miou)
+
+
+def test_the_interval_holds_95_per_cent_of_the_samples():
+    # Images of one class each, found or not: mIoU is then the mean of two shares, whose spread is known.
+    assert interval(0.5, np.linspace(0, 1, 1001)) == pytest.approx((0.5, 0.025, 0.975))
+    right, wrong = [[10, 0], [0, 10]], [[0, 10], [10, 0]]
+    same = np.array([right] * 8)
+    assert interval(1.0, bootstrap(same, resampled(8))) == (1.0, 1.0, 1.0)
+    spread = interval(0.0, bootstrap(np.array([right] * 4 + [wrong] * 4), resampled(8)))
+    assert 0 < spread.low < 1 / 3 < spread.high < 1
+
+
+def test_two_networks_on_the_same_images():
+    rng = np.random.default_rng(2)
+    a = rng.integers(1, 50, (40, 3, 3))
+    better = a + 30 * np.eye(3, dtype=int)
+    found = compare(a, better)
+    assert found.difference.value == pytest.approx(Scores(better.sum(0)).miou - Scores(a.sum(0)).miou)
+    assert 0 < found.difference.low < found.difference.value < found.difference.high
+    assert (found.chance, found.better, found.worse) == (0.0, 40, 0)
+    back = compare(better, a)
+    assert back.difference.value == pytest.approx(-found.difference.value)
+    assert (back.chance, back.better, back.worse) == (0.0, 0, 40)
+    nothing = compare(a, a)
+    assert (nothing.difference, nothing.chance) == ((0.0, 0.0, 0.0), 1.0)
+    assert metrics.RESAMPLES >= 1000

@@ -27,7 +27,8 @@ START = {
     "total_steps": 40, "epochs": 10, "batch": 4, "world": 1, "device": "cpu", "dtype": "bf16", "loader": "cache",
     "optimizer": "sgd", "choices": {"loader": "cache: 11 MB: it fits", "dtype": "bf16"},
     "classes": [
-        {"name": "<b>&", "color": [128, 64, 0], "weight": 0.5}, {"name": "Pole", "color": [1, 2, 3], "weight": None},
+        {"name": "<b>&", "color": [128, 64, 0], "weight": 0.5, "pixels": 7654321},
+        {"name": "Pole", "color": [1, 2, 3], "weight": None, "pixels": 0},
     ],
 }  # fmt: skip
 
@@ -46,8 +47,8 @@ def train(step: int, **values: object) -> dict:
 
 def val(step: int, miou: float | None, accuracy: float | None = 0.75) -> dict:
     classes = [
-        {"name": "<b>&", "iou": miou, "accuracy": 0.625, "pixels": 1234567},
-        {"name": "Pole", "iou": None, "accuracy": None, "pixels": 0},
+        {"name": "<b>&", "iou": miou, "accuracy": 0.625, "precision": 0.75, "dice": 0.6, "pixels": 1234567},
+        {"name": "Pole", "iou": None, "accuracy": None, "precision": None, "dice": None, "pixels": 0},
     ]
     scores = {"miou": miou, "global_accuracy": accuracy, "mean_accuracy": 0.625, "fw_iou": miou, "best": True}
     return {
@@ -180,22 +181,22 @@ def test_unknown_scores_are_dashes(run: Path) -> None:
     text = page(run, START, nothing, val(4, None, accuracy=None))
     assert "nan" not in words(text).lower()
     assert "None" not in words(text)
-    assert row(text, "Pole") == [DASH, DASH, DASH, "0"]
-    assert row(text, "Mean over classes") == ["", DASH, "62.5 %", ""]
+    assert row(text, "Pole") == [DASH] * 5 + ["0", "0"]
+    assert row(text, "Mean over classes") == ["", DASH, "62.5 %", "", "", "", ""]
     assert "Pole (absent)" in words(text)
     assert f"Best mIoU {DASH} no score yet" in words(text)
 
 
 def test_class_table(run: Path) -> None:
     text = page(run, START, val(4, 0.4375))
-    assert row(text, "&lt;b&gt;&amp;") == ["0.500", "43.8 %", "62.5 %", "1 234 567"]
+    scores = ["43.8 %", "62.5 %", "75.0 %", "60.0 %"]
+    assert row(text, "&lt;b&gt;&amp;") == ["0.500", *scores, "7 654 321", "1 234 567"]
     assert "background: rgb(128, 64, 0)" in text
     assert "width: 43.8%" in text
 
 
 def test_text_from_data_is_escaped(run: Path) -> None:
-    (run / "overlays").mkdir()
-    Image.new("RGB", (6, 2)).save(run / "overlays" / '00-"><u>.png')
+    strips(run, ('"><u>', "worst", 0.1))
     text = page(run, START | {"data": "<s>"}, val(4, 0.5))
     for tag in ("<b>", "<i>&", "<none>", "<s>", "<u>"):
         assert tag not in text
@@ -214,18 +215,76 @@ def test_choices_are_split_at_the_first_colon(run: Path) -> None:
     assert row(text, "dtype") == ["bf16", DASH]
 
 
-def test_overlays_are_embedded(run: Path) -> None:
+def strips(run: Path, *items: tuple[str, str, float]) -> list[Path]:
+    """Pictures of validation images (stem, kind, mIoU), as training writes them."""
     (run / "overlays").mkdir()
-    for number in (1, 0):
-        Image.new("RGB", (6, 2), (number, 0, 0)).save(run / "overlays" / f"{number:02d}-stem-{number}.png")
+    rows, paths = [], []
+    for place, (stem, kind, miou) in enumerate(items):
+        path = run / "overlays" / f"{place}-{kind}-{stem}.png"
+        Image.new("RGB", (6, 2), (place, 0, 0)).save(path)
+        rows.append({"file": path.name, "image": stem, "kind": kind, "miou": miou})
+        paths.append(path)
+    (run / "overlays" / "index.json").write_text(json.dumps(rows))
+    return paths
+
+
+def test_pictures_are_embedded_with_what_they_are_and_a_legend(run: Path) -> None:
+    paths = strips(run, ("a", "worst", 0.125), ("b", "best", 0.75), ("c", "other", 0.5))
+    Image.new("RGB", (6, 2)).save(run / "overlays" / "9-best-left-over.png")
+    Image.new("RGB", (9, 9)).save(run / "samples.png")
     text = page(run, START)
     images = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="([^"]*)">', text)
-    assert [base64.b64decode(data) for data, _ in images] == [
-        (run / "overlays" / name).read_bytes() for name in ("00-stem-0.png", "01-stem-1.png")
+    assert [base64.b64decode(data) for data, _ in images] == [p.read_bytes() for p in (*paths, run / "samples.png")]
+    assert [alt for _, alt in images[:2]] == [
+        f"Validation image {stem}: photo, label, prediction and where they disagree, side by side" for stem in "ab"
     ]
-    assert [alt for _, alt in images] == [
-        f"Validation image stem-{number}: photo, label and prediction side by side" for number in (0, 1)
-    ]
+    for said in ("Among the worst: a, mIoU 12.5 %.", "Among the best: b, mIoU 75.0 %.", "Another: c, mIoU 50.0 %."):
+        assert said in words(text)
+    assert "<b>& Pole void wrong" in words(text)
+
+
+def test_the_confusion_matrix_has_the_share_of_each_row(run: Path) -> None:
+    text = page(run, START, val(4, 0.5) | {"confusion": [[30, 10], [0, 0]]})
+    cells = re.findall(r'<td class="n" style="--share: ([^"]*)">([^<]*)</td>', text)
+    assert cells == [("0.75", "75"), ("0.25", "25"), ("0.00", DASH), ("0.00", DASH)]
+
+
+def test_the_time_of_a_step_adds_up(run: Path) -> None:
+    timed = {"event": "parts", "step": 20, "steps": 10, "total": 5.0, "seconds": {"forward": 1.0, "backward": 3.0}}
+    text = page(run, START, train(20), timed)
+    assert row(text, "forward") == ["100.0", "20.0 %"]
+    assert row(text, "backward") == ["300.0", "60.0 %"]
+    assert row(text, "other") == ["100.0", "20.0 %"]
+    assert "Not timed yet" in page(run, START)
+
+
+def two(run: Path, **changes: str) -> list[Path]:
+    """The run, and another one with another learning rate and `changes` of its configuration."""
+    page(run, START, train(4, seconds=60.0), val(4, 0.25), train(8, seconds=120.0), val(8, 0.5), end(8))
+    other = run.with_name("other-run")
+    other.mkdir()
+    lines = "".join(f'{key} = "{value}"\n' for key, value in changes.items())
+    (other / "config.toml").write_text(f"{CONFIG}{lines}[train]\nlr = 0.5\n")
+    page(other, START, train(4, seconds=30.0), val(4, 0.75))
+    return [run, other]
+
+
+def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
+    path = report.compare(two(run), tmp_path / "compare.html")
+    text = path.read_text(encoding="utf-8")
+    assert row(text, "my-run")[:3] == ["50.0 %", "2", "1 h 02 min"]
+    assert row(text, "other-run")[:3] == ["75.0 %", "1", "30 s"]
+    assert row(text, "&lt;b&gt;&amp;") == ["50.0 %", "75.0 %"]
+    assert row(text, "train.lr") == [DASH, "0.5"]
+    assert "Not the same protocol" not in text
+    assert "data.size" not in text  # the same in both
+    assert report._over_time(report._read(run)[0]) == ([1.0, 2.0], [25.0, 50.0])
+
+
+def test_runs_of_other_protocols_are_told_apart(run: Path, tmp_path: Path) -> None:
+    path = report.compare(two(run, split_scheme="video"), tmp_path / "compare.html")
+    said = f"Not the same protocol: these scores say nothing about one another. data.split_scheme: {DASH}, video."
+    assert said in words(path.read_text(encoding="utf-8"))
 
 
 class _Tags(HTMLParser):
@@ -251,8 +310,7 @@ class _Tags(HTMLParser):
 
 
 def test_page_is_whole_and_refers_to_nothing_outside(run: Path) -> None:
-    (run / "overlays").mkdir()
-    Image.new("RGB", (6, 2)).save(run / "overlays" / "00-stem.png")
+    strips(run, ("stem", "worst", 0.1))
     text = page(run, START, *(train(step) for step in range(1, 40)), val(8, 0.25), val(40, 0.5), end(40))
     parser = _Tags()
     parser.feed(text)

@@ -1,8 +1,10 @@
 """The log's views: what a terminal and TensorBoard show of an event."""
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
+from fastseg.config import Config
 from fastseg.runlog import RunLog, class_table, duration, percent
 
 TRAIN = {
@@ -50,20 +52,42 @@ def test_tensorboard_holds_the_figures_and_forgets_the_steps_that_are_made_again
     assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 2.0)]
 
 
+def test_tensorboard_holds_pictures_and_hyper_parameters(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    (tmp_path / "config.toml").write_text(Config().dumps())
+    (tmp_path / "overlays").mkdir()
+    Image.new("RGB", (6, 2)).save(tmp_path / "overlays" / "0-worst-any.png")
+    log = RunLog(tmp_path, 0, active=True)
+    scores = {"miou": 0.5, "global_accuracy": 0.5, "mean_accuracy": 0.5, "fw_iou": 0.5, "absent": [], "classes": []}
+    log.val(1, epochs=1, epoch=1, best=True, seconds=1.0, **scores)
+    log.hyper_parameters(0.5)
+    log.board.close()
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    assert [(e.step, e.width, e.height) for e in board.Images("val/0-worst")] == [(1, 6, 2)]
+    content = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    values = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert values["train.lr"].number_value == Config().train.lr
+    assert values["data.size"].string_value == "360x480"
+
+
 def test_all_but_the_main_process_are_silent(tmp_path, capsys):
     log = RunLog(tmp_path, 0, active=False)
     log.start(0, {"run": "r"}, total_steps=1)
     log.train(1, total=1, epochs=1, left=0, **TRAIN)
-    log.end(tmp_path, 1)
+    log.end(1)
     assert capsys.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_class_table_compares_with_the_commonest_class_and_names_the_absent():
-    rows = [("a", 0.5, 0.6, 75), ("b", 0.0, 0.0, 25), ("c", None, None, 0)]
+    rows = [("a", 0.5, 0.6, 0.7, 0.65, 75), ("b", 0.0, 0.0, 0.0, 0.0, 25), ("c", None, None, None, None, 0)]
+    columns = ("name", "iou", "accuracy", "precision", "dice", "pixels")
     scores = {
         "miou": 0.25, "mean_accuracy": 0.3, "global_accuracy": 0.45, "fw_iou": 0.375, "absent": ["c"],
-        "classes": [dict(zip(("name", "iou", "accuracy", "pixels"), row, strict=True)) for row in rows],
+        "classes": [dict(zip(columns, row, strict=True)) for row in rows],
     }  # fmt: skip
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(class_table(scores, "title"))
