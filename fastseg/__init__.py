@@ -9,7 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["evaluate", "load", "train"]
 
-_HOMES = {"train": "fastseg.training", "evaluate": "fastseg.evaluation", "load": "fastseg.checkpoint"}
+_HOMES = {"train": "fastseg.training", "evaluate": "fastseg.evaluation", "load": "fastseg.predict"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,10 @@ from fastseg import __version__
 from fastseg.cli.bench_command import bench
 from fastseg.cli.data_commands import data
 from fastseg.cli.doctor_command import doctor
+from fastseg.cli.export_command import export
+from fastseg.cli.predict_command import predict
 from fastseg.cli.profile_command import profile
+from fastseg.cli.repro_command import repro
 from fastseg.cli.train_commands import evaluate, report, train
 from fastseg.errors import FastsegError, LostError, StoppedError, first_line
 from fastseg.place import decide, decided, die_with_launcher, end_launcher, place
@@ -78,5 +81,5 @@ def main(debug: bool) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
-for command in (data, train, evaluate, report, bench, profile, doctor):
+for command in (data, train, evaluate, report, predict, export, repro, bench, profile, doctor):
     main.add_command(command)

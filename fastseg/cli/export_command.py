@@ -1,0 +1,29 @@
+"""`fastseg export`."""
+
+from pathlib import Path
+
+import click
+
+from fastseg.cli.options import as_json, print_json
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="NAME.onnx, or NAME.pt2 for torch.export.")
+@as_json
+def export(checkpoint: Path, out: Path, as_json: bool) -> None:
+    """Write a network for other programs, and check that they compute the same.
+
+    The input is uint8[B, 3, H, W] at the network's size, the output float32 scores [B, C, H, W]; normalisation is
+    inside.
+    """
+    from fastseg.export import export as run
+
+    document = run(checkpoint, out)
+    if as_json:
+        print_json(document)
+        return
+    click.echo(
+        f"{out}: {document['bytes'] / 1e6:.1f} MB, {document['agreement']:.4%} of the pixels as the network, "
+        f"scores within {document['difference']:.2g} of their range, {document['speed_vs_network']:.2f} times its speed"
+    )

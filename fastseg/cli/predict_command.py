@@ -1,0 +1,68 @@
+"""`fastseg predict`."""
+
+from pathlib import Path
+
+import click
+
+from fastseg.cli.options import as_json, print_json
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
+@click.option(
+    "--write",
+    "kinds",
+    multiple=True,
+    type=click.Choice(["index", "color", "overlay"]),
+    help="What to write, several times for several.  [default: all three]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace results that are there.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, bf16, fp16 or fp32.")
+@as_json
+@click.pass_context
+def predict(
+    ctx: click.Context,
+    checkpoint: Path,
+    inputs: tuple[str, ...],
+    out: Path,
+    kinds: tuple[str, ...],
+    overwrite: bool,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Label images: INPUTS are files, folders, or globs in quotes.
+
+    OUT/index has the class of each pixel as its grey value, OUT/color the same with a palette, OUT/overlay the photo
+    with the classes over it; all in the photo's own size. A file that cannot be read is named and left out, and the
+    exit code is 1.
+    """
+    import time
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from fastseg.predict import KINDS, find_images, load
+    from fastseg.predict import predict as run
+
+    jobs = find_images(inputs)
+    model = load(checkpoint, device=device, dtype=dtype)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    start, bad = time.perf_counter(), []
+    results = run(model, jobs, out, kinds or KINDS, overwrite=overwrite)
+    for job, problem in track(results, total=len(jobs), description="predict", console=console, transient=True):
+        if problem:
+            bad.append({"file": str(job.path), "problem": problem})
+            console.print(f"fastseg: {problem}", markup=False)
+    seconds = time.perf_counter() - start
+    written = len(jobs) - len(bad)
+    if as_json:
+        print_json({"out": str(out), "images": written, "bad": bad, "img_per_s": written / seconds})
+    else:
+        click.echo(
+            f"{written} images to {out}, {written / seconds:.1f} img/s" + (f"; {len(bad)} left out" if bad else "")
+        )
+    ctx.exit(1 if bad else 0)

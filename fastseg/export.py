@@ -1,0 +1,168 @@
+"""`fastseg export`: a trained network for other programs, as ONNX or as a torch.export program, checked as it is made.
+
+What goes in are pixels, uint8[B, 3, H, W] at the network's size; what comes out are scores, float32[B, C, H, W]. The
+normalisation is inside, batch norms are folded into the convolutions before them, and unpooling is a gather in standard
+operators. All of it is fp32.
+"""
+
+import copy
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from fastseg import checkpoint as checkpoints
+from fastseg import config as configs
+from fastseg.errors import FastsegError, UsageError
+from fastseg.kernels.pool import torch_pool
+from fastseg.model import SegNet
+from fastseg.pipelines.source import MEAN, STD
+from fastseg.runs import whole
+
+FORMATS = {".onnx": "onnx", ".pt2": "torch"}
+OPSET = 20
+# Of the exported program against the network: equal classes, and scores as fp32 allows in another order of sums.
+AGREEMENT, TOLERANCE = 0.9999, 1e-3
+CHECKED = (1, 3)  # batches of noise
+TURNS = 5
+
+
+class Exportable(nn.Module):
+    """uint8[B, 3, H, W] -> scores float32[B, C, H, W] of a trained network, with nothing but standard operators."""
+
+    def __init__(self, network: SegNet) -> None:
+        super().__init__()
+        folded = fold(network)
+        self.encoder, self.decoder = folded.encoder, folded.decoder
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x, skipped = (images.float() - self.mean) / self.std, []
+        for layers in self.encoder:
+            x = layers(x)
+            size = (x.shape[-2], x.shape[-1])
+            x, positions = torch_pool(x)
+            skipped.append((positions, size))
+        for layers in self.decoder:
+            positions, size = skipped.pop()
+            x = layers(gathered(x, positions, size))
+        return x
+
+
+def gathered(x_BCHW: torch.Tensor, positions: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Unpooling without a scatter: each pixel takes its window's value where it was the maximum, else 0."""
+    height, width = size
+
+    def spread(small: torch.Tensor) -> torch.Tensor:
+        return small.repeat_interleave(2, -2).repeat_interleave(2, -1)[..., :height, :width]
+
+    places = torch.arange(height * width, device=x_BCHW.device).view(height, width)
+    return torch.where(spread(positions) == places, spread(x_BCHW), 0.0)
+
+
+def fold(network: SegNet) -> SegNet:
+    """A copy in evaluation mode whose batch norms are part of the convolutions before them."""
+    network = copy.deepcopy(network).float().eval()
+    for stage in itertools.chain(network.encoder, network.decoder):
+        assert isinstance(stage, nn.Sequential)
+        for place, (layer, following) in enumerate(itertools.pairwise(list(stage))):
+            if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+                stage[place], stage[place + 1] = fuse_conv_bn_eval(layer, following), nn.Identity()
+    return network
+
+
+def export(checkpoint: Path, out: Path) -> dict[str, Any]:
+    """Write a checkpoint's network as OUT.onnx or OUT.pt2, run it, and return what `fastseg export --json` prints.
+
+    Raises:
+        UsageError: another suffix, or a file that is there. FastsegError: what was exported computes something else;
+            nothing is left then.
+    """
+    if out.suffix not in FORMATS:
+        raise UsageError(f"--out {out}: a name that ends in {' or '.join(FORMATS)} says what to write")
+    if out.exists():
+        raise UsageError(f"--out {out} exists: give another name")
+    state = checkpoints.read(checkpoint)
+    height, width = configs.from_dict(state["config"], str(checkpoint)).data.size
+    network = checkpoints.build_model(state).to(memory_format=torch.contiguous_format)
+    module = Exportable(network).eval()
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randint(256, (b, 3, height, width), dtype=torch.uint8, generator=generator) for b in CHECKED]
+    facts = {"classes": ",".join(state["classes"]), "colors": str(state["colors"]), "size": f"{height}x{width}"}
+    with whole(out) as partial:
+        run = (_onnx if FORMATS[out.suffix] == "onnx" else _torch)(module, batches[1], facts, partial)
+        checked = check(network, run, batches)
+        if checked["agreement"] < AGREEMENT or checked["difference"] > TOLERANCE:
+            raise FastsegError(
+                f"export: {checked['agreement']:.4%} of the pixels agree with the network, scores differ by "
+                f"{checked['difference']:.2g} of their range: nothing was written"
+            )
+        size = partial.stat().st_size
+    return {"out": str(out), "format": FORMATS[out.suffix], "bytes": size, **checked}
+
+
+def check(network: SegNet, run: Callable[[torch.Tensor], torch.Tensor], batches: list[torch.Tensor]) -> dict[str, Any]:
+    """How an exported program differs from the network in fp32, and how fast it is beside it on this CPU.
+
+    `difference` is the largest of the scores, as a share of the largest score.
+    """
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+
+    def plain(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return network((images.float() - mean) / std)
+
+    pairs = [(plain(images), run(images)) for images in batches]
+    equal = [(a.argmax(1) == b.argmax(1)).flatten() for a, b in pairs]
+    difference = max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+    seconds: dict[str, list[float]] = {"network": [], "exported": []}
+    for _ in range(TURNS):
+        for name, call in (("network", plain), ("exported", run)):
+            start = time.perf_counter()
+            call(batches[0])
+            seconds[name].append(time.perf_counter() - start)
+    ratio = float(np.median([a / b for a, b in zip(seconds["network"], seconds["exported"], strict=True)]))
+    return {"agreement": float(torch.cat(equal).float().mean()), "difference": difference, "speed_vs_network": ratio}
+
+
+def _onnx(module: Exportable, example: torch.Tensor, facts: dict[str, str], path: Path) -> Callable:
+    """Write ONNX; returns what runs it in ONNX Runtime on the CPU."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch's exporter needs it
+    except ImportError as error:
+        raise UsageError(
+            f"export to ONNX needs onnx, onnxscript and onnxruntime ({error}): pip install 'fastseg[onnx]'"
+        ) from None
+    program = torch.onnx.export(
+        module, (example,), dynamo=True, input_names=["images"], output_names=["scores"], opset_version=OPSET,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    program.save(str(path))
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, facts)
+    onnx.save(model, path)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _torch(module: Exportable, example: torch.Tensor, facts: dict[str, str], path: Path) -> Callable:
+    """Write a torch.export program; returns what runs the file."""
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    torch.export.save(program, path, extra_files={"facts.json": str(facts)})
+    loaded = torch.export.load(path).module()
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return loaded(images)
+
+    return run

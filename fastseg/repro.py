@@ -1,0 +1,89 @@
+"""`fastseg repro RUN`: train a run's first steps again from what its folder holds, and compare loss by loss.
+
+A run is its configuration, its data and this code: on one process, and on two, the same machine gives the same bits.
+"""
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fastseg import checkpoint as checkpoints
+from fastseg import config as configs
+from fastseg.data.split import digest
+from fastseg.environment import environment
+from fastseg.errors import FastsegError, UsageError
+from fastseg.inputs import open_data
+from fastseg.runs import last_checkpoint, read_log
+
+# Relative difference of the loss over a log interval that sums rounded in another order explain.
+SPREAD = 0.01
+# Of environment.json: what may change the last bits.
+MATTERS = ("fastseg", "commit", "torch", "processor", "gpus", "threads", "cuda", "cudnn")
+
+
+class _EnoughError(Exception):
+    """All the steps that were asked for are done."""
+
+
+def repro(run: Path, steps: int | None) -> dict[str, Any]:
+    """Train `steps` steps of a run again (None: all that its log has) and return what `fastseg repro --json` prints.
+
+    `verdict` is "the same", "within spread" or "different"; `first_difference` is the step of the first log line whose
+    loss is not the same to the last bit.
+
+    Raises:
+        UsageError: no run, or fewer steps than a log line takes. FastsegError: other data than the run had.
+    """
+    from fastseg.training import train
+
+    if not (run / "config.toml").is_file():
+        raise UsageError(f"repro: {run} holds no run (no config.toml)")
+    config = configs.read(run / "config.toml")
+    events = read_log(run)
+    old = {event["step"]: event["loss"] for event in events if event["event"] == "train" and event["loss"] is not None}
+    if any(event["event"] == "start" and event["step"] for event in events):
+        raise UsageError(f"repro: {run} was resumed; what it ran on in between is not in its folder")
+    last = min(steps or max(old, default=0), max(old, default=0))
+    if not [step for step in old if step <= last]:
+        raise UsageError(f"repro: {run}: no log line up to step {last}; give --steps {min(old, default=0)} or more")
+    _same_data(run, config)
+    end = max(step for step in old if step <= last)
+
+    def enough(step: int) -> None:
+        # Not train.max_steps, which would shorten the learning rate's schedule too.
+        if step == end:
+            raise _EnoughError
+
+    with tempfile.TemporaryDirectory(prefix="fastseg-repro-") as folder:
+        with contextlib.suppress(_EnoughError):
+            train(config, Path(folder) / "run", after_step=enough)
+        lines = [event for event in read_log(Path(folder) / "run") if event["event"] == "train"]
+    new = {event["step"]: event["loss"] for event in lines}
+    compared = [(step, old[step], new[step]) for step in sorted(old) if step <= end and step in new]
+    differ = [(step, abs(a - b) / abs(a)) for step, a, b in compared if a != b]
+    worst = max((share for _, share in differ), default=0.0)
+    before = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    now = environment()
+    return {
+        "run": str(run),
+        "steps": end,
+        "compared": len(compared),
+        "verdict": "the same" if not differ else "within spread" if worst <= SPREAD else "different",
+        "first_difference": differ[0][0] if differ else None,
+        "largest_difference": worst,
+        "changed": {name: [before.get(name), now[name]] for name in MATTERS if before.get(name) != now[name]},
+    }
+
+
+def _same_data(run: Path, config: configs.Config) -> None:
+    """Raise FastsegError where the training images are not those that the run began with."""
+    _, splits = open_data(config)
+    stems = json.loads((run / "split.json").read_text(encoding="utf-8"))["train"]
+    same = [pair.stem for pair in splits["train"]] == stems
+    saved = last_checkpoint(run)
+    if same and saved.is_file():
+        same = checkpoints.read(saved)["digest"] == digest(splits["train"])
+    if not same:
+        raise FastsegError(f"repro: the training images of {config.data.path} are not those that {run} began with")
