@@ -33,7 +33,8 @@ from fastseg.runs import whole
 BATCH = 8
 
 # What must be equal for two scores to be compared; a network's own input and precision may differ.
-COMPARED = ("digest", "split", "split_scheme", "classes", "labels", "upsampling", "void")
+COMPARED = ("digest", "split", "split_scheme", "classes", "labels", "upsampling", "void", "tta")
+TTA = ("none", "mirror")
 
 
 class Found(NamedTuple):
@@ -53,6 +54,19 @@ class Found(NamedTuple):
     def scores(self) -> Scores:
         """Of all images together."""
         return Scores(self.confusions.sum(0))
+
+
+class Mirrored(nn.Module):
+    """Test-time augmentation: the mean of a network's class probabilities for an image and for its mirror image."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        there = self.network(images_BCHW).float().softmax(1)
+        back = self.network(images_BCHW.flip(-1).contiguous(memory_format=torch.channels_last))
+        return (there + back.flip(-1).float().softmax(1)) / 2
 
 
 @torch.inference_mode()
@@ -112,7 +126,7 @@ def score(
     return Found(world.sum(counts).cpu().numpy(), found, kept)
 
 
-def protocol(config: Config, spec: Spec, split: str, loader: str, kernels: str, at: str) -> dict:
+def protocol(config: Config, spec: Spec, split: str, loader: str, kernels: str, at: str, tta: str) -> dict:
     """What a score needs beside it to be compared with another."""
     return {
         "data": config.data.path,
@@ -125,6 +139,7 @@ def protocol(config: Config, spec: Spec, split: str, loader: str, kernels: str, 
         "labels": "at their own resolution" if at == "original" else "resized to the input (nearest)",
         "upsampling": "bilinear scores, then argmax",
         "void": "ignored",
+        "tta": tta,
         "device": spec.device.type,
         "dtype": str(spec.dtype).removeprefix("torch."),
         "loader": loader,
@@ -138,6 +153,7 @@ def evaluate(
     data: str | None = None,
     split: str = "val",
     at: str = "original",
+    tta: str = "none",
     changes: dict | None = None,
 ) -> dict:
     """Scores of a checkpoint on a split: the document that `fastseg eval --json` prints.
@@ -145,12 +161,13 @@ def evaluate(
     Args:
         data: another data set than the run's.
         at: "original" or "network": the resolution of the labels.
+        tta: "none", or "mirror": see `Mirrored`.
         changes: {"section.field": value} laid over the run's configuration, such as runtime.device.
 
     Raises:
         FastsegError: the checkpoint cannot be read, or the data has other classes than the network.
     """
-    return _evaluate(checkpoint, data, split, at, changes)[0]
+    return _evaluate(checkpoint, data, split, at, tta, changes)[0]
 
 
 def evaluate_against(
@@ -161,6 +178,7 @@ def evaluate_against(
     data: str | None = None,
     split: str = "val",
     at: str = "original",
+    tta: str = "none",
     changes: dict | None = None,
 ) -> dict:
     """Two checkpoints on the same images: `evaluate` of each, and what `other` changed, as `fastseg eval --against`.
@@ -171,7 +189,7 @@ def evaluate_against(
     Raises:
         UsageError: the protocols differ. FastsegError: as `evaluate`.
     """
-    (a, found_a), (b, found_b) = (_evaluate(path, data, split, at, changes) for path in (checkpoint, other))
+    (a, found_a), (b, found_b) = (_evaluate(path, data, split, at, tta, changes) for path in (checkpoint, other))
     differ = [key for key in COMPARED if a["protocol"][key] != b["protocol"][key]]
     if found_a.confusions.shape != found_b.confusions.shape or (differ and not mixed):
         told = ", ".join(f"{key}: {a['protocol'][key]} and {b['protocol'][key]}" for key in differ)
@@ -195,10 +213,12 @@ def _comparison(found: Comparison) -> dict[str, Any]:
 
 
 def _evaluate(
-    checkpoint: str | Path, data: str | None, split: str, at: str, changes: dict | None
+    checkpoint: str | Path, data: str | None, split: str, at: str, tta: str, changes: dict | None
 ) -> tuple[dict[str, Any], Found]:
     if at not in ("original", "network"):
         raise UsageError(f"--at {at}: choose original or network")
+    if tta not in TTA:
+        raise UsageError(f"--tta {tta}: choose {' or '.join(TTA)}")
     state = checkpoints.read(Path(checkpoint))
     changes = {**(changes or {}), **({"data.path": data} if data else {})}
     config = configs.override(configs.from_dict(state["config"], str(checkpoint)), changes)
@@ -216,9 +236,10 @@ def _evaluate(
     network = checkpoints.build_model(state).to(world.device)
     network.fused = kernels == "fused"
     with world.named_failures():
-        found = score(network, spec, loader, world, at=at, fused=network.fused, boundaries=True)
+        evaluated = Mirrored(network) if tta == "mirror" else network
+        found = score(evaluated, spec, loader, world, at=at, fused=network.fused, boundaries=True)
     return _document(found, spec) | {
-        "protocol": protocol(config, spec, split, loader, kernels, at)
+        "protocol": protocol(config, spec, split, loader, kernels, at, tta)
         | {"init": config.model.init, "step": state["step"], "averaged": bool(state["ema"])}
     }, found
 

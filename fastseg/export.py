@@ -36,6 +36,9 @@ TURNS = 5
 class Exportable(nn.Module):
     """uint8[B, 3, H, W] -> scores float32[B, C, H, W] of a trained network, with nothing but standard operators."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, network: SegNet) -> None:
         super().__init__()
         folded = fold(network)

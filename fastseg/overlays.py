@@ -18,7 +18,7 @@ WRONG = (213, 94, 0)  # vermilion of Okabe and Ito's palette, which colour-blind
 class Shown(NamedTuple):
     """A prediction uint8[H, W] that the report shows, and why: the worst, the best, or another one."""
 
-    index: int
+    sample: int
     kind: str
     miou: float
     prediction: np.ndarray
@@ -59,9 +59,9 @@ def write_strips(folder: Path, spec: Spec, shown: list[Shown]) -> None:
     """A strip for each, and index.json, which says what they are; what was there before goes."""
     rows = []
     for place, item in enumerate(shown):
-        name = f"{place}-{item.kind}-{spec.pairs[item.index].stem}.png"
-        write_strip(folder / name, spec, item.index, item.prediction)
-        rows.append({"file": name, "image": spec.pairs[item.index].stem, "kind": item.kind, "miou": item.miou})
+        name = f"{place}-{item.kind}-{spec.pairs[item.sample].stem}.png"
+        write_strip(folder / name, spec, item.sample, item.prediction)
+        rows.append({"file": name, "image": spec.pairs[item.sample].stem, "kind": item.kind, "miou": item.miou})
     write_json(folder / "index.json", rows)
     for path in folder.glob("*.png"):
         if path.name not in {row["file"] for row in rows}:

@@ -152,8 +152,9 @@ class RunLog:
 
         tree = configs.read(self.run / "config.toml").as_dict()
         flat = {f"{section}.{key}": value for section, part in tree.items() for key, value in part.items()}
+        writer: Any = self.board.file_writer  # `add_hparams` would begin a run of its own
         for summary in hparams(flat, {"val/miou": miou or 0.0}):
-            self.board.file_writer.add_summary(summary)
+            writer.add_summary(summary)
 
     def close(self) -> None:
         """Stop the progress bar and close the files."""

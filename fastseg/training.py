@@ -42,6 +42,7 @@ from fastseg.stopping import Wishes
 from fastseg.validation import validate
 
 SAMPLES = 8  # training images that are shown as the network sees them
+REPORT_SECONDS = 60.0  # at least, between two reports of a run that goes on
 TIMED_LINE = 2  # the log line whose interval is timed part by part: the first has all that warms up
 DATA_BOUND = 0.2  # share of the time waited for data, from which on the log names the cure
 
@@ -78,15 +79,19 @@ def train(
         figures = {"best_miou": job.best_miou, "train_seconds": job.train_seconds, "img_per_s": img_per_s}
         log.end(job.step, **figures)
         if job.world.is_main:
-            # Here, since matplotlib takes half a second to import, for which nobody shall wait before the first step.
-            from fastseg.report import write
-
-            write(run)
+            write_report(run)
     finally:
         job.writer.join()
         log.close()
         leave()
     return {"run": str(run), "steps": job.step, **figures}
+
+
+def write_report(run: Path) -> None:
+    """The run's page as its log is now; matplotlib is imported here, since nobody shall wait for it before a step."""
+    from fastseg.report import write
+
+    write(run)
 
 
 def prepare_log(job: Job, run: Path) -> RunLog:
@@ -124,10 +129,11 @@ def loop(
     batch = next(batches)
     log.event("first_batch", job.step, seconds=time.perf_counter() - began)
     if world.is_main and not job.step:
-        write_sheet(run / "samples.png", Batch(*(part[:SAMPLES] for part in batch)), job.spec, columns=4)
+        few = Batch(batch.images[:SAMPLES], batch.labels[:SAMPLES], batch.indices[:SAMPLES])
+        write_sheet(run / "samples.png", few, job.spec, columns=4)
     timed, lines = contextlib.ExitStack(), 0
     first, timed_from, waited, started, decoded = job.step, job.step, 0.0, time.perf_counter(), source.decoded
-    validation_seconds, saved, warned = 0.0, started, job.loader == "cache"
+    validation_seconds, saved, warned, reported = 0.0, started, job.loader == "cache", started
     while True:
         lr = rate(job.step)
         # By its second step torch has cut the buckets in which gradients travel from then on.
@@ -192,6 +198,9 @@ def loop(
             log.val(job.step, epochs=train.epochs, epoch=epoch, best=best, seconds=validation_seconds, **summary)
             with stage("checkpoint"):
                 checkpoint(job, run, epoch)
+            if world.is_main and time.perf_counter() - reported > REPORT_SECONDS:
+                write_report(run)
+                reported = time.perf_counter()
             started = saved = time.perf_counter()
 
         if finished(job):

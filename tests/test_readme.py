@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("fastseg ")]
 
 LAUNCHED = [line for block in BLOCKS for line in block.splitlines() if line.startswith(("torchrun ", "srun "))]
@@ -61,6 +63,13 @@ def test_every_fastseg_command_of_the_readme_runs_as_it_stands(tmp_path):
         code, message = EXPECTED.get(command, (0, ""))
         assert done.returncode == code, f"{command}\n{done.stderr}"
         assert message in done.stderr
+    shutil.copy(next((tmp_path / "CamVid" / "val").iterdir()), tmp_path / "photo.jpg")
+    assert len(PYTHON) == 1
+    for code in PYTHON:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
@@ -95,6 +104,10 @@ def test_every_option_that_the_readme_names_exists():
             ["bench"],
             ["profile"],
             ["doctor"],
+            ["predict"],
+            ["export"],
+            ["report"],
+            ["repro"],
             *(["data", name] for name in data.commands),
         )
     )

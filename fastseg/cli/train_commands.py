@@ -114,6 +114,7 @@ def train(
 @click.option(
     "--at", default="original", show_default=True, help="original: labels at their own size; network: resized."
 )
+@click.option("--tta", default="none", show_default=True, help="mirror: the mean with the mirrored image's scores.")
 @click.option("--against", type=click.Path(path_type=Path), help="Another checkpoint: what has it changed?")
 @click.option("--mixed-protocols", "mixed", is_flag=True, help="Compare scores of different protocols all the same.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the scores of each image.")
@@ -124,6 +125,7 @@ def evaluate(
     data_name: str | None,
     split: str,
     at: str,
+    tta: str,
     against: Path | None,
     mixed: bool,
     csv_path: Path | None,
@@ -145,7 +147,7 @@ def evaluate(
     if mixed and against is None:
         raise UsageError("--mixed-protocols: for --against another checkpoint")
     changes = changes_of(sets, {f"runtime.{name}": value for name, value in options.items()})
-    how: dict[str, Any] = {"data": data_name, "split": split, "at": at, "changes": changes}
+    how: dict[str, Any] = {"data": data_name, "split": split, "at": at, "tta": tta, "changes": changes}
     if against:
         document = evaluation.evaluate_against(checkpoint, against, mixed=mixed, **how)
     else:

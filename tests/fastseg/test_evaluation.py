@@ -12,7 +12,7 @@ from fastseg.cli import main
 from fastseg.config import load_recipe, override
 from fastseg.distributed import World
 from fastseg.errors import FastsegError
-from fastseg.evaluation import BATCH, evaluate, score
+from fastseg.evaluation import BATCH, Mirrored, evaluate, score
 from fastseg.inputs import make_spec, open_data
 
 
@@ -172,6 +172,27 @@ def test_two_checkpoints_are_compared_image_by_image(two, tmp_path):
     assert "95 % interval" in out
     assert invoke(two[0], "--csv", tmp_path / "one.csv")[0] == 0
     assert (tmp_path / "one.csv").read_text().splitlines()[0] == "image,miou,global_accuracy,boundary_f1"
+
+
+class LeftOfRed(nn.Module):
+    """Class 1 in the left half of red images, whatever is in them: its mirror image is labelled on the other side."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores = torch.zeros(len(images), 2, *images.shape[-2:])
+        scores[:, 1, :, : images.shape[-1] // 2] = 2.0
+        return scores
+
+
+def test_mirrored_scores_are_the_mean_of_probabilities(two):
+    found = Mirrored(LeftOfRed())(torch.zeros(1, 3, 2, 4))
+    # Each column is in one left half of the two: (softmax(0, 2) + softmax(0, 0)) / 2.
+    one = (np.exp(2) / (1 + np.exp(2)) + 0.5) / 2
+    assert found[0, 1].flatten().tolist() == pytest.approx([one] * 8)
+    assert found.sum(1).flatten().tolist() == pytest.approx([1.0] * 8)
+    document = evaluate(two[1], tta="mirror")
+    assert document["protocol"]["tta"] == "mirror"
+    assert document["confusion"] != evaluate(two[1])["confusion"]
+    assert invoke(two[1], "--tta", "scales")[0] == 2
 
 
 def test_other_protocols_are_not_compared_unless_asked(two, tmp_path):

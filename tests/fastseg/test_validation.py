@@ -53,11 +53,11 @@ def test_the_worst_the_best_and_others_are_shown(spec, monkeypatch, shares, want
     monkeypatch.setattr(validation, "score", score)
     job = SimpleNamespace(val_spec=spec, spec=spec, evaluated=None, model=SimpleNamespace(fused=False))
     found = validation.shown(job, Found(confusions, None, []))
-    assert [(item.index, item.kind) for item in found] == wanted
+    assert [(item.sample, item.kind) for item in found] == wanted
     assert asked == [spec.pairs[index].stem for index, _ in wanted]
     assert [item.prediction[0, 0] for item in found] == list(range(len(wanted)))
     # One class alone, of which so many pixels are right, and another that was predicted: IoU s and 0.
-    assert all(item.miou == pytest.approx(shares[item.index] / 2) for item in found)
+    assert all(item.miou == pytest.approx(shares[item.sample] / 2) for item in found)
 
 
 def test_what_is_wrong_is_marked_and_void_is_not():
