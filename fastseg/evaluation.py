@@ -189,7 +189,8 @@ def evaluate_against(
     Raises:
         UsageError: the protocols differ. FastsegError: as `evaluate`.
     """
-    (a, found_a), (b, found_b) = (_evaluate(path, data, split, at, tta, changes) for path in (checkpoint, other))
+    a, found_a, world = _evaluate(checkpoint, data, split, at, tta, changes)
+    b, found_b, _ = _evaluate(other, data, split, at, tta, changes, world)
     differ = [key for key in COMPARED if a["protocol"][key] != b["protocol"][key]]
     if found_a.confusions.shape != found_b.confusions.shape or (differ and not mixed):
         told = ", ".join(f"{key}: {a['protocol'][key]} and {b['protocol'][key]}" for key in differ)
@@ -213,8 +214,15 @@ def _comparison(found: Comparison) -> dict[str, Any]:
 
 
 def _evaluate(
-    checkpoint: str | Path, data: str | None, split: str, at: str, tta: str, changes: dict | None
-) -> tuple[dict[str, Any], Found]:
+    checkpoint: str | Path,
+    data: str | None,
+    split: str,
+    at: str,
+    tta: str,
+    changes: dict | None,
+    world: World | None = None,
+) -> tuple[dict[str, Any], Found, World]:
+    """The document, what it is made of, and the processes that took part: they meet once, for whatever follows."""
     if at not in ("original", "network"):
         raise UsageError(f"--at {at}: choose original or network")
     if tta not in TTA:
@@ -222,7 +230,8 @@ def _evaluate(
     state = checkpoints.read(Path(checkpoint))
     changes = {**(changes or {}), **({"data.path": data} if data else {})}
     config = configs.override(configs.from_dict(state["config"], str(checkpoint)), changes)
-    world, _ = join(config.runtime)
+    if world is None:
+        world, _ = join(config.runtime)
     dtype, _ = choose_dtype(config.runtime.dtype, world.device.type)
     dataset, splits = open_data(config)
     if list(dataset.classes.names) != state["classes"]:
@@ -238,10 +247,9 @@ def _evaluate(
     with world.named_failures():
         evaluated = Mirrored(network) if tta == "mirror" else network
         found = score(evaluated, spec, loader, world, at=at, fused=network.fused, boundaries=True)
-    return _document(found, spec) | {
-        "protocol": protocol(config, spec, split, loader, kernels, at, tta)
-        | {"init": config.model.init, "step": state["step"], "averaged": bool(state["ema"])}
-    }, found
+    told = protocol(config, spec, split, loader, kernels, at, tta)
+    told |= {"init": config.model.init, "step": state["step"], "averaged": bool(state["ema"])}
+    return _document(found, spec) | {"protocol": told}, found, world
 
 
 def _document(found: Found, spec: Spec) -> dict[str, Any]:

@@ -270,10 +270,14 @@ def test_two_processes_see_the_samples_and_losses_of_one(street, tmp_path, accum
 @pytest.mark.parametrize("processes", [2, 3])
 def test_each_image_is_scored_once_by_any_number_of_processes(street, undisturbed, processes):
     checkpoint = undisturbed / "checkpoints" / "last.pt"
-    # 4 images: three processes cannot share them equally.
-    code, out, err = end(fastseg("eval", checkpoint, "--json", launcher=torchrun(processes)))
+    # 4 images: three processes cannot share them equally. They meet once, for both checkpoints.
+    words = ("eval", checkpoint, "--against", checkpoint, "--json")
+    code, out, err = end(fastseg(*words, launcher=torchrun(processes)))
     assert code == 0, err
-    assert json.loads(out)["confusion"] == evaluate(checkpoint)["confusion"]
+    document = json.loads(out)
+    assert document["a"] == document["b"]
+    assert document["a"]["confusion"] == evaluate(checkpoint)["confusion"]
+    assert document["comparison"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
 def test_101_camvid_images_are_scored_once_by_any_number_of_processes(camvid, undisturbed):
