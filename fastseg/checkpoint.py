@@ -112,14 +112,6 @@ def build_model(state: Mapping[str, Any]) -> SegNet:
     return network.to(memory_format=torch.channels_last).eval()
 
 
-def load(path: str | Path) -> SegNet:
-    """The trained network of a checkpoint file, in evaluation mode on the CPU.
-
-    Feed it [B, 3, H, W], normalised by `fastseg.pipelines.source.normalise`.
-    """
-    return build_model(read(Path(path)))
-
-
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Restore an optimiser; momentum buffers get their parameters' strides, which the fused kernels rely on."""
     optimizer.load_state_dict(state)

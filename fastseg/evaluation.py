@@ -167,30 +167,21 @@ def evaluate(
     Raises:
         FastsegError: the checkpoint cannot be read, or the data has other classes than the network.
     """
-    return _evaluate(checkpoint, data, split, at, tta, changes)[0]
+    return _evaluate(checkpoint, data=data, split=split, at=at, tta=tta, changes=changes)[0]
 
 
-def evaluate_against(
-    checkpoint: str | Path,
-    other: str | Path,
-    *,
-    mixed: bool = False,
-    data: str | None = None,
-    split: str = "val",
-    at: str = "original",
-    tta: str = "none",
-    changes: dict | None = None,
-) -> dict:
+def evaluate_against(checkpoint: str | Path, other: str | Path, *, mixed: bool = False, **how: Any) -> dict[str, Any]:
     """Two checkpoints on the same images: `evaluate` of each, and what `other` changed, as `fastseg eval --against`.
 
     Args:
         mixed: compare scores of different protocols too.
+        how: what else `evaluate` takes.
 
     Raises:
         UsageError: the protocols differ. FastsegError: as `evaluate`.
     """
-    a, found_a, world = _evaluate(checkpoint, data, split, at, tta, changes)
-    b, found_b, _ = _evaluate(other, data, split, at, tta, changes, world)
+    a, found_a, world = _evaluate(checkpoint, **how)
+    b, found_b, _ = _evaluate(other, **how, world=world)
     differ = [key for key in COMPARED if a["protocol"][key] != b["protocol"][key]]
     if found_a.confusions.shape != found_b.confusions.shape or (differ and not mixed):
         told = ", ".join(f"{key}: {a['protocol'][key]} and {b['protocol'][key]}" for key in differ)
@@ -215,11 +206,11 @@ def _comparison(found: Comparison) -> dict[str, Any]:
 
 def _evaluate(
     checkpoint: str | Path,
-    data: str | None,
-    split: str,
-    at: str,
-    tta: str,
-    changes: dict | None,
+    data: str | None = None,
+    split: str = "val",
+    at: str = "original",
+    tta: str = "none",
+    changes: dict | None = None,
     world: World | None = None,
 ) -> tuple[dict[str, Any], Found, World]:
     """The document, what it is made of, and the processes that took part: they meet once, for whatever follows."""

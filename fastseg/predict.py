@@ -1,8 +1,4 @@
-"""A trained network on images of any size: `fastseg.load`, and `fastseg predict`.
-
-model = fastseg.load("runs/first/checkpoints/best.pt")
-mask = model("photo.jpg")  # uint8[H, W], a class per pixel of the photo
-"""
+"""A trained network on images of any kind and size: `fastseg.load`, and what `fastseg predict` writes."""
 
 import glob
 import os

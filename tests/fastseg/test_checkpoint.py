@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastseg.checkpoint import build_model, load, load_optimizer, read, save
+from fastseg.checkpoint import build_model, load_optimizer, read, save
 from fastseg.config import Config, Train, override
 from fastseg.errors import FastsegError
 from fastseg.model import SegNet
@@ -167,7 +167,7 @@ def test_the_averaged_weights_predict_where_there_are_any(tmp_path, averaged):
     ema = average.state_dict() if averaged else None
     save(tmp_path / "best.pt", state_of(model, ema=ema))
     wanted = (average if averaged else model).eval()
-    for network in (load(tmp_path / "best.pt"), build_model(state_of(model, ema=ema))):
+    for network in (build_model(read(tmp_path / "best.pt")), build_model(state_of(model, ema=ema))):
         assert not network.training
         assert equal_states(network.state_dict(), wanted.state_dict())
         assert network.encoder[0][0].weight.is_contiguous(memory_format=torch.channels_last)
