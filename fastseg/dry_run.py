@@ -20,7 +20,7 @@ from fastseg.evaluation import BATCH, score
 from fastseg.inputs import make_plan
 from fastseg.job import Job, set_up, start_block
 from fastseg.memory import momenta, peak_bytes
-from fastseg.pipelines.source import Batch, TrainSource
+from fastseg.pipelines.source import Batch, Spec, TrainSource, choose_loader
 from fastseg.runlog import duration
 from fastseg.training import optimise
 
@@ -173,9 +173,16 @@ def free_bytes(device: torch.device) -> int:
     return available_memory()
 
 
+def streamed(spec: Spec, loader: str) -> tuple[Spec, str]:
+    """What to read with, so that nothing is kept: as the cache tier reads in the first epoch."""
+    spec = dataclasses.replace(spec, cache_dir="")
+    return spec, choose_loader("auto", spec)[0] if loader == "cache" else loader
+
+
 def reading_speed(job: Job) -> float:
     """Images per second of the data path alone, in the first epoch."""
-    batches = iter(TrainSource(job.spec, job.plan, job.loader))
+    spec, loader = streamed(job.spec, job.loader)
+    batches = iter(TrainSource(spec, job.plan, loader))
     next(batches)  # starts threads
     count = max(1, READ // job.plan.batch)
     start = time.perf_counter()
@@ -186,9 +193,10 @@ def reading_speed(job: Job) -> float:
 
 def validation(job: Job) -> float:
     """Seconds of a validation, from one batch of it."""
-    few = dataclasses.replace(job.val_spec, pairs=job.val_spec.pairs[:BATCH], headers=job.val_spec.headers[:BATCH])
+    spec, loader = streamed(job.val_spec, job.val_loader)
+    few = dataclasses.replace(spec, pairs=spec.pairs[:BATCH], headers=spec.headers[:BATCH])
     start = time.perf_counter()
-    score(job.evaluated, few, job.val_loader, job.world, fused=job.model.fused)
+    score(job.evaluated, few, loader, job.world, fused=job.model.fused)
     return (time.perf_counter() - start) * math.ceil(len(job.val_spec.pairs) / BATCH)
 
 

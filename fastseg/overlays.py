@@ -68,16 +68,20 @@ def write_strips(folder: Path, spec: Spec, shown: list[Shown]) -> None:
             path.unlink()
 
 
-def write_sheet(path: Path, batch: Batch, spec: Spec, columns: int) -> None:
+def write_sheet(path: Path, batch: Batch, spec: Spec, columns: int, width: int | None = None) -> None:
     """Save a batch as the network sees it, `columns` samples wide: each photo, and below it with its label laid over.
 
-    Void pixels keep the photo's colour.
+    Void pixels keep the photo's colour. Samples that are wider than `width` are made smaller, for a page.
     """
     images = batch.images.permute(0, 2, 3, 1).float().cpu().numpy() * np.array(STD) + np.array(MEAN)
     photos, labels = np.rint(images).clip(0, 255).astype(np.uint8), batch.labels.cpu().numpy()
     counted = (labels < len(spec.classes.names))[..., None]
     mixed = np.where(counted, photos // 2 + colored(labels, spec.classes.colors) // 2, photos)
     panels = list(np.concatenate([photos, mixed], axis=1))
+    height_in, width_in = panels[0].shape[:2]
+    if width and width_in > width:
+        smaller = width, round(height_in * width / width_in)
+        panels = [np.asarray(Image.fromarray(panel).resize(smaller)) for panel in panels]
     panels += [np.zeros_like(panels[0])] * (-len(panels) % columns)
     lines = [np.concatenate(panels[i : i + columns], axis=1) for i in range(0, len(panels), columns)]
     with whole(path) as partial:

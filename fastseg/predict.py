@@ -15,9 +15,8 @@ from PIL import Image
 
 from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
-from fastseg.config import Runtime
 from fastseg.data.decode import decode_image
-from fastseg.distributed import choose_dtype, join
+from fastseg.distributed import choose_device, choose_dtype
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels import launch
 from fastseg.overlays import colored
@@ -43,8 +42,7 @@ class Predictor:
         self.classes: tuple[str, ...] = tuple(state["classes"])
         self.colors = tuple((red, green, blue) for red, green, blue in state["colors"])
         self.size = configs.from_dict(state["config"], "checkpoint").data.size
-        self.world, _ = join(Runtime(device=device))
-        self.device = self.world.device
+        self.device = torch.device(choose_device(device)[0])
         self.dtype, _ = choose_dtype(dtype, self.device.type)
         self.network = checkpoints.build_model(state).to(self.device)
         self.network.fused = launch.choose("auto", self.device)[0] == "fused"

@@ -61,10 +61,12 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
         UsageError: a folder is no run, as `write`.
     """
     read = [_read(run) for run in runs]
+    names = [run.resolve().name for run in runs]
     rows = []
     for number, (run, (events, _, _)) in enumerate(zip(runs, read, strict=True)):
+        name = names[number] if names.count(names[number]) == 1 else f"{number + 1}: {run}"
         found = _summary(events, _silent(run))
-        rows.append({**found, "path": run, "name": run.resolve().name, "color": SERIES[number % len(SERIES)]})
+        rows.append({**found, "path": run, "name": name, "color": SERIES[number % len(SERIES)]})
     configs = [{f"{s}.{k}": v for s, part in config.items() for k, v in part.items()} for _, _, config in read]
     settings = {key: [config.get(key) for config in configs] for key in dict.fromkeys(k for c in configs for k in c)}
     settings = {key: values for key, values in settings.items() if any(value != values[0] for value in values)}

@@ -1,4 +1,4 @@
-"""`fastseg repro RUN`: train a run's first steps again from what its folder holds, and compare loss by loss.
+"""`fastseg repro RUN`: train a run's first steps again, in one process, from its folder, and compare loss by loss.
 
 A run is its configuration, its data and this code: on one process, and on two, the same machine gives the same bits.
 """
@@ -20,7 +20,7 @@ from fastseg.runs import last_checkpoint, read_log
 # Relative difference of the loss over a log interval that sums rounded in another order explain.
 SPREAD = 0.01
 # Of environment.json: what may change the last bits.
-MATTERS = ("fastseg", "commit", "torch", "processor", "gpus", "threads", "cuda", "cudnn")
+MATTERS = ("fastseg", "commit", "torch", "processor", "gpus", "threads", "cuda", "cudnn", "processes")
 
 
 class _EnoughError(Exception):
@@ -62,10 +62,12 @@ def repro(run: Path, steps: int | None) -> dict[str, Any]:
         lines = [event for event in read_log(Path(folder) / "run") if event["event"] == "train"]
     new = {event["step"]: event["loss"] for event in lines}
     compared = [(step, old[step], new[step]) for step in sorted(old) if step <= end and step in new]
-    differ = [(step, abs(a - b) / abs(a)) for step, a, b in compared if a != b]
+    differ = [(step, abs(a - b) / max(abs(a), 1e-12)) for step, a, b in compared if a != b]
     worst = max((share for _, share in differ), default=0.0)
     before = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-    now = environment()
+    # Batch norm sees each process's images alone: another number of processes is another run.
+    before["processes"] = next(event["world"] for event in events if event["event"] == "start")
+    now = environment() | {"processes": 1}
     return {
         "run": str(run),
         "steps": end,

@@ -32,16 +32,16 @@ from fastseg.kernels.cross_entropy import (
     weight_sum,
 )
 from fastseg.optim import schedule
-from fastseg.overlays import write_sheet
+from fastseg.overlays import PANEL_WIDTH, write_sheet
 from fastseg.parts import PartsClock
 from fastseg.pipelines.source import Batch, TrainSource
 from fastseg.place import place
-from fastseg.ranges import shown_by, stage
+from fastseg.ranges import stage
 from fastseg.runlog import RunLog, now
 from fastseg.stopping import Wishes
 from fastseg.validation import validate
 
-SAMPLES = 8  # training images that are shown as the network sees them
+SAMPLES = 4  # training images that are shown as the network sees them
 REPORT_SECONDS = 60.0  # at least, between two reports of a run that goes on
 TIMED_LINE = 2  # the log line whose interval is timed part by part: the first has all that warms up
 DATA_BOUND = 0.2  # share of the time waited for data, from which on the log names the cure
@@ -71,10 +71,10 @@ def train(
     log = prepare_log(job, run)
     try:
         if not finished(job):
-            with job.world.named_failures(), Wishes(job.world) as wishes:
+            with job.world.named_failures(), Wishes(job.world) as wishes, PartsClock(job.spec.device) as parts:
                 job.world.barrier()  # from the start line on, a signal to any of them saves
                 log.start(job.step, start_block(job, run), **start_event(job))
-                loop(job, run, log, wishes, began, after_step)
+                loop(job, run, log, wishes, began, parts, after_step)
         img_per_s = job.step * job.plan.batch / job.train_seconds if job.train_seconds else None
         figures = {"best_miou": job.best_miou, "train_seconds": job.train_seconds, "img_per_s": img_per_s}
         log.end(job.step, **figures)
@@ -114,12 +114,19 @@ def finished(job: Job) -> bool:
 
 
 def loop(
-    job: Job, run: Path, log: RunLog, wishes: Wishes, began: float, after_step: Callable[[int], None] | None
+    job: Job,
+    run: Path,
+    log: RunLog,
+    wishes: Wishes,
+    began: float,
+    parts: PartsClock,
+    after_step: Callable[[int], None] | None,
 ) -> None:
     """Steps until `finished`, with a log line every few of them, a validation and a checkpoint every few epochs.
 
     Args:
         began: when the command began to set up, by `time.perf_counter`.
+        parts: times one interval, unless `after_step` looks on: a profiler names the same parts.
     """
     train, plan, world = job.config.train, job.plan, job.world
     total, rate = job.total_steps, schedule(train, job.total_steps, plan.batch)
@@ -130,9 +137,8 @@ def loop(
     log.event("first_batch", job.step, seconds=time.perf_counter() - began)
     if world.is_main and not job.step:
         few = Batch(batch.images[:SAMPLES], batch.labels[:SAMPLES], batch.indices[:SAMPLES])
-        write_sheet(run / "samples.png", few, job.spec, columns=4)
-    timed, lines = contextlib.ExitStack(), 0
-    first, timed_from, waited, started, decoded = job.step, job.step, 0.0, time.perf_counter(), source.decoded
+        write_sheet(run / "samples.png", few, job.spec, columns=SAMPLES, width=PANEL_WIDTH)
+    first, lines, timed_from, waited, started, decoded = job.step, 0, job.step, 0.0, time.perf_counter(), source.decoded
     validation_seconds, saved, warned, reported = 0.0, started, job.loader == "cache", started
     while True:
         lr = rate(job.step)
@@ -180,11 +186,9 @@ def loop(
                 )
             lines += 1
             if lines == TIMED_LINE - 1 and after_step is None:
-                parts = PartsClock(job.spec.device)
-                timed.enter_context(shown_by(parts.show))
+                parts.begin()
             elif lines == TIMED_LINE and after_step is None:
-                timed.close()
-                log.event("parts", job.step, steps=job.step - timed_from, total=seconds, seconds=parts.seconds())
+                log.event("parts", job.step, steps=job.step - timed_from, total=seconds, seconds=parts.end())
             job.loss.zero_()
             job.since = timed_from = job.step
             waited, started, decoded = 0.0, time.perf_counter(), source.decoded

@@ -148,6 +148,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
     for audit in sorted(folder.glob("rank*.layout.json"), key=lambda p: int(p.name[4:].partition(".")[0])):
         rank = audit.name.partition(".")[0]
         report, trace = folder / f"{rank}.sqlite", folder / f"{rank}.json"
+        if not (report.is_file() or trace.is_file()):
+            raise FastsegError(f"{folder}: the profiler wrote nothing for {rank}; use --profiler torch")
         timeline = from_nsys(report) if report.is_file() else from_chrome(trace)
         layout = json.loads(audit.read_text(encoding="utf-8"))
         found.append({"rank": int(rank[4:]), **summarise(timeline), "layout_changes": layout})

@@ -59,7 +59,18 @@ def invoke(*words: object) -> tuple[int, str, str]:
 def test_a_dry_run_counts_measures_and_writes_nothing(street, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = invoke(
-        "--data", street, *TINY, "--batch", 3, "--epochs", 5, "--set", "train.validate_every=2", "--json"
+        "--data",
+        street,
+        *TINY,
+        "--batch",
+        3,
+        "--epochs",
+        5,
+        "--set",
+        "train.validate_every=2",
+        "--cache-dir",
+        "kept",
+        "--json",
     )
     assert code == 0, err
     document = json.loads(out)

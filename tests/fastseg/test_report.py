@@ -281,6 +281,17 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     assert report._over_time(report._read(run)[0]) == ([1.0, 2.0], [25.0, 50.0])
 
 
+def test_runs_of_one_name_are_told_apart_by_their_paths(run: Path, tmp_path: Path) -> None:
+    first, _ = two(run)
+    again = tmp_path / "elsewhere" / first.name
+    again.mkdir(parents=True)
+    for name in ("config.toml", "log.jsonl"):
+        (again / name).write_bytes((first / name).read_bytes())
+    text = report.compare([first, again], tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert f"1: {first}" in words(text)
+    assert f"2: {again}" in words(text)
+
+
 def test_runs_of_other_protocols_are_told_apart(run: Path, tmp_path: Path) -> None:
     path = report.compare(two(run, split_scheme="video"), tmp_path / "compare.html")
     said = f"Not the same protocol: these scores say nothing about one another. data.split_scheme: {DASH}, video."

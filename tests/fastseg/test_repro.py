@@ -63,6 +63,11 @@ def test_the_first_step_that_differs_is_named(finished, tmp_path, factor, code, 
     assert lines[2].startswith("torch was 1.0, is ")
 
 
+def test_a_run_of_several_processes_is_told(finished, tmp_path):
+    run = copy_of(finished, tmp_path / "run", lambda e: e | {"world": 2} if e["event"] == "start" else e)
+    assert "processes was 2, is 1" in invoke(run, "--steps", 2)[1].splitlines()
+
+
 def test_what_cannot_be_trained_again_is_told(finished, tmp_path):
     assert invoke(tmp_path)[0] == 2
     assert "give --steps 2 or more" in invoke(finished, "--steps", 1)[2]

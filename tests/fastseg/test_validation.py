@@ -12,9 +12,10 @@ from fastseg import validation
 from fastseg.config import load_recipe, override
 from fastseg.evaluation import Found
 from fastseg.inputs import make_spec, open_data
-from fastseg.overlays import PANEL_WIDTH, WRONG, Shown, disagreement, write_strips
+from fastseg.overlays import PANEL_WIDTH, WRONG, Shown, disagreement, write_sheet, write_strips
 from fastseg.parts import PARTS, PartsClock
-from fastseg.ranges import shown_by, stage
+from fastseg.pipelines.source import Batch
+from fastseg.ranges import stage
 
 
 @pytest.fixture
@@ -78,11 +79,19 @@ def test_strips_replace_those_of_the_validation_before(spec, tmp_path):
     assert Image.open(tmp_path / rows[0]["file"]).size == (4 * PANEL_WIDTH, PANEL_WIDTH * 96 // 144)
 
 
+def test_samples_for_a_page_are_made_smaller_and_small_ones_are_left(spec, tmp_path):
+    images = torch.zeros(3, 3, 96, 144)
+    batch = Batch(images, torch.zeros(3, 96, 144, dtype=torch.uint8), np.arange(3))
+    for width, size in ((None, (2 * 144, 2 * 192)), (48, (2 * 48, 2 * 64)), (200, (2 * 144, 2 * 192))):
+        write_sheet(tmp_path / "sheet.png", batch, spec, columns=2, width=width)
+        assert Image.open(tmp_path / "sheet.png").size == size
+
+
 def test_the_time_of_parts_is_summed_and_what_lies_inside_is_theirs(monkeypatch):
     clock = iter([1.0, 4.0, 10.0, 11.0, 20.0, 22.5])
     monkeypatch.setattr("fastseg.parts.time.perf_counter", lambda: next(clock))
-    parts = PartsClock(torch.device("cpu"))
-    with shown_by(parts.show):
+    with PartsClock(torch.device("cpu")) as parts:
+        parts.begin()
         with stage("forward"), stage("encoder 1"):
             pass
         with stage("validation"):
@@ -91,4 +100,8 @@ def test_the_time_of_parts_is_summed_and_what_lies_inside_is_theirs(monkeypatch)
             pass
         with stage("forward"):
             pass
-    assert parts.seconds() == dict.fromkeys(PARTS, 0.0) | {"forward": 5.5, "loss": 1.0}
+        assert parts.end() == dict.fromkeys(PARTS, 0.0) | {"forward": 5.5, "loss": 1.0}
+        with stage("forward"):  # nobody looks any more
+            pass
+        parts.begin()
+    assert stage("forward") is stage("loss")  # a run that ends before its second log line

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from fastseg.cli import main
-from fastseg.errors import UsageError
+from fastseg.errors import FastsegError, UsageError
 from fastseg.profiling import session
 
 TINY = ["--recipe", "fast", "--size", "32x48", "--batch", "2", "--set", "model.depth=1", "--device", "cpu"]
@@ -81,6 +81,14 @@ def test_the_profiler_is_nsight_systems_on_a_gpu_where_it_is_installed(tmp_path,
     (tmp_path / "nsys").chmod(0o755)
     assert session.choose_profiler("auto", "cuda") == ("nsys", "Nsight Systems is here")
     assert session.choose_profiler("auto", "cpu") == ("torch", "there is no GPU to look into")
+
+
+def test_a_profiler_that_wrote_nothing_is_named(tmp_path):
+    with pytest.raises(FastsegError, match="nothing was recorded there"):
+        session.read(tmp_path)
+    (tmp_path / "rank0.layout.json").write_text("[]")
+    with pytest.raises(FastsegError, match="the profiler wrote nothing for rank0"):
+        session.read(tmp_path)
 
 
 def test_it_starts_its_processes_itself(monkeypatch):
