@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 
@@ -52,3 +53,19 @@ def png(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """call("data", "check", ...) -> (exit code, standard output, standard error), in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTSEG_DATA", str(tmp_path / "home"))
+
+    from fastseg.cli import main  # here, so that other tests need not wait for it
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        assert not isinstance(result.exception, Exception), result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return run

@@ -16,20 +16,6 @@ from fastseg.cli import main
 TINY = ["--recipe", "fast", "--size", "32x48", "--epochs", "1", "--batch", "2", "--set", "model.depth=1"]
 
 
-@pytest.fixture
-def call(tmp_path, monkeypatch):
-    """call("data", "check", ...) -> (exit code, standard output, standard error), in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FASTSEG_DATA", str(tmp_path / "home"))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        result = CliRunner().invoke(main, [str(a) for a in arguments])
-        assert not isinstance(result.exception, Exception), result.exception
-        return result.exit_code, result.stdout, result.stderr
-
-    return run
-
-
 def strict(text: str) -> dict:
     """The one JSON document on standard output; NaN and infinity are no JSON."""
 
