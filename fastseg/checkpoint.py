@@ -7,25 +7,33 @@ step of the last log line and each one's loss since. The file loads with `weight
 since nothing in a step draws a number: the sample plan is a function of seed and step, the learning rate of the step.
 """
 
+import errno
 import os
+import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastseg import config as configs
+from fastseg.data.classes import UNKNOWN
 from fastseg.errors import FastsegError, first_line
-from fastseg.model import SegNet
+from fastseg.model import SegNet, load_weights, read_tensors
 from fastseg.pipelines.source import MEAN, STD
 from fastseg.runs import whole
+from fastseg.texts import brief
 
 SCHEMA = 1
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint, flush it to the disk, and only then put it in the place of the one before."""
+    """Write a checkpoint, flush it to the disk, and only then put it in the place of the one before.
+
+    Raises:
+        FastsegError: the disk is full, or fails; the checkpoint before it is still there.
+    """
     try:
         with whole(path) as partial, partial.open("wb") as file:
             torch.save({"schema": SCHEMA, "mean": list(MEAN), "std": list(STD), **state}, file)
@@ -33,8 +41,24 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
         # torch's zip writer puts a RuntimeError of its own over a full disk's OSError.
-        reason = str(error.__context__ or error).splitlines()[0]
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = (isinstance(cause, OSError) and cause.strerror) or first_line(error)
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
+            reason = f"{reason}; it needs {_megabytes(_nbytes(state))}, {_megabytes(free)} are free"
         raise FastsegError(f"{path} could not be written ({reason}); the checkpoint before it is kept") from None
+
+
+def _nbytes(state: Any) -> int:
+    """Bytes of the tensors in a tree, which are all but some kilobytes of its checkpoint."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    parts = state.values() if isinstance(state, Mapping) else state if isinstance(state, (list, tuple)) else ()
+    return sum(map(_nbytes, parts))
+
+
+def _megabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.{1 if nbytes < 1e7 else 0}f} MB"
 
 
 class Writer:
@@ -46,7 +70,7 @@ class Writer:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._error: FastsegError | None = None
+        self._error: BaseException | None = None
 
     def submit(self, path: Path, state: Mapping[str, Any]) -> None:
         """Copy `state` to memory of its own, and write it as soon as the one before is written."""
@@ -57,14 +81,14 @@ class Writer:
     def _write(self, path: Path, state: Mapping[str, Any]) -> None:
         try:
             save(path, state)
-        except FastsegError as error:
+        except BaseException as error:  # `join` raises it, where it can end the run
             self._error = error
 
     def join(self) -> None:
         """Wait until all is written.
 
         Raises:
-            FastsegError: it could not be.
+            FastsegError: it could not be. Anything else that `save` raised is raised here too.
         """
         if self._thread is not None:
             self._thread.join()
@@ -92,30 +116,66 @@ def read(path: Path) -> dict[str, Any]:
         FastsegError: no such file, not a checkpoint of fastseg, or of another schema.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path, str(path))
     except FileNotFoundError:
         raise FastsegError(f"{path}: no such checkpoint; a run keeps them in RUN/checkpoints/") from None
-    except Exception as error:  # torch.load fails in many ways on a file that is none of its own
-        raise FastsegError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
     if not isinstance(state, dict) or "schema" not in state:
         raise FastsegError(f"{path}: not a checkpoint of fastseg (for a torchvision VGG's weights use --init FILE)")
-    if state["schema"] != SCHEMA:
-        raise FastsegError(f"{path}: checkpoint schema {state['schema']}, this fastseg reads {SCHEMA}")
+    if type(state["schema"]) is not int or state["schema"] != SCHEMA:
+        raise FastsegError(f"{path}: checkpoint schema {brief(state['schema'])}, this fastseg reads {SCHEMA}")
+    wrong = [key for key, fits in _CONTENTS.items() if key not in state or not fits(state[key])]
+    if wrong:
+        raise FastsegError(f"{path}: damaged, or not written by fastseg: no {', '.join(wrong)} as it should be in it")
     return state
 
 
-def build_model(state: Mapping[str, Any]) -> SegNet:
-    """The network of a checkpoint with its weights: the averaged ones where the run kept an average."""
-    model = configs.from_dict(state["config"], "checkpoint").model
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
+
+# What each use of a checkpoint relies on; what else it takes to go on with a run is looked at by `job.restore`.
+_CONTENTS: dict[str, Callable[[Any], bool]] = {
+    "step": lambda value: type(value) is int and value >= 0,
+    "model": _is_weights,
+    "ema": lambda value: value is None or _is_weights(value),
+    "config": lambda value: _is_weights(value) and all(map(_is_weights, value.values())),
+    "classes": lambda value: isinstance(value, list) and 0 < len(value) < UNKNOWN and all(map(_is_text, value)),
+    "colors": lambda value: isinstance(value, list) and all(map(_is_color, value)),
+}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_color(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v < 256 for v in value)
+
+
+def build_model(state: Mapping[str, Any], source: str | Path = "checkpoint") -> SegNet:
+    """The network of a checkpoint with its weights: the averaged ones where the run kept an average.
+
+    Raises:
+        FastsegError: weights of another network; it names `source`.
+    """
+    model = configs.from_dict(state["config"], str(source)).model
     network = SegNet(len(state["classes"]), model.backbone, model.depth)
-    network.load_state_dict(state["ema"] or state["model"])
+    load_weights(network, state["ema"] or state["model"], str(source))
     return network.to(memory_format=torch.channels_last).eval()
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restore an optimiser; momentum buffers get their parameters' strides, which the fused kernels rely on."""
+    """Restore an optimiser; momentum buffers get their parameters' strides, which the fused kernels rely on.
+
+    Raises:
+        ValueError, KeyError: the state is another optimiser's.
+    """
     optimizer.load_state_dict(state)
     for parameter, values in optimizer.state.items():
         buffer = values.get("momentum_buffer")
-        if isinstance(buffer, torch.Tensor) and buffer.stride() != parameter.stride():
+        if not isinstance(buffer, torch.Tensor):
+            continue
+        if buffer.shape != parameter.shape:
+            raise ValueError(f"momentum of {tuple(buffer.shape)} for weights of {tuple(parameter.shape)}")
+        if buffer.stride() != parameter.stride():
             values["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)

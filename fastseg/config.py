@@ -5,7 +5,7 @@ Each default stands once, here; a recipe states what it changes. A run folder ho
 
 import dataclasses
 import difflib
-import tomllib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,6 +15,7 @@ import tomli_w
 from fastseg.data.split import SCHEMES
 from fastseg.data.stats import WEIGHTINGS
 from fastseg.errors import UsageError
+from fastseg.texts import brief, parse_toml, read_toml, shown
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -25,11 +26,11 @@ def parse_size(text: str, least: int = 1) -> Size:
     """(height, width) of "HEIGHTxWIDTH".
 
     Raises:
-        ValueError: not two whole numbers, `least` or more, with an x between them.
+        ValueError: not two whole numbers, `least` or more and of at most five digits, with an x between them.
     """
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.isdecimal() and int(p) >= least for p in parts):
-        raise ValueError(f"{text!r} is no size: write HEIGHTxWIDTH, such as 360x480")
+    if len(parts) != 2 or not all(p.isdecimal() and len(p) <= 5 and int(p) >= least for p in parts):
+        raise ValueError(f"{brief(text)} is no size: write HEIGHTxWIDTH, such as 360x480")
     return int(parts[0]), int(parts[1])
 
 
@@ -47,10 +48,12 @@ class _Checked:
             if choices and value not in choices:
                 near = difflib.get_close_matches(str(value), choices, 1)
                 hint = f" (did you mean {near[0]}?)" if near else ""
-                raise ValueError(f"{f.name} = {value!r}: choose one of {', '.join(choices)}{hint}")
+                raise ValueError(f"{f.name} = {brief(value)}: choose one of {', '.join(choices)}{hint}")
             # Written so that NaN fails too.
             if least is not None and not value >= least:
                 raise ValueError(f"{f.name} = {value!r}: {least} or more")
+            if value == math.inf:
+                raise ValueError(f"{f.name} = inf: a finite number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,12 +185,14 @@ def _converted(value: Any, wanted: Any, key: str) -> Any:
                 return parse_size(value, least=0 if key.endswith("crop") else 1)
             except ValueError as error:
                 raise UsageError(f"{key}: {error}") from None
-    elif wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:  # a checkpoint may hold what TOML may not
+        raise UsageError(f"{key}: wants a number of at most 64 bits")
+    elif wanted is float and type(value) is int:
         return float(value)
     elif type(value) is wanted:
         return value
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-    raise UsageError(f"{key} = {value!r}: wants {names.get(wanted, 'a size such as 360x480')}")
+    raise UsageError(f"{key} = {brief(value)}: wants {names.get(wanted, 'a size such as 360x480')}")
 
 
 def override(config: Config, changes: dict[str, Any], source: str = "--set") -> Config:
@@ -202,7 +207,7 @@ def override(config: Config, changes: dict[str, Any], source: str = "--set") -> 
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else f"; sections are {', '.join(SECTIONS)}"
-            raise UsageError(f"{source}: unknown key {key}{hint}")
+            raise UsageError(f"{source}: unknown key {shown(key)}{hint}")
         section, name = key.split(".")
         wanted = get_type_hints(SECTIONS[section])[name]
         sections[section][name] = _converted(value, wanted, f"{source}: {key}")
@@ -222,21 +227,22 @@ def from_dict(tree: dict[str, Any], source: str) -> Config:
         UsageError: as `override`.
     """
     changes: dict[str, Any] = {}
+    if not isinstance(tree, dict):
+        raise UsageError(f"{source}: holds no configuration; sections are {', '.join(SECTIONS)}")
     for section, values in tree.items():
         if not isinstance(values, dict):
-            raise UsageError(f"{source}: {section} is no section; sections are {', '.join(SECTIONS)}")
+            raise UsageError(f"{source}: {shown(section)} is no section; sections are {', '.join(SECTIONS)}")
         changes |= {f"{section}.{name}": value for name, value in values.items()}
     return override(Config(), changes, source)
 
 
 def read(path: Path) -> Config:
-    """The config of a TOML file over the defaults."""
-    try:
-        return from_dict(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not valid TOML: {error}") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    """The config of a TOML file over the defaults.
+
+    Raises:
+        UsageError: a file that cannot be read or is not TOML, or as `override`.
+    """
+    return from_dict(read_toml(path), shown(path))
 
 
 def recipes() -> list[str]:
@@ -259,17 +265,20 @@ def assignments(pairs: tuple[str, ...]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise UsageError(f"--set {pair}: write KEY=VALUE, such as train.lr=0.01")
+            raise UsageError(f"--set {shown(pair)}: write KEY=VALUE, such as train.lr=0.01")
         try:
-            changes[key.strip()] = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
+            changes[key.strip()] = parse_toml(f"v = {text}")["v"]
+        except ValueError:
             changes[key.strip()] = text
     return changes
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """Keys whose values differ."""
-    pairs = ((s, getattr(old, s), getattr(new, s)) for s in SECTIONS)
-    return [
-        f"{s}.{f.name}" for s, a, b in pairs for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)
-    ]
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """{"section.field": (old, new)} of the values that differ, as config.toml has them."""
+    before, after = old.as_dict(), new.as_dict()
+    return {
+        f"{section}.{name}": (value, after[section][name])
+        for section, values in before.items()
+        for name, value in values.items()
+        if value != after[section][name]
+    }

@@ -233,7 +233,7 @@ def _evaluate(
     spec = make_spec(config, dataset, splits, split, device=world.device, dtype=dtype)
     loader, _ = choose_loader(config.runtime.loader, spec, resize_labels=at == "network")
     kernels, _ = launch.choose(config.runtime.kernels, world.device)
-    network = checkpoints.build_model(state).to(world.device)
+    network = checkpoints.build_model(state, checkpoint).to(world.device)
     network.fused = kernels == "fused"
     with world.named_failures():
         evaluated = Mirrored(network) if tta == "mirror" else network

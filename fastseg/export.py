@@ -96,7 +96,7 @@ def export(checkpoint: Path, out: Path) -> dict[str, Any]:
         raise UsageError(f"--out {out} exists: give another name")
     state = checkpoints.read(checkpoint)
     height, width = configs.from_dict(state["config"], str(checkpoint)).data.size
-    network = checkpoints.build_model(state).to(memory_format=torch.contiguous_format)
+    network = checkpoints.build_model(state, checkpoint).to(memory_format=torch.contiguous_format)
     module = Exportable(network).eval()
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randint(256, (b, 3, height, width), dtype=torch.uint8, generator=generator) for b in CHECKED]

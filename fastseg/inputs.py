@@ -1,5 +1,6 @@
 """From a configuration to what a source reads: the data set, its splits, a `Spec` per split, and the sample plan."""
 
+import os
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def make_spec(
         threads=threads,
         crop=config.augment.crop if any(config.augment.crop) else None,
         unknown_void=config.data.unknown_colours == "void",
-        cache_dir=config.runtime.cache_dir,
+        cache_dir=os.path.expanduser(config.runtime.cache_dir),
     )
 
 
@@ -79,6 +80,13 @@ def make_plan(config: Config, num_samples: int, world: int) -> Plan:
         raise UsageError(
             f"train.global_batch: {batch} images cannot be shared out to {world} processes x "
             f"{config.train.accumulate} accumulated; use a multiple of {parts}"
+        )
+    height, width = crop if any(crop) else size
+    scale = 2 ** (config.model.depth - 1)  # of the deepest maps that batch norm sees
+    if batch // parts * -(-height // scale) * -(-width // scale) < 2:
+        raise UsageError(
+            f"train.batch: of 1 image of {height}x{width} the deepest maps are one pixel, which batch norm cannot "
+            "train on; use a larger --batch or --size, or a smaller model.depth"
         )
     if config.train.drop_remainder and batch > num_samples:
         raise UsageError(

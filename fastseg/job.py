@@ -11,16 +11,17 @@ import torch
 from torch import nn
 
 from fastseg import checkpoint as checkpoints
+from fastseg import config as configs
 from fastseg.config import Config
 from fastseg.data.split import digest
 from fastseg.data.stats import Counts, class_weights, count
 from fastseg.distributed import World, choose_dtype, join
-from fastseg.errors import FastsegError, UsageError
+from fastseg.errors import FastsegError, UsageError, first_line
 from fastseg.gradients import traffic
 from fastseg.inputs import make_plan, make_spec, open_data
 from fastseg.kernels import launch
-from fastseg.model import SegNet, initialise
-from fastseg.optim import Average, lr_scale, make_optimizer
+from fastseg.model import SegNet, initialise, load_weights
+from fastseg.optim import Average, lr_scale, make_optimizer, schedule
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.source import DECODED_AHEAD, Spec, choose_loader, decoded_at_once
 
@@ -46,12 +47,17 @@ class Job:
     choices: dict[str, str]  # what fastseg chose: "value: why"
     left_out: int  # files of the data set without a partner
     loss: torch.Tensor  # this process's, summed since the last log line
+    void: torch.Tensor  # int64: steps so far whose labels were all void
     step: int = 0
     best_miou: float | None = None
     stale: int = 0  # validations since the best one
     train_seconds: float = 0.0
     since: int = 0  # the step of the last log line
+    skipped: int = 0  # steps so far that the gradient scaler left out
+    skipped_in_a_row: int = 0
+    sound: bool = True  # the last loss was a number, as far as is known: the weights are worth keeping
     before: str = ""  # what a resumed run ran on before, where that is not what it runs on now
+    other_rate: str = ""  # how a resumed run's learning rate jumps, where it does
     writer: checkpoints.Writer = field(default_factory=checkpoints.Writer)
 
     @property
@@ -127,6 +133,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
         },
         left_out=len(dataset.problems),
         loss=torch.zeros((), device=device),
+        void=torch.zeros((), dtype=torch.int64, device=device),
     )
     if state is not None:
         restore(job, state)
@@ -186,6 +193,11 @@ def start_block(job: Job, run: Path) -> dict[str, str]:
     if job.total_steps == train.max_steps:
         steps = f"{job.total_steps}, as train.max_steps says"
     resumed = f", from step {job.step} on" if job.step else ""
+    turned = sum(len(header.turned) for spec in (job.spec, job.val_spec) for header in spec.headers)
+    if job.left_out:
+        files += f"; {job.left_out} files left out, see `fastseg data check`"
+    if turned:
+        files += f"; EXIF orientations ({turned}) are not applied"
     scale = lr_scale(train, job.plan.batch)
     scaled = f"x {scale:g} for a batch of {job.plan.batch} ({train.lr_scaling})" if scale != 1 else "not scaled"
     network = f"SegNet, {model.backbone}, depth {model.depth}, init {model.init}"
@@ -194,14 +206,14 @@ def start_block(job: Job, run: Path) -> dict[str, str]:
         seen = "trains on {}x{} windows of {}x{}".format(*job.spec.crop, *data.size)
     return {
         "run": str(run),
-        "data": files + (f"; {job.left_out} files left out, see `fastseg data check`" if job.left_out else ""),
+        "data": files,
         "split": data.split_scheme,
         "model": f"{network}, {seen}",
         "loss": f"cross-entropy, {train.weighting} weights" + (f", 0 for absent {', '.join(absent)}" if absent else ""),
         **job.choices,
         "world": world,
         "batch": f"{job.plan.batch} = {job.world.size} x {job.batch} x {train.accumulate} accumulated",
-        "lr": f"{train.lr:g}, {train.schedule}, {scaled}",
+        "lr": f"{train.lr:g}, {train.schedule}, {scaled}" + (f"; {job.other_rate}" if job.other_rate else ""),
         "steps": f"{steps}{resumed}",
     }
 
@@ -249,6 +261,8 @@ def state_of(job: Job, *, whole: bool = True, losses: Sequence[float] = (0.0,)) 
         "stale": job.stale,
         "train_seconds": job.train_seconds,
         "losses": list(losses),
+        "void": int(job.void),
+        "skipped": job.skipped,
         "since": job.since,
         "threads": torch.get_num_threads(),
         "world": job.world.size,
@@ -269,17 +283,36 @@ def restore(job: Job, state: dict[str, Any]) -> None:
         raise FastsegError("--resume: the checkpoint holds weights alone; resume from last.pt")
     if state["digest"] != digest(job.spec.pairs):
         raise FastsegError(f"--resume: the training images of {job.config.data.path} have changed since this run began")
-    job.model.load_state_dict(state["model"])
+    load_weights(job.model, state["model"], "--resume")
     if job.average:
-        job.average.model.load_state_dict(state["ema"])
-    checkpoints.load_optimizer(job.optimizer, state["optimizer"]["state"])
-    job.scaler.load_state_dict(state["scaler"])
-    job.step, job.best_miou, job.stale = state["step"], state["best_miou"], state["stale"]
-    job.train_seconds, job.since = state["train_seconds"], state["since"]
-    losses = state["losses"]
-    if len(losses) != job.world.size:
-        losses = [sum(losses)] + [0.0] * (job.world.size - 1)  # their sum is what is logged
-    job.loss.fill_(losses[job.world.rank])
-    before = processes(state["world"], state["threads"])
+        load_weights(job.average.model, state["ema"] or {}, "--resume, averaged weights")
+    try:
+        checkpoints.load_optimizer(job.optimizer, state["optimizer"]["state"])
+        job.scaler.load_state_dict(state["scaler"])
+        job.step, job.best_miou, job.stale = state["step"], state["best_miou"], state["stale"]
+        job.train_seconds, job.since = state["train_seconds"], state["since"]
+        job.skipped, losses = state["skipped"], state["losses"]
+        if len(losses) != job.world.size:
+            losses = [sum(losses)] + [0.0] * (job.world.size - 1)  # their sum is what is logged
+        job.loss.fill_(losses[job.world.rank])
+        job.void.fill_(state["void"])
+        before = processes(state["world"], state["threads"])
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise FastsegError(
+            f"--resume: last.pt is damaged, or of another fastseg ({first_line(error)}); begin another run"
+        ) from None
     if before != processes(job.world.size, torch.get_num_threads()):
         job.before = before
+    job.other_rate = other_rate(job, configs.from_dict(state["config"], "--resume"))
+
+
+def other_rate(job: Job, old: Config) -> str:
+    """How the next step's learning rate differs from what the run's old configuration would have given; "" if not."""
+    steps = job.plan.total_steps(old.train.epochs)
+    steps = min(steps, old.train.max_steps or steps)
+    at = job.step - job.skipped
+    new, before = (
+        schedule(train, total, job.plan.batch)(min(at, total - 1))
+        for train, total in ((job.config.train, job.total_steps), (old.train, steps))
+    )
+    return "" if new == before else f"{new:.2e} from here, where the schedule of {steps} steps was at {before:.2e}"

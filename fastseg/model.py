@@ -5,21 +5,26 @@ IEEE TPAMI 2017. Every convolution is 3x3 and followed by batch normalisation an
 the class scores. Convolutions carry no bias, since batch normalisation subtracts it again.
 """
 
+import os
+import re
 import urllib.error
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastseg.errors import FastsegError, UsageError, first_line
+from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels.bn_relu import bn_relu, bn_relu_pool
 from fastseg.kernels.pool import torch_pool, torch_unpool, unpool
 from fastseg.ranges import stage
+from fastseg.texts import shown
 
 # Convolutions per stage (Simonyan and Zisserman 2015, configurations D and E) and channels per stage.
 BACKBONES = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
+SHOWN = 5  # stray keys that are named
 
 
 def _conv(channels_in: int, channels_out: int) -> list[nn.Module]:
@@ -103,6 +108,65 @@ def _fused_decode(decoder: nn.Module, x_BCHW: torch.Tensor) -> torch.Tensor:
     return x_BCHW if isinstance(layers[-1], nn.ReLU) else layers[-1](x_BCHW)
 
 
+def read_tensors(path: Path, source: str) -> Any:
+    """What torch.save wrote: tensors, numbers, texts and containers of them, on the CPU; no other object is made.
+
+    Raises:
+        FileNotFoundError: no such file. FastsegError: anything else; it names `source`.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, EOFError):
+        raise FastsegError(f"{source}: not a file of torch.save, or damaged, or cut short") from None
+    except Exception:  # torch.load fails in many ways on a file that is none of its own, and proposes to trust it
+        raise FastsegError(f"{source}: not a file of torch.save, or with objects in it, which are never made") from None
+
+
+def _fits(value: Any, like: torch.Tensor) -> bool:
+    """Whether it is a tensor that has all its numbers in memory, as many and of the kind of `like`."""
+    is_plain = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_meta
+    return is_plain and value.shape == like.shape and value.is_floating_point() == like.is_floating_point()
+
+
+def plain_names(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict without what DistributedDataParallel (`module.`) and torch.compile (`_orig_mod.`) put before names.
+
+    A name that would stand twice keeps what was before it.
+    """
+    plain: dict[str, Any] = {}
+    for name, value in weights.items():
+        short = re.sub(r"^(module\.|_orig_mod\.)+", "", name)
+        plain[name if short in plain else short] = value
+    return plain
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Any], source: str) -> None:
+    """Fill a network with a state dict that is exactly its own, but for `plain_names`.
+
+    Raises:
+        FastsegError: weights that are missing, left over, or of another shape; how many, and one by name.
+    """
+    wanted, given = network.state_dict(), plain_names(weights)
+
+    wrong = {
+        "missing": sorted(wanted.keys() - given.keys()),
+        "left over": sorted(given.keys() - wanted.keys()),
+        "of another shape or kind": sorted(
+            name for name in wanted.keys() & given.keys() if not _fits(given[name], wanted[name])
+        ),
+    }
+    told = [f"{len(names)} {how} ({shown(names[0])})" for how, names in wrong.items() if names]
+    if told:
+        raise FastsegError(f"{source}: not the weights of this network: {', '.join(told)} of {len(wanted)}")
+    network.load_state_dict(given)
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{tensor.type().removeprefix('torch.')}{list(tensor.shape)}"
+
+
 def load_vgg(model: SegNet, state: dict[str, torch.Tensor], name: str) -> None:
     """Fill the encoder from a torchvision VGG's state dict (vgg16, vgg16_bn, vgg19, vgg19_bn).
 
@@ -112,17 +176,21 @@ def load_vgg(model: SegNet, state: dict[str, torch.Tensor], name: str) -> None:
     Raises:
         FastsegError: a key that is missing, left over or of another shape, by name.
     """
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise FastsegError(f"{name}: not a state dict; give one that torch.save wrote of model.state_dict()")
-    left = {k: v for k, v in state.items() if not k.startswith("classifier.")}
+    left = {k: v for k, v in plain_names(state).items() if not k.startswith("classifier.")}
     has_bn = any(k.endswith("running_mean") for k in left)
 
     def take(key: str, like: torch.Tensor) -> torch.Tensor:
         if key not in left:
-            raise FastsegError(f"{name}: no key {key}; it is not a torchvision VGG that fits this encoder")
+            raise FastsegError(
+                f"{name}: no key {key} among its {len(state)}; it is not a torchvision VGG that fits this encoder"
+            )
         value = left.pop(key)
-        if value.shape != like.shape:
-            raise FastsegError(f"{name}: {key} has shape {tuple(value.shape)}, the encoder needs {tuple(like.shape)}")
+        if not _fits(value, like):
+            raise FastsegError(f"{name}: {key} is {_kind(value)}, the encoder needs {_kind(like)}")
         return value
 
     position = 0  # index in torchvision's flat `features`, where pooling layers count too
@@ -151,7 +219,9 @@ def load_vgg(model: SegNet, state: dict[str, torch.Tensor], name: str) -> None:
     deeper = {k for k in left if k.startswith("features.") and k.split(".")[1].isdecimal()}
     stray = [k for k in left if k not in deeper or int(k.split(".")[1]) < position]
     if stray or (left and len(model.encoder) == len(CHANNELS)):
-        raise FastsegError(f"{name}: keys that fit nowhere: {', '.join(stray or left)}")
+        stray = stray or list(left)
+        more = f" and {len(stray) - SHOWN} more" if len(stray) > SHOWN else ""
+        raise FastsegError(f"{name}: {len(stray)} keys that fit nowhere: {', '.join(map(shown, stray[:SHOWN]))}{more}")
 
 
 def initialise(model: SegNet, init: str) -> None:
@@ -173,11 +243,8 @@ def initialise(model: SegNet, init: str) -> None:
                 "use --init FILE of a torchvision state dict you have, or --init none to start from random weights"
             ) from None
     else:
-        path = Path(init)
+        path = Path(os.path.expanduser(init))
         if not path.is_file():
             raise UsageError(f"--init {init}: no such file; give none, vgg16, vgg16_bn, vgg19, vgg19_bn or a file")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise FastsegError(f"--init {init}: not a readable state dict ({first_line(error)})") from None
+        state = read_tensors(path, f"--init {init}")
     load_vgg(model, state, f"--init {init}")

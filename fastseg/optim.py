@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastseg.config import Train
-from fastseg.errors import UsageError
+from fastseg.errors import UsageError, first_line
 
 # torch's OneCycleLR: the rate starts at peak / 25 and ends at that start / 10^4.
 ONE_CYCLE_START, ONE_CYCLE_END = 25, 1e4
@@ -33,8 +33,8 @@ def find_apex() -> tuple[Callable[..., torch.optim.Optimizer] | None, str]:
     try:
         from apex.multi_tensor_apply import multi_tensor_applier
         from apex.optimizers import FusedSGD
-    except ImportError as error:
-        return None, f"no apex ({error})"
+    except Exception as error:  # another project's code runs here, and may fail in any way
+        return None, f"no apex of NVIDIA's ({first_line(error)})"
     if not multi_tensor_applier.available:
         return None, "apex was built without its CUDA part"
     return FusedSGD, "apex with its CUDA part is installed"
@@ -59,6 +59,10 @@ def make_optimizer(model: nn.Module, train: Train, device: torch.device) -> tupl
         optimizer = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, fused=True)
     except RuntimeError as error:  # torch refuses `fused` on devices that have no such kernel
         return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum), "torch SGD", f"{why}; {error}"
+    if train.momentum:
+        # torch 2.14 makes these in its first step, and leaves them unset where the gradient scaler skips that one.
+        for parameter in model.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer, "torch fused SGD", why
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
-from fastseg.data.decode import decode_image
+from fastseg.data.decode import decode_image, rgb_of
 from fastseg.distributed import choose_device, choose_dtype
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels import launch
@@ -38,13 +38,15 @@ class Predictor:
         network: the `SegNet`; [B, 3, H, W], normalised, to scores [B, C, H, W].
     """
 
-    def __init__(self, state: Mapping[str, Any], *, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self, state: Mapping[str, Any], *, device: str = "auto", dtype: str = "auto", source: str | Path = "checkpoint"
+    ) -> None:
         self.classes: tuple[str, ...] = tuple(state["classes"])
         self.colors = tuple((red, green, blue) for red, green, blue in state["colors"])
-        self.size = configs.from_dict(state["config"], "checkpoint").data.size
+        self.size = configs.from_dict(state["config"], str(source)).data.size
         self.device = torch.device(choose_device(device)[0])
         self.dtype, _ = choose_dtype(dtype, self.device.type)
-        self.network = checkpoints.build_model(state).to(self.device)
+        self.network = checkpoints.build_model(state, source).to(self.device)
         self.network.fused = launch.choose("auto", self.device)[0] == "fused"
 
     def __call__(self, image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
@@ -80,7 +82,7 @@ def pixels_of(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np
     if isinstance(image, str | Path):
         return decode_image(str(image))
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return rgb_of(image)
     if isinstance(image, torch.Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"a tensor uint8[3, H, W] is wanted, this one is {list(image.shape)}")
@@ -106,7 +108,7 @@ def load(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> Pred
     Raises:
         FastsegError: no checkpoint.
     """
-    return Predictor(checkpoints.read(Path(path)), device=device, dtype=dtype)
+    return Predictor(checkpoints.read(Path(path)), device=device, dtype=dtype, source=path)
 
 
 class Job(NamedTuple):

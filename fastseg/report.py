@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from fastseg.errors import UsageError
+from fastseg.errors import FastsegError, UsageError
 from fastseg.figures import MAX_POINTS, SERIES, Curve, one_curve_each, two_curves
 from fastseg.runs import read_log, write_text
 
@@ -33,7 +33,7 @@ def write(run: Path) -> Path:
     """Write RUN/report.html, whole or not at all, and return its path.
 
     Raises:
-        UsageError: RUN has no log.jsonl or no readable config.toml.
+        UsageError: RUN has no log.jsonl or no readable config.toml. FastsegError: the disk is full, or fails.
     """
     events, config_text, config = _read(run)
     environment_path = run / "environment.json"
@@ -50,8 +50,15 @@ def write(run: Path) -> Path:
         samples=_embedded(run / "samples.png"),
         **_summary(events, _silent(run)),
     )
-    write_text(run / "report.html", html)
-    return run / "report.html"
+    path = run / "report.html"
+    try:
+        write_text(path, html)
+    except OSError as error:
+        raise FastsegError(
+            f"{path} could not be written ({error.strerror or error}); the run is kept: "
+            f"mend that, then fastseg report {run}"
+        ) from None
+    return path
 
 
 def compare(runs: Sequence[Path], out: Path) -> Path:

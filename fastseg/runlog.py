@@ -3,6 +3,9 @@
 import datetime
 import json
 import logging
+import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastseg import config as configs
+from fastseg.errors import FastsegError
 from fastseg.runs import read_log
 
 SCALARS = {
@@ -43,9 +47,85 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 step", "2 steps"."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def percent(value: float | None) -> str:
     """A share as "12.3 %", or a dash where it is undefined."""
     return "-" if value is None else f"{100 * value:.1f} %"
+
+
+class Appended:
+    """A file that grows by whole lines or records, each handed to the system at once.
+
+    No buffer, so that a full disk says so where a line is written, and not again when the file is closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("ab", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        """Append `data`.
+
+        Raises:
+            FastsegError: the disk is full, or fails.
+        """
+        try:
+            while data:  # the system may take a part, and say only then why not more
+                data = data[self.file.write(data) :]
+        except OSError as error:
+            raise FastsegError(
+                f"{self.path} could not be written ({error.strerror}); the run's last checkpoint is kept: "
+                f"mend that, then go on with fastseg train --resume --run {self.path.parent}"
+            ) from None
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class Board:
+    """TensorBoard's file of one run.
+
+    torch's SummaryWriter writes from a thread, which dies of a full disk with a traceback, and opens the file anew for
+    each record.
+
+    Args:
+        run: the run folder.
+        start: the first step that will be written; TensorBoard drops what it has from there on.
+    """
+
+    def __init__(self, run: Path, start: int) -> None:
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
+
+        self.protos, self.make = event_pb2, summary
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self.records = RecordWriter(Appended(run / name))
+        self._write(start, file_version="brain.Event:2")
+        self._write(start, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+    def _write(self, step: int, **content: Any) -> None:
+        self.records.write(self.protos.Event(wall_time=time.time(), step=step, **content).SerializeToString())
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """A point of a curve."""
+        self._write(step, summary=self.make.scalar(tag, value))
+
+    def image(self, tag: str, pixels_HW3: np.ndarray, step: int) -> None:
+        """A picture, uint8[H, W, 3]."""
+        self._write(step, summary=self.make.image(tag, pixels_HW3, dataformats="HWC"))
+
+    def hyper_parameters(self, values: dict[str, Any], metrics: dict[str, float]) -> None:
+        """A row of TensorBoard's table of runs."""
+        for summary in self.make.hparams(values, metrics):
+            self._write(0, summary=summary)
+
+    def close(self) -> None:
+        self.records.close()
 
 
 class RunLog:
@@ -63,22 +143,23 @@ class RunLog:
             return
         # TensorBoard's writer looks for TensorFlow and says so; nobody here needs to know.
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.file = (run / "log.jsonl").open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run), purge_step=start + 1)
+        self.file = Appended(run / "log.jsonl")
+        self.board = Board(run, start + 1)
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.progress: Progress | None = None
 
     def event(self, kind: str, step: int, **fields: Any) -> None:
-        """Append one line, and its numbers to TensorBoard."""
+        """Append one line, and its numbers to TensorBoard.
+
+        Raises:
+            FastsegError: the disk is full, or fails; so do all methods that write one.
+        """
         if not self.active:
             return
-        self.file.write(json.dumps({"event": kind, "step": step, **fields}, allow_nan=False) + "\n")
-        self.file.flush()
+        self.file.write(json.dumps({"event": kind, "step": step, **fields}, allow_nan=False).encode() + b"\n")
         for name in SCALARS.get(kind, ()):
             if fields.get(name) is not None:
-                self.board.add_scalar(f"{kind}/{name}", fields[name], step)
+                self.board.scalar(f"{kind}/{name}", fields[name], step)
 
     def say(self, text: str) -> None:
         """One line on the terminal, above the progress bar."""
@@ -116,6 +197,8 @@ class RunLog:
             *([f"decoding {fields['decoded_per_s']:.1f} img/s"] if fields["decoded_per_s"] else []),
             f"{fields['memory_mib']:.0f} MiB",
             *([f"loss scale {fields['loss_scale']:.0f}"] if fields["loss_scale"] is not None else []),
+            *([f"{counted(fields['void_steps'], 'step')} all void"] if fields["void_steps"] else []),
+            *([f"{counted(fields['skipped_steps'], 'step')} skipped"] if fields["skipped_steps"] else []),
             f"{duration(left)} left",
         ]
         if self.progress:
@@ -131,7 +214,7 @@ class RunLog:
             for path in sorted((self.run / "overlays").glob("*.png")):
                 # By place and kind: the images may be others each time.
                 tag = "val/" + "-".join(path.stem.split("-")[:2])
-                self.board.add_image(tag, np.asarray(Image.open(path)), step, dataformats="HWC")
+                self.board.image(tag, np.asarray(Image.open(path)), step)
         figures = f"mIoU {percent(fields['miou'])}  global accuracy {percent(fields['global_accuracy'])}"
         self.say(f"epoch {fields['epoch']:g}/{epochs}  validation  {figures}  {fields['seconds']:.1f} s{best}")
 
@@ -148,13 +231,9 @@ class RunLog:
 
     def hyper_parameters(self, miou: float | None) -> None:
         """The configuration and what came of it, for TensorBoard's table of runs."""
-        from torch.utils.tensorboard.summary import hparams
-
         tree = configs.read(self.run / "config.toml").as_dict()
         flat = {f"{section}.{key}": value for section, part in tree.items() for key, value in part.items()}
-        writer: Any = self.board.file_writer  # `add_hparams` would begin a run of its own
-        for summary in hparams(flat, {"val/miou": miou or 0.0}):
-            writer.add_summary(summary)
+        self.board.hyper_parameters(flat, {"val/miou": miou or 0.0})
 
     def close(self) -> None:
         """Stop the progress bar and close the files."""

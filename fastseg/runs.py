@@ -5,6 +5,7 @@ RUN/config.toml environment.json split.json log.jsonl events.out.tfevents.* chec
 
 import contextlib
 import datetime
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from fastseg.config import Config
 from fastseg.errors import UsageError
 
 ROOT = Path("runs")
+PARTIAL = ".*.partial"  # files that `whole` has not put in place yet
 
 # What a resumed run may do otherwise than it began; anything else would make it another run. The number of processes
 # may change too: config.toml holds the global batch, which stays.
@@ -26,10 +28,26 @@ CHANGEABLE |= {
 }
 
 
-def new_folder(config: Config, recipe: str) -> Path:
-    """runs/DATA-RECIPE-YYYYmmdd-HHMMSS, not yet made."""
-    names = [Path(config.data.path).resolve().stem, Path(recipe).stem, f"{datetime.datetime.now():%Y%m%d-%H%M%S}"]
-    return ROOT / "-".join(names)
+def new_folder(config: Config, recipe: str, kind: str = "") -> Path:
+    """runs/DATA-RECIPE-YYYYmmdd-HHMMSS, made here, so that runs that begin in the same second have each their own.
+
+    Args:
+        kind: what else the name ends in.
+    """
+    now = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    name = "-".join([Path(config.data.path).resolve().stem, Path(recipe).stem, now, *([kind] if kind else [])])
+    for number in itertools.count(2):
+        with contextlib.suppress(FileExistsError):
+            (ROOT / name).mkdir(parents=True)
+            return ROOT / name
+        name = f"{name.removesuffix(f'-{number - 1}')}-{number}"
+    raise AssertionError("numbers do not end")
+
+
+def forget_unused(run: Path) -> None:
+    """Remove the folder of a run that never began."""
+    with contextlib.suppress(OSError):  # it did begin: it is not empty
+        run.rmdir()
 
 
 def resumable() -> list[Path]:
@@ -44,14 +62,17 @@ def last_checkpoint(run: Path) -> Path:
 
 
 def refuse_existing(run: Path, option: str = "--run") -> None:
-    """Raise UsageError where a new run would write into something that is there already."""
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    """Raise UsageError where a new run would write into something that is there already.
+
+    What a process that was killed had not finished is nothing: a new run writes it again.
+    """
+    if run.exists() and (not run.is_dir() or any(not path.match(PARTIAL) for path in run.iterdir())):
         cure = "continue it with --resume, or give another folder" if option == "--run" else "give another folder"
         raise UsageError(f"{option} {run} exists: {cure}")
 
 
-def reopen(run: Path, change: Callable[[Config], Config]) -> tuple[Config, list[str]]:
-    """The configuration of a run that goes on, and what it does otherwise now.
+def reopen(run: Path, change: Callable[[Config], Config]) -> tuple[Config, dict[str, tuple[Any, Any]]]:
+    """The configuration of a run that goes on, and what it does otherwise now: {key: (old, new)}.
 
     Raises:
         UsageError: no such run, or `change` touches what may not change.
@@ -61,7 +82,7 @@ def reopen(run: Path, change: Callable[[Config], Config]) -> tuple[Config, list[
     old = configs.read(run / "config.toml")
     new = change(old)
     changed = configs.differences(old, new)
-    wrong = [key for key in changed if key not in CHANGEABLE]
+    wrong = [f"{key} ({a} to {b})" for key, (a, b) in changed.items() if key not in CHANGEABLE]
     if wrong:
         raise UsageError(
             f"--resume: {', '.join(wrong)} cannot change in a run that has begun; begin another run, "
@@ -72,14 +93,21 @@ def reopen(run: Path, change: Callable[[Config], Config]) -> tuple[Config, list[
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place when all went well and goes away when not."""
+    """A file beside `path` to write to, which takes its place when all went well and goes away when not.
+
+    An OSError from writing it names `path`; the system's own names none (a full disk), or the file beside it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the first error counts; the next write to `path` replaces what stays
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(partial), partial):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -109,6 +137,8 @@ def read_log(run: Path) -> list[dict]:
 
 
 def cut_back(run: Path, step: int) -> None:
-    """Drop what log.jsonl says of steps after `step`: they are about to be made again."""
+    """Drop what log.jsonl says of steps after `step`, which are made again now, and files that a kill has cut off."""
+    for partial in run.rglob(PARTIAL):
+        partial.unlink()
     kept = [event for event in read_log(run) if event["step"] <= step and event["event"] != "end"]
     write_text(run / "log.jsonl", "".join(json.dumps(event) + "\n" for event in kept))

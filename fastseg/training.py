@@ -44,6 +44,7 @@ from fastseg.validation import validate
 SAMPLES = 4  # training images that are shown as the network sees them
 REPORT_SECONDS = 60.0  # at least, between two reports of a run that goes on
 TIMED_LINE = 2  # the log line whose interval is timed part by part: the first has all that warms up
+SKIPPED_IN_A_ROW = 20  # steps left out by the gradient scaler, after which none will follow: 2^16 has become 2^-4
 DATA_BOUND = 0.2  # share of the time waited for data, from which on the log names the cure
 
 
@@ -68,8 +69,11 @@ def train(
         runs.refuse_existing(run)
     state = checkpoints.read(last) if resume and last.is_file() else None
     job = set_up(config, state)
-    log = prepare_log(job, run)
-    try:
+    with contextlib.ExitStack() as last_things:  # each of them happens, whatever becomes of those before
+        last_things.callback(leave)
+        log = prepare_log(job, run)
+        last_things.callback(log.close)
+        last_things.callback(job.writer.join)
         if not finished(job):
             with job.world.named_failures(), Wishes(job.world) as wishes, PartsClock(job.spec.device) as parts:
                 job.world.barrier()  # from the start line on, a signal to any of them saves
@@ -77,13 +81,10 @@ def train(
                 loop(job, run, log, wishes, began, parts, after_step)
         img_per_s = job.step * job.plan.batch / job.train_seconds if job.train_seconds else None
         figures = {"best_miou": job.best_miou, "train_seconds": job.train_seconds, "img_per_s": img_per_s}
+        job.writer.join()  # a run whose last checkpoint is not written has not ended
         log.end(job.step, **figures)
         if job.world.is_main:
             write_report(run)
-    finally:
-        job.writer.join()
-        log.close()
-        leave()
     return {"run": str(run), "steps": job.step, **figures}
 
 
@@ -141,7 +142,7 @@ def loop(
     first, lines, timed_from, waited, started, decoded = job.step, 0, job.step, 0.0, time.perf_counter(), source.decoded
     validation_seconds, saved, warned, reported = 0.0, started, job.loader == "cache", started
     while True:
-        lr = rate(job.step)
+        lr = rate(job.step - job.skipped)
         # By its second step torch has cut the buckets in which gradients travel from then on.
         clock = BackwardClock(job.wrapped) if world.size > 1 and job.step == first + 1 else None
         with clock or contextlib.nullcontext():
@@ -159,6 +160,7 @@ def loop(
             job.train_seconds += seconds
             source.check()
             refuse_divergence(job, mean_loss)
+            void = int(job.void)
             images_per_s = (job.step - timed_from) * plan.batch / seconds
             validations = (total - job.step) / plan.steps_per_epoch / train.validate_every
             log.train(
@@ -175,6 +177,8 @@ def loop(
                 decoded_per_s=(source.decoded - decoded) / seconds,
                 memory_mib=memory_mib(job.spec.device),
                 loss_scale=job.scaler.get_scale() if job.scaler.is_enabled() else None,
+                void_steps=void,
+                skipped_steps=job.skipped,
                 seconds=job.train_seconds,
             )
             # The first lines are those in which everything warms up.
@@ -237,6 +241,8 @@ def checkpoint_due(train: Train, step: int, seconds: float) -> bool:
 
 def capture(job: Job, run: Path, log: RunLog) -> None:
     """Write last.pt between two validations, while training goes on."""
+    if not job.sound:  # see `checkpoint`
+        return
     job.world.sync_buffers(job.model)
     losses = job.world.gather(float(job.loss))
     refuse_divergence(job, sum(losses))
@@ -247,9 +253,11 @@ def capture(job: Job, run: Path, log: RunLog) -> None:
 
 def stop(job: Job, run: Path, log: RunLog, number: int) -> None:
     """Save and end, as a signal asked."""
+    name = signal.Signals(number).name
+    if not job.sound:
+        raise FastsegError(f"{name}: ended at step {job.step}, where the loss is no number; no checkpoint of that")
     capture(job, run, log)
     job.writer.join()
-    name = signal.Signals(number).name
     log.event("stopped", job.step, time=now(), signal=name)
     job.world.barrier()  # a process that ends early would take the one that writes with it
     mine = place()
@@ -266,7 +274,9 @@ def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:
     sum_weights, sum_losses = (weight_sum, cross_entropy_sum) if fused else (torch_weight_sum, torch_cross_entropy_sum)
     with stage("sum of weights"):
         # A batch of only void pixels has weight 0 and cross-entropy 0: its loss is 0, not 0 / 0.
-        total = job.world.sum(sum_weights(batch.labels, job.weights)).clamp(min=1e-12)
+        total = job.world.sum(sum_weights(batch.labels, job.weights))
+        job.void += total == 0
+        total = total.clamp(min=1e-12)
     loss = torch.zeros((), device=job.spec.device)
     parts = list(zip(batch.images.split(job.batch), batch.labels.split(job.batch), strict=True))
     for position, (images, labels) in enumerate(parts):
@@ -287,17 +297,43 @@ def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:
             nn.utils.clip_grad_norm_(job.model.parameters(), train.clip)
         for group in job.optimizer.param_groups:
             group["lr"] = lr
+        scale = job.scaler.get_scale()
         job.scaler.step(job.optimizer)
         job.scaler.update()
         job.optimizer.zero_grad(set_to_none=True)
-        if job.average:
+        # Under fp16 this waits for the device: whether the step was taken decides the next one's learning rate.
+        skipped = job.scaler.get_scale() < scale
+        note_skipped(job, skipped, loss)
+        if job.average and not skipped:
             job.average.update(job.model)
     return loss
 
 
+def note_skipped(job: Job, skipped: bool, loss: torch.Tensor) -> None:
+    """Count a step that the gradient scaler left out, since its gradients were not finite.
+
+    Too large a scale does that, and passes. Where the loss is no number either, it may be the weights that are wrong.
+
+    Raises:
+        FastsegError: too many in a row: it is not the scale that is wrong.
+    """
+    job.skipped += skipped
+    job.skipped_in_a_row = job.skipped_in_a_row + 1 if skipped else 0
+    job.sound = not skipped or math.isfinite(job.world.sum(loss.clone()))
+    if job.skipped_in_a_row >= SKIPPED_IN_A_ROW:
+        raise FastsegError(
+            f"{SKIPPED_IN_A_ROW} steps in a row had no finite gradients in fp16, whatever the loss scale (now "
+            f"{job.scaler.get_scale():g}): lower train.lr ({job.config.train.lr:g}), set train.clip, or use "
+            "--dtype bf16 or fp32; the last checkpoint is from before"
+        )
+
+
 def checkpoint(job: Job, run: Path, epoch: int) -> None:
-    """Write last.pt, and a copy that stays every `keep_every` epochs."""
-    if job.world.is_main:
+    """Write last.pt, and a copy that stays every `keep_every` epochs.
+
+    Not of weights that may be wrong: the last ones that worked are kept.
+    """
+    if job.world.is_main and job.sound:
         job.writer.join()
         state = state_of(job)
         checkpoints.save(runs.last_checkpoint(run), state)
@@ -306,8 +342,8 @@ def checkpoint(job: Job, run: Path, epoch: int) -> None:
 
 
 def refuse_divergence(job: Job, loss: float) -> None:
-    """Stop a run whose loss is no number any more; under fp16 only once the scaler has nothing left to give."""
-    if math.isfinite(loss) or (job.scaler.is_enabled() and job.scaler.get_scale() >= 1):
+    """Stop a run whose loss is no number any more; under fp16 such steps are skipped, and counted in `optimise`."""
+    if math.isfinite(loss) or job.scaler.is_enabled():
         return
     raise FastsegError(
         f"the loss is {loss} at step {job.step}: lower train.lr ({job.config.train.lr:g}) or set train.clip; "

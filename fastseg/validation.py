@@ -23,7 +23,7 @@ def validate(job: Job, run: Path) -> tuple[Scores, bool]:
     found = score(job.evaluated, job.val_spec, job.val_loader, job.world, fused=job.model.fused)
     scores = found.scores
     miou = null_if_nan(scores.miou)
-    best = miou is not None and (job.best_miou is None or miou > job.best_miou)
+    best = miou is not None and (job.best_miou is None or miou > job.best_miou) and job.sound
     job.stale = 0 if best else job.stale + 1
     if best:
         job.best_miou = miou

@@ -19,7 +19,7 @@ from nvidia.dali.pipeline import DataNode, Pipeline
 from PIL import Image
 
 from fastseg.data.classes import ClassMap
-from fastseg.data.decode import decode_image
+from fastseg.data.decode import READING_ERRORS, decode_image, reason
 from fastseg.errors import FastsegError
 from fastseg.pipelines.plan import BatchPlan, Plan
 from fastseg.pipelines.source import DECODED_AHEAD, decoded_at_once, make_batch
@@ -118,8 +118,8 @@ def _fault(path: str) -> str | None:
             file.verify()
     except FastsegError as error:
         return str(error)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        return f"{path}: cannot be decoded: {error or 'it ends too soon'}"
+    except READING_ERRORS as error:
+        return f"{path}: cannot be decoded: {reason(path, error)}"
     return None
 
 
@@ -175,10 +175,9 @@ class DaliTier:
         except (RuntimeError, ValueError) as error:
             pairs = [self.spec.pairs[i] for i in dict.fromkeys(int(i) for part in in_flight for i in part)]
             faults = [fault for pair in pairs for fault in (_fault(pair.image), _fault(pair.label)) if fault]
-            named = (
-                "; ".join(faults) or f"DALI fails on one of {', '.join(pair.stem for pair in pairs)} ({_reason(error)})"
-            )
-            raise FastsegError(f"{named}; mend the file, or try --loader torchvision") from error
+            stems = ", ".join(pair.stem for pair in pairs)
+            alone = f"DALI fails on one of {stems} ({_reason(error)}); try --loader torchvision"
+            raise FastsegError("; ".join(faults) or alone) from error
 
     def _pixels(self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool) -> Iterator[tuple[Any, Any]]:
         """DALI's own lists of images and labels, for batch after batch of indices."""

@@ -76,14 +76,26 @@ class Store:
         return [int(i) for i in indices if self.checks[i] != check_of(self.images[i], self.labels[i])]
 
     def seal(self) -> None:
-        """Once all samples are there: write everything to the disk, and remember that it is complete."""
-        for array in (self.images, self.labels, self.checks):
-            array.flush()
-        about = json.loads((self.folder / ABOUT).read_text())
-        if not about["complete"]:
-            partial = self.folder / f"{ABOUT}.{os.getpid()}"
-            partial.write_text(json.dumps({**about, "complete": True}, indent=1) + "\n")
-            partial.replace(self.folder / ABOUT)
+        """Once all samples are there: write everything to the disk, and remember that it is complete.
+
+        Raises:
+            FastsegError: the disk is full, or fails; the samples are kept.
+        """
+        partial = self.folder / f".{ABOUT}.partial-{os.getpid()}"
+        try:
+            for array in (self.images, self.labels, self.checks):
+                array.flush()
+            about = json.loads((self.folder / ABOUT).read_text())
+            if not about["complete"]:
+                partial.write_text(json.dumps({**about, "complete": True}, indent=1) + "\n")
+                partial.replace(self.folder / ABOUT)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # the first error counts
+                partial.unlink(missing_ok=True)
+            raise FastsegError(
+                f"{self.folder}: {error.strerror}: the samples are kept, but not known to have reached the disk; "
+                "mend that and prepare again"
+            ) from None
 
     def release(self) -> None:
         """Give up the name of a passing store; its memory lasts as long as the processes that have it open."""
@@ -153,8 +165,8 @@ def open_store(spec: "Spec", shape: Shape, folder: Path) -> Store:
     Raises:
         FastsegError: the disk is full, or may not be written to.
     """
+    _sweep(folder.parent)
     if not folder.is_dir():
-        _sweep(folder.parent)
         try:
             _create(shape, folder)
         except OSError as error:
@@ -183,8 +195,11 @@ def _create(shape: Shape, folder: Path) -> None:
                 os.posix_fallocate(file.fileno(), 0, (partial / name).stat().st_size)
         (partial / ABOUT).write_text(json.dumps({"format": FORMAT, "complete": False}) + "\n")
         partial.chmod(0o755)  # mkdtemp's is for its owner alone
-        with contextlib.suppress(OSError):  # another process was first
+        try:
             partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -127,7 +127,7 @@ def choose_loader(requested: str, spec: Spec, *, epochs: bool = False, resize_la
     if obstacle is None:
         return "dali", "as asked" if requested == "dali" else "DALI is installed and reads these files exactly"
     if requested == "dali":
-        cure = "install nvidia-dali-cuda130 (Linux)" if missing else "use --loader torchvision"
+        cure = "pip install 'fastseg[dali]' (Linux)" if missing else "use --loader torchvision"
         raise UsageError(f"--loader dali: {obstacle}; {cure}")
     return "torchvision", obstacle
 

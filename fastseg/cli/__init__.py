@@ -1,5 +1,6 @@
 """The command line: each command parses, calls one function and prints. Heavy imports happen inside commands."""
 
+import errno
 import os
 import sys
 import traceback
@@ -18,6 +19,18 @@ from fastseg.cli.repro_command import repro
 from fastseg.cli.train_commands import evaluate, report, train
 from fastseg.errors import FastsegError, LostError, StoppedError, first_line
 from fastseg.place import decide, decided, die_with_launcher, end_launcher, place
+
+# What a disk or a system may refuse at any time, even without a file's name (`fastseg --debug` shows where).
+CURES = {
+    errno.ENOSPC: "the disk is full: make room, or write elsewhere",
+    errno.EDQUOT: "your quota is used up: make room, or write elsewhere",
+    errno.EFBIG: "files may not be so large here (ulimit -f): raise the limit, or write elsewhere",
+    errno.EIO: "the disk fails (the system's log says more): write elsewhere, or read from another copy",
+    errno.EACCES: "change the permissions of the file or its folder, or give another",
+    errno.EPERM: "change the permissions of the file or its folder, or give another",
+    errno.EROFS: "the disk can only be read: write elsewhere",
+    errno.EMFILE: "too few files may be open at once (ulimit -n): raise the limit",
+}
 
 
 class Group(click.Group):
@@ -39,9 +52,11 @@ class Group(click.Group):
             ctx.exit(1)
         except OSError as error:
             # A file that cannot be written or read is the user's to mend; anything else is ours, with its traceback.
-            if ctx.params.get("debug") or error.filename is None:
+            cure = CURES.get(error.errno or 0)
+            if ctx.params.get("debug") or (error.filename is None and cure is None):
                 raise
-            report_error(FastsegError(f"{error.filename}: {error.strerror}"))
+            where = f"{error.filename}: " if error.filename is not None else ""
+            report_error(FastsegError(f"{where}{error.strerror or error}" + (f"; {cure}" if cure else "")))
             ctx.exit(1)
         except Exception as error:
             mine = place()

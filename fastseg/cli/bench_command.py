@@ -5,13 +5,13 @@ from typing import Any
 
 import click
 
-from fastseg.cli.options import CountsType, PercentType, SizeType, as_json, print_json
+from fastseg.cli.options import CountsType, FileType, PercentType, SizeType, as_json, print_json
 from fastseg.errors import UsageError
 
 
 @click.command()
 @click.argument("what", default="")
-@click.argument("records", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("records", nargs=-1, type=FileType())
 @click.option(
     "--data", "data_name", default="synth", show_default=True, help="camvid, synth, a folder, or a .toml file."
 )
@@ -22,7 +22,7 @@ from fastseg.errors import UsageError
 @click.option("--quick", is_flag=True, help="Shorter and fewer measurements: less sure, but done in minutes.")
 @click.option("--gpus", type=CountsType(), help="scaling: numbers of GPUs, such as 1,2,4,8.")
 @click.option("--nproc", type=CountsType(), help="scaling: numbers of processes without GPUs, such as 1,2.")
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Save curves as SVG: stream and scaling.")
+@click.option("--plot", "plot_path", type=FileType(), help="Save curves as SVG: stream and scaling.")
 @click.option("--fail-over", type=PercentType(), default="5%", show_default=True, help="compare: slower by more fails.")
 @as_json
 @click.pass_context

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastseg.cli.options import SizeType, as_json, print_json
+from fastseg.cli.options import FileType, SizeType, as_json, print_json
 from fastseg.errors import UsageError
 
 data_path = click.argument("path")
@@ -19,7 +19,7 @@ def data() -> None:
 
 
 @data.command()
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: where --data camvid looks.")
+@click.option("--out", type=FileType(), help="Folder; default: where --data camvid looks.")
 @click.option("--source", help="A mirror: a URL, or a folder with the two zips.  [default: the published address]")
 def download(out: Path | None, source: str | None) -> None:
     """Fetch CamVid (701 images, about 600 MB; for research use); goes on where an earlier download stopped."""
@@ -32,7 +32,7 @@ def download(out: Path | None, source: str | None) -> None:
 
 
 @data.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=FileType())
 @click.option("--layout", default="segnet", show_default=True, help="segnet, original, kaggle or fastai.")
 @click.option("--train", "train_count", default=256, show_default=True, help="Images to train.")
 @click.option("--val", "val_count", default=64, show_default=True, help="Images to validate.")
@@ -188,7 +188,7 @@ def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
 
 @data.command()
 @data_path
-@click.option("--out", type=click.Path(path_type=Path), default="preview.png", show_default=True)
+@click.option("--out", type=FileType(), default="preview.png", show_default=True)
 @click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
 @click.option("--crop", default="0x0", help="As of augment.crop: windows, HEIGHTxWIDTH.  [default: whole images]")
 @click.option("--images", type=click.IntRange(1), default=16, show_default=True)

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from fastseg.cli.options import as_json, print_json
+from fastseg.cli.options import FileType, as_json, print_json
 from fastseg.errors import UsageError
 
 
 @click.command()
-@click.option("--run", type=click.Path(path_type=Path), help="Folder of a run, which may be under way.")
-@click.option("--bench", type=click.Path(path_type=Path), help="A document of `fastseg bench all --json`.")
+@click.option("--run", type=FileType(), help="Folder of a run, which may be under way.")
+@click.option("--bench", type=FileType(), help="A document of `fastseg bench all --json`.")
 @as_json
 def doctor(run: Path | None, bench: Path | None, as_json: bool) -> None:
     """Say in words what holds a run, or a machine that was measured, back, and what would help."""

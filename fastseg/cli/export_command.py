@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from fastseg.cli.options import as_json, print_json
+from fastseg.cli.options import FileType, as_json, print_json
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="NAME.onnx, or NAME.pt2 for torch.export.")
+@click.argument("checkpoint", type=FileType())
+@click.option("--out", type=FileType(), required=True, help="NAME.onnx, or NAME.pt2 for torch.export.")
 @as_json
 def export(checkpoint: Path, out: Path, as_json: bool) -> None:
     """Write a network for other programs, and check that they compute the same.

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,16 @@ def print_json(document: dict) -> None:
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output, no more.")
+
+
+class FileType(click.Path):
+    """A path; ~ is the home folder, also where the shell has left it alone (as in --run=~/first)."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)
 
 
 class SizeType(click.ParamType):
@@ -94,7 +105,7 @@ def train_changes(
     if data_name is not None:
         # A run is resumed from any folder.
         named = data_name in ("camvid", "synth") or is_url(data_name)
-        flags["data.path"] = data_name if named else str(Path(data_name).resolve())
+        flags["data.path"] = data_name if named else str(Path(os.path.expanduser(data_name)).resolve())
     if options["batch"] is not None and options["global_batch"] is None and not resume:
         flags["train.global_batch"] = 0  # a recipe's would override it
     return changes_of(sets, flags)

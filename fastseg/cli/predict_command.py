@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from fastseg.cli.options import as_json, print_json
+from fastseg.cli.options import FileType, as_json, print_json
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=FileType())
 @click.argument("inputs", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
+@click.option("--out", type=FileType(), required=True, help="Folder for the results.")
 @click.option(
     "--write",
     "kinds",

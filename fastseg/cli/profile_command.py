@@ -1,5 +1,6 @@
 """`fastseg profile`."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from typing import Any
 
 import click
 
-from fastseg.cli.options import as_json, number_of_processes, print_json, train_changes, train_options
+from fastseg.cli.options import FileType, as_json, number_of_processes, print_json, train_changes, train_options
 from fastseg.errors import FastsegError, UsageError
 from fastseg.place import LAUNCHER, is_worker
 
@@ -25,7 +26,7 @@ from fastseg.place import LAUNCHER, is_worker
     show_default=True,
     help="auto: Nsight Systems on a GPU where it is installed, else torch's.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: runs/DATA-RECIPE-TIME-profile]")
+@click.option("--out", type=FileType(), help="Folder.  [default: runs/DATA-RECIPE-TIME-profile]")
 @as_json
 @click.pass_context
 def profile(
@@ -61,8 +62,9 @@ def profile(
         return
     chosen, why = session.choose_profiler(profiler, choose_device(config.runtime.device)[0])
     click.echo(f"profiler   {chosen}: {why}", err=True)
-    new = runs.new_folder(config, recipe)
-    out = out or new.with_name(f"{new.name}-profile")
+    if out is None:
+        out = runs.new_folder(config, recipe, "profile")
+        ctx.call_on_close(functools.partial(runs.forget_unused, out))
     runs.refuse_existing(out, option="--out")
     out.mkdir(parents=True, exist_ok=True)
     under = session.nsys_command(out, processes) if chosen == "nsys" else []

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from fastseg.cli.options import as_json, print_json
+from fastseg.cli.options import FileType, as_json, print_json
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FileType())
 @click.option("--steps", type=click.IntRange(1), help="Of the run's beginning.  [default: all that its log has]")
 @as_json
 @click.pass_context

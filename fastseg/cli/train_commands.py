@@ -1,5 +1,6 @@
 """`fastseg train`, and what follows from a run: `eval` and `report`."""
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import click
 
 from fastseg.cli.options import (
+    FileType,
     IntervalType,
     as_json,
     changes_of,
@@ -22,7 +24,7 @@ from fastseg.place import is_main, is_worker, restarts
 
 @click.command()
 @train_options
-@click.option("--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-RECIPE-TIME]")
+@click.option("--run", type=FileType(), help="Run folder.  [default: runs/DATA-RECIPE-TIME]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --run from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Say how long the run will take and which batches fit, and end.")
 @click.option("--checkpoint-every", type=IntervalType(), help="Time between checkpoints inside epochs: 500, or 10m.")
@@ -55,7 +57,7 @@ def train(
         raise UsageError("--nnodes: several machines need --rdzv-endpoint HOST:PORT, and --run in a folder they share")
     changes = train_changes(resume=resume, **options) | (checkpoint_every or {})
 
-    changed: list[str] = []
+    changed: dict[str, tuple[Any, Any]] = {}
     if dry_run and (resume or is_worker()):
         raise UsageError("--dry-run: for a run that has not begun, in one process; leave --resume or the launcher out")
     if resume:
@@ -65,8 +67,12 @@ def train(
         config, changed = runs.reopen(run, lambda old: configs.override(old, changes, "train --resume"))
     else:
         config = configs.override(configs.load_recipe(recipe), changes, "train")
-        run = run or runs.new_folder(config, recipe)
-        if restarts() and (run / "config.toml").is_file():
+        if run is None and is_worker():
+            raise UsageError("--run: torchrun and srun need it, so that all processes, and a restart, have one folder")
+        if run is None and not dry_run:
+            run = runs.new_folder(config, recipe)
+            ctx.call_on_close(functools.partial(runs.forget_unused, run))
+        if run and restarts() and (run / "config.toml").is_file():
             config = configs.read(run / "config.toml")
     if restarts():
         # A process of the group failed: go on from the last checkpoint, or from the beginning where there is none yet.
@@ -81,6 +87,7 @@ def train(
         document = measure(config, processes * nnodes)
         print_json(document) if as_json else click.echo(show(document))
         return
+    assert run is not None
     if processes * nnodes > 1 and not is_worker():
         # Another machine's launcher may have begun already.
         if not resume and nnodes == 1:
@@ -91,7 +98,7 @@ def train(
     from fastseg.training import train as run_training
 
     if changed and is_main():
-        click.echo(f"resumed with other {', '.join(changed)}", err=True)
+        click.echo(f"resumed with {', '.join(f'{k} {b} instead of {a}' for k, (a, b) in changed.items())}", err=True)
     try:
         document = run_training(config, run, resume=resume)
     except KeyboardInterrupt:
@@ -108,16 +115,16 @@ def train(
 
 
 @click.command(name="eval")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=FileType())
 @click.option("--data", "data_name", help="Another data set than the run's, as of train.")
 @click.option("--split", default="val", show_default=True, help="val, test or train.")
 @click.option(
     "--at", default="original", show_default=True, help="original: labels at their own size; network: resized."
 )
 @click.option("--tta", default="none", show_default=True, help="mirror: the mean with the mirrored image's scores.")
-@click.option("--against", type=click.Path(path_type=Path), help="Another checkpoint: what has it changed?")
+@click.option("--against", type=FileType(), help="Another checkpoint: what has it changed?")
 @click.option("--mixed-protocols", "mixed", is_flag=True, help="Compare scores of different protocols all the same.")
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the scores of each image.")
+@click.option("--csv", "csv_path", type=FileType(), help="Write the scores of each image.")
 @run_options
 @as_json
 def evaluate(
@@ -173,8 +180,8 @@ def evaluate(
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Of several runs.  [default: compare.html]")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=FileType())
+@click.option("--out", type=FileType(), help="Of several runs.  [default: compare.html]")
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write RUN/report.html from the run's log, at any time of the run; or a page with several runs side by side."""
     from fastseg.report import compare, write

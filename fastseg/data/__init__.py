@@ -56,4 +56,4 @@ def resolve(name: str) -> Path:
         return folder
     if not name:
         raise UsageError("--data is empty: give `camvid`, `synth`, a path or a URL")
-    return Path(name)
+    return Path(os.path.expanduser(name))

@@ -11,6 +11,8 @@ from fastseg.data.headers import read_header
 from fastseg.data.layouts import Dataset, Pair, Problem
 from fastseg.errors import FastsegError
 
+SHOWN = 5  # further values off the map that are named
+
 
 def off_map(path: str, classes: ClassMap) -> str | None:
     """The commonest value or colour of a label file that is not in the class map, with its pixel count, or None."""
@@ -19,13 +21,16 @@ def off_map(path: str, classes: ClassMap) -> str | None:
     if not bad.any():
         return None
     values, counts = np.unique(raw[bad], axis=0, return_counts=True)
-    value = values[counts.argmax()].tolist()
-    y, x = np.argwhere(bad)[0].tolist()
+    commonest = values[counts.argmax()]
+    y, x = np.argwhere((np.atleast_3d(raw) == commonest).all(axis=2))[0].tolist()
     kind = "colour" if classes.is_color else "value"
-    more = f" and {len(values) - 1} more {kind}s" if len(values) > 1 else ""
+    named = [str(tuple(v) if classes.is_color else v) for v in values.tolist()]
+    value = named.pop(int(counts.argmax()))
+    more = f"; also {', '.join(named[:SHOWN])}{', ...' * (len(named) > SHOWN)}" if named else ""
+    count = int(counts.max())
     return (
-        f"{kind} {tuple(value) if classes.is_color else value} is not in the class map: {int(counts.max())} pixels"
-        f"{more}, the first at x={x} y={y}; correct the file, or --unknown-colours void to ignore such pixels"
+        f"{kind} {value} is not in the class map: {count} pixel{'s' * (count > 1)}, the first at x={x} y={y}{more}; "
+        f"allowed are {classes.allowed}; correct the file, or --unknown-colours void to ignore such pixels"
     )
 
 
@@ -34,7 +39,8 @@ def check_pair(pair: Pair, classes: ClassMap) -> tuple[list[Problem], list[Probl
     header = read_header(pair)
     if header.problem:
         return [header.problem], []
-    errors, warnings = [], []
+    errors = []
+    warnings = [Problem(file, "has an EXIF orientation, which is not applied") for file in header.turned]
     try:
         decode_image(pair.image)
     except FastsegError as error:

@@ -96,6 +96,16 @@ class ClassMap:
         """True where label files hold colours, False where they hold indices."""
         return self.from_color is not None
 
+    @property
+    def allowed(self) -> str:
+        """What label files may hold, in words: "0 to 11", "0, 2 to 5, 255", "32 colours"."""
+        if self.from_color is not None:
+            return f"{len(self.from_color)} colours"
+        values = sorted(self.from_index or {})
+        ends = [v for v in values if v + 1 not in values]
+        starts = [v for v in values if v - 1 not in values]
+        return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in zip(starts, ends, strict=True))
+
     def index_table(self, unknown: int = UNKNOWN) -> np.ndarray:
         """uint8[256]: raw index -> class, VOID, or `unknown` for values outside the map."""
         table = np.full(256, unknown, np.uint8)
@@ -125,7 +135,7 @@ class ClassMap:
             red, green, blue = (raw[..., c].astype(np.uint16) for c in range(3))
             return second[first[red * 256 + green].astype(np.uint16) * 256 + blue]
         classes = self.index_table(unknown)[raw & 255]
-        return classes if raw.dtype == np.uint8 else np.where(raw < 256, classes, np.uint8(unknown))
+        return classes if raw.dtype == np.uint8 else np.where((raw >= 0) & (raw < 256), classes, np.uint8(unknown))
 
 
 def _camvid_group(name: str) -> int:

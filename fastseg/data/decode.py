@@ -1,30 +1,90 @@
-"""Pixels and labels out of files, by Pillow: it gives palette and 16-bit labels as they are."""
+"""Pixels and labels out of files, by Pillow: it gives palette and 16-bit labels as they are.
 
+One rule for all tiers, `predict` and `data check`: pixels are taken as they are stored (no EXIF orientation is
+applied), as RGB (grey is repeated, alpha is dropped, CMYK and palettes are converted), of 16 bits the upper 8.
+"""
+
+import os
+import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from fastseg.data.classes import ClassMap
 from fastseg.errors import FastsegError
 
+# What Pillow raises for a file that it cannot read.
+READING_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+READING_ERRORS += (IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)
 
-def _decode(path: str, convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+# Pillow stretches grey of 2 and 4 bits to 0..255; a label's values are what was there before.
+_STRETCHED = {"L;2": 85, "L;4": 17}
+
+
+def raw_mode(file: Image.Image) -> str:
+    """Pillow's name for an open file's pixels: its mode, or what a PNG is before Pillow turns it into 8 bits.
+
+    Such as `L;4` and `RGB;16B`, which Pillow opens as L and RGB.
+    """
+    tiles = getattr(file, "tile", None)  # none once it is decoded
+    raw = tiles[0].args if tiles and file.format == "PNG" else None
+    return raw if isinstance(raw, str) and file.mode in ("L", "LA", "RGB", "RGBA") else file.mode
+
+
+def orientation(file: Image.Image) -> int:
+    """The EXIF orientation of an open file: 1 where it is upright, or says nothing."""
+    # Asked for the EXIF of a PNG that has none before its pixels, Pillow would decode them to look behind.
+    tags = file.getexif() if file.format == "TIFF" or "exif" in file.info else {}
+    return tags.get(Base.Orientation, 1)
+
+
+def _decode(path: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
     try:
         with Image.open(path) as file:
-            return np.array(convert(file))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FastsegError(f"{path}: cannot be decoded: {error}") from None
+            if file.format == "TIFF" and orientation(file) != 1:
+                raise ValueError("a TIFF that is to be turned, which Pillow does and others do not: save it upright")
+            return convert(file)
+    except READING_ERRORS as error:
+        raise FastsegError(f"{path}: cannot be decoded: {reason(path, error)}") from None
+
+
+def reason(path: str, error: Exception) -> str:
+    """What Pillow found wrong with a file, without its name."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image" if os.path.getsize(path) else "it is empty"
+    return str(getattr(error, "strerror", None) or error or "it ends too soon")
+
+
+def rgb_of(image: Image.Image) -> np.ndarray:
+    """uint8[H, W, 3] of an image of any mode.
+
+    Raises:
+        ValueError: pixels of 32 bits, whose range nobody knows.
+    """
+    if image.mode.startswith("I;16"):
+        return np.repeat((np.array(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of 32 bits (mode {image.mode}): save it with 8 or 16")
+    return np.array(image.convert("RGB"))
 
 
 def decode_image(path: str) -> np.ndarray:
     """uint8[H, W, 3]: the file's pixels as RGB, as they are stored (an EXIF orientation is not applied)."""
-    return _decode(path, lambda file: file.convert("RGB"))
+    return _decode(path, rgb_of)
+
+
+def _values_of(file: Image.Image) -> np.ndarray:
+    stretch = _STRETCHED.get(raw_mode(file), 1)
+    values = np.array(file)
+    return values.astype(np.uint8) if values.dtype == bool else values // stretch if stretch > 1 else values
 
 
 def read_label(path: str, classes: ClassMap) -> np.ndarray:
     """A label as its file has it: indices [H, W] by value (palettes ignored), or colours uint8[H, W, 3]."""
-    raw = _decode(path, lambda file: file.convert("RGB") if classes.is_color else file)
+    raw = _decode(path, rgb_of if classes.is_color else _values_of)
     if not classes.is_color and (raw.ndim != 2 or raw.dtype.kind not in "ui"):
         raise FastsegError(
             f"{path}: an index label must be a grey or palette image, this one is {raw.dtype} {raw.shape}"

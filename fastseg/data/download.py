@@ -373,8 +373,8 @@ def _members(zipped: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]:
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise refuse(f"its member {info.filename!r} is a link or a device")
-        # ._NAME is what a Mac adds to a zip for each file.
-        if info.is_dir() or path.suffix.lower() != ".png" or path.name.startswith("._"):
+        # ._NAME is what a Mac adds to a zip for each file. The suffix first: of an empty name, is_dir() would fail.
+        if path.suffix.lower() != ".png" or info.is_dir() or path.name.startswith("._"):
             continue
         if kind == stat.S_IFDIR:
             raise refuse(f"its member {info.filename!r} is a folder with the name of a file")

@@ -9,29 +9,49 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
+from fastseg.data.decode import READING_ERRORS, orientation, raw_mode, reason
 from fastseg.data.layouts import Pair, Problem
 
-# Pillow's modes that DALI's decoders turn into the same bytes as we do: images as RGB, labels as they are.
+# Modes (see `raw_mode`) that DALI's decoders turn into the same bytes as we do: images as RGB, labels as they are.
 _DALI_IMAGES = {"RGB", "L"}
 _DALI_INDEX_LABELS, _DALI_COLOR_LABELS = {"L"}, {"RGB"}
+_LOSSLESS = {"PNG", "BMP", "TIFF", "GIF", "PPM"}
 
 
 @dataclass(frozen=True)
 class Header:
-    """One pair's sizes as (height, width) and Pillow modes; `problem` says what is wrong with it, if anything."""
+    """One pair's sizes as (height, width) and modes (see `raw_mode`).
+
+    Attributes:
+        turned: the files that have an EXIF orientation, which is not applied.
+        problem: what is wrong with the pair, if anything.
+    """
 
     image_size: tuple[int, int] = (0, 0)
     label_size: tuple[int, int] = (0, 0)
     image_mode: str = ""
     label_mode: str = ""
+    turned: tuple[str, ...] = ()
     problem: Problem | None = None
 
 
-def _open(path: str) -> tuple[tuple[int, int], str, str]:
+def _open(path: str) -> tuple[tuple[int, int], str, bool]:
+    """(height, width), mode, and whether the file is to be turned."""
     with Image.open(path) as file:
-        return (file.height, file.width), file.mode, file.format or ""
+        return (file.height, file.width), raw_mode(file), orientation(file) != 1
+
+
+def _lossy(path: str) -> str | None:
+    """What is wrong with a label by its signature, whatever its name: compression that changes values."""
+    with Image.open(path) as file:
+        if file.format in _LOSSLESS and file.info.get("compression") != "jpeg":
+            return None
+        values = np.unique(np.array(file.convert("L"))).tolist()
+        seen = f"it holds {len(values)} grey values: {', '.join(map(str, values[:6]))}{', ...' * (len(values) > 6)}"
+        return f"is a {file.format}: its compression changes labels ({seen}); save labels as PNG"
 
 
 def read_header(pair: Pair) -> Header:
@@ -40,16 +60,18 @@ def read_header(pair: Pair) -> Header:
     for path in (pair.image, pair.label):
         try:
             found.append(_open(path))
-        except (OSError, Image.DecompressionBombError) as error:
-            return Header(problem=Problem(path, f"cannot be read: {str(error).replace(repr(path), 'the file')}"))
-    (image_size, image_mode, _), (label_size, label_mode, label_format) = found
+            if path == pair.label and (lossy := _lossy(path)):
+                return Header(problem=Problem(path, lossy))
+        except READING_ERRORS as error:
+            return Header(problem=Problem(path, f"cannot be read: {reason(path, error)}"))
+    (image_size, image_mode, image_turned), (label_size, label_mode, label_turned) = found
+    turned = (*[pair.image] * image_turned, *[pair.label] * label_turned)
     problem = None
-    if label_format == "JPEG":
-        problem = Problem(pair.label, "is a JPEG: its compression changes labels; save labels as PNG")
-    elif image_size != label_size:
+    if image_size != label_size:
         image, label = (f"{w}x{h}" for h, w in (image_size, label_size))
-        problem = Problem(pair.label, f"image {image}, label {label} (width x height): they must be equal")
-    return Header(image_size, label_size, image_mode, label_mode, problem)
+        cure = "; an EXIF orientation is not applied: save both upright" if turned else ""
+        problem = Problem(pair.label, f"image {image}, label {label} (width x height): they must be equal{cure}")
+    return Header(image_size, label_size, image_mode, label_mode, turned, problem)
 
 
 def read_headers(pairs: Sequence[Pair], threads: int) -> list[Header]:

@@ -123,6 +123,9 @@ def write(
             list(pool.map(one, enumerate(jobs)))
         partial_out.rename(out)
     except OSError as error:
-        raise FastsegError(f"{out} could not be written: {error}") from None
+        raise FastsegError(
+            f"{out} could not be written ({error.strerror or error}); nothing is left of it: "
+            "mend that, or give another folder"
+        ) from None
     finally:
         shutil.rmtree(partial_out, ignore_errors=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastseg.checkpoint import build_model, load_optimizer, read, save
+from fastseg.checkpoint import Writer, build_model, load_optimizer, read, save
 from fastseg.config import Config, Train, override
 from fastseg.errors import FastsegError
 from fastseg.model import SegNet
@@ -21,7 +21,8 @@ def channels_last_segnet(seed: int = 0) -> SegNet:
 
 def state_of(model: SegNet, **changes) -> dict:
     config = override(Config(), {"model.depth": 1}).as_dict()
-    return {"step": 7, "model": model.state_dict(), "ema": None, "config": config, "classes": ["a", "b", "c"]} | changes
+    classes = {"classes": ["a", "b", "c"], "colors": [[0, 0, 0], [9, 9, 9], [255, 0, 1]]}
+    return {"step": 7, "model": model.state_dict(), "ema": None, "config": config, **classes} | changes
 
 
 def equal_states(a: dict, b: dict) -> bool:
@@ -70,18 +71,31 @@ def test_a_save_that_fails_keeps_the_checkpoint_before_it(tmp_path, monkeypatch,
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before_it(tmp_path):
-    path = tmp_path / "last.pt"
-    save(path, {"step": 1})
+    path, state = tmp_path / "last.pt", state_of(channels_last_segnet(), step=1)
+    save(path, state)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))  # what the system refuses as it does a full disk
     try:
         with pytest.raises(FastsegError, match=r"last\.pt could not be written") as error:
-            save(path, {"step": 2, "model": torch.zeros(2**20)})
+            save(path, state | {"step": 2, "model": {"weight": torch.zeros(2**20)}})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
     assert read(path)["step"] == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_goes_wrong_in_the_thread_that_writes_is_raised_by_the_one_that_waits(tmp_path, monkeypatch):
+    def bug(*_):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(torch, "save", bug)
+    writer = Writer()
+    writer.submit(tmp_path / "last.pt", {"step": 1})
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        writer.join()
+    writer.join()  # once
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_checkpoint_says_where_runs_keep_them(tmp_path):
@@ -92,12 +106,16 @@ def test_a_missing_checkpoint_says_where_runs_keep_them(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a readable checkpoint"),
-        (b"junk", "not a readable checkpoint"),
-        (nn.Conv2d(1, 1, 1), "not a readable checkpoint"),  # a pickled object, which weights_only refuses
+        (b"", "not a file of torch.save, or damaged"),
+        (b"junk", "not a file of torch.save, or with objects"),
+        (nn.Conv2d(1, 1, 1), "not a file of torch.save, or with objects"),
         ({"features.0.weight": torch.zeros(1)}, "not a checkpoint of fastseg .*use --init FILE"),
         (torch.zeros(3), "not a checkpoint of fastseg"),
         ({"schema": 99}, "checkpoint schema 99, this fastseg reads 1"),
+        (
+            {"schema": 1, "step": "7"},
+            "damaged, or not written by fastseg: no step, model, ema, config, classes, colors as",
+        ),
     ],
 )
 def test_a_foreign_file_is_one_line(tmp_path, content, message):
@@ -112,7 +130,7 @@ def test_a_truncated_or_nameless_checkpoint_is_one_line(tmp_path):
     save(tmp_path / "last.pt", state_of(channels_last_segnet()))
     (tmp_path / "half.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:3000])
     for path in (tmp_path / "half.pt", tmp_path):
-        with pytest.raises(FastsegError, match="not a readable checkpoint") as error:
+        with pytest.raises(FastsegError, match=r"not a file of torch\.save") as error:
             read(path)
         assert "\n" not in str(error.value)
 
@@ -158,7 +176,7 @@ def test_an_optimizer_that_has_made_no_step_is_restored_too():
     model = channels_last_segnet()
     fresh, again = (make_optimizer(model, Train(optimizer="torch"), torch.device("cpu"))[0] for _ in range(2))
     load_optimizer(again, fresh.state_dict())
-    assert len(again.state) == 0
+    assert all(not values["momentum_buffer"].any() for values in again.state.values())
 
 
 @pytest.mark.parametrize("averaged", [False, True])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -98,7 +99,9 @@ def test_a_size_is_height_by_width(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "360", "x", "0x5", "5x0", "axb", "1x2x3", "-1x2", "1.5x2", "36 x48"])
+@pytest.mark.parametrize(
+    "text", ["", "360", "x", "0x5", "5x0", "axb", "1x2x3", "-1x2", "1.5x2", "36 x48", "100000x5", "9" * 5000 + "x1"]
+)
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match="write HEIGHTxWIDTH"):
         parse_size(text)
@@ -120,6 +123,12 @@ def test_what_is_no_size_is_refused(text):
         ("train.lr", math.nan, "train.lr = nan: 0 or more"),
         ("train.lr", -1, "train.lr = -1.0: 0 or more"),
         ("train.epochs", 0, "train.epochs = 0: 1 or more"),
+        ("train.lr", math.inf, "train.lr = inf: a finite number"),
+        ("train.lr", 10**400, "train.lr: wants a number of at most 64 bits"),
+        ("train.epochs", 2**63, "train.epochs: wants a number of at most 64 bits"),
+        ("train.epochs", [10**5000], "train.epochs = a number of thousands of digits: wants a whole number"),
+        ("data.path", {"a": [["x\ny" * 99]]}, "data.path = {'a': [['x"),
+        ("train.l\nr", 1, r"unknown key 'train.l\nr'"),
         ("train.ema", 1, "ema"),
         ("train.momentum", math.nan, "momentum"),
         ("train.warmup", 1.5, "warmup"),
@@ -154,8 +163,15 @@ def test_a_fault_is_one_line_with_source_and_key(key, new, message, source):
         ("[model]\ndept = 3\n", "unknown key model.dept; did you mean model.depth?"),
         ("[train.lr]\nx = 1\n", "train.lr = {'x': 1}: wants a number"),
         ("[train]\nlr = nan\n", "train.lr = nan: 0 or more"),
-        (b"[data]\npath = '\xff'\n", "not valid TOML"),
+        (b"[data]\npath = '\xff'\n", r"not UTF-8 text \(byte 15\); save it as UTF-8"),
         (None, "cannot be read: No such file or directory"),
+        ("v = " + "[" * 3000, "not valid TOML: brackets nested too deep"),
+        ("[train]\nepochs = " + "9" * 5000, "not valid TOML: .*a number too long"),
+        ("[train]\nlr = 0x" + "f" * 5000, "not valid TOML: a whole number of more than 64 bits"),
+        ("train.lr." + "a." * 90 + "a = 1", r"train.lr = {'a': .*\.\.\..*: wants a number"),
+        ("train.lr." + "a." * 99 + "a = 1", "not valid TOML: a line with more than 100 dots"),
+        ('["da\\nta"]\nsize = 1\n', r"unknown key 'da\\nta.size'"),
+        ('"da\\nta" = 1\n', r"'da\\nta' is no section"),
     ],
 )
 def test_a_faulty_file_is_named(tmp_path, text, message):
@@ -190,6 +206,36 @@ def test_an_assignment_is_toml_or_else_text(pair, key, wanted):
     assert type(found[1]) is type(wanted)
 
 
+@pytest.mark.parametrize("text", ["[" * 3000, "9" * 5000, "0x" + "f" * 5000])
+def test_an_assignment_that_toml_cannot_hold_is_text(text):
+    assert assignments((f"train.lr={text}",)) == {"train.lr": text}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbf[train]\nepochs = 3\n")
+    assert configs.load_recipe(str(tmp_path / "mine.toml")).train.epochs == 3
+
+
+def test_a_recipe_that_is_a_folder_a_pipe_or_endless_is_not_read(tmp_path):
+    (tmp_path / "folder.toml").mkdir()
+    os.mkfifo(tmp_path / "pipe.toml")
+    with (tmp_path / "large.toml").open("wb") as file:
+        file.truncate(1 << 40)
+    for name, why in {
+        "folder": "cannot be read: it is a folder, no file",
+        "pipe": "cannot be read: it is a pipe or a device, no file",
+        "large": "has 1099511627776 bytes, a text file here has at most 1048576",
+    }.items():
+        with pytest.raises(UsageError, match=f"^{tmp_path}/{name}.toml: {why}$"):
+            configs.read(tmp_path / f"{name}.toml")
+
+
+@pytest.mark.parametrize("tree", [None, [], "x", 3])
+def test_what_is_no_tree_is_no_configuration(tree):
+    with pytest.raises(UsageError, match=r"^checkpoint: holds no configuration; sections are data, "):
+        configs.from_dict(tree, "checkpoint")
+
+
 def test_assignments_come_in_order_and_need_an_equals_sign():
     assert assignments(("train.lr=1", "train.batch=2", "train.lr=3")) == {"train.lr": 3, "train.batch": 2}
     with pytest.raises(UsageError, match=r"^--set train\.lr: write KEY=VALUE, such as train\.lr=0\.01$"):
@@ -204,8 +250,8 @@ def test_checkpoints_are_kept_at_validations():
 
 def test_differences_are_named_by_key():
     new = override(Config(), {"train.lr": 0.5, "data.size": "32x48", "train.batch": Config().train.batch})
-    assert configs.differences(Config(), new) == ["data.size", "train.lr"]
-    assert configs.differences(Config(), Config()) == []
+    assert configs.differences(Config(), new) == {"data.size": ("360x480", "32x48"), "train.lr": (0.001, 0.5)}
+    assert configs.differences(Config(), Config()) == {}
 
 
 def test_a_config_does_not_change_in_place():

@@ -221,3 +221,29 @@ def test_an_average_of_three_updates_worked_by_hand():
     assert (average.model.running_mean.item(), average.model.num_batches_tracked.item()) == (30, 3)
     assert not any(p.requires_grad for p in average.model.parameters())
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_first_step_that_the_scaler_skips_leaves_no_trace():
+    """torch's own fused SGD makes its momentum in that step without setting it, and goes on with what was in memory."""
+    start = torch.arange(6.0)
+    found = []
+    for fused in (True, False):
+        layer = nn.Linear(6, 1, bias=False)
+        layer.weight.data.copy_(start)
+        if fused:
+            optimizer, name, _ = make_optimizer(layer, Train(lr=0.5, weight_decay=0, optimizer="torch"), CPU)
+            assert name == "torch fused SGD"
+        else:
+            optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9)
+        scaler = torch.amp.GradScaler("cpu")
+        for factor in (math.inf, 1.0, 2.0):
+            rubbish = [torch.full((1, 6), math.nan) for _ in range(100)]
+            del rubbish
+            scaler.scale((layer.weight * factor).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        found.append(layer.weight.detach().clone())
+    assert torch.equal(*found)
+    # By hand: gradients 1 and 2, momentum 0.9: 0.5 * 1, then 0.5 * (0.9 * 1 + 2).
+    assert torch.allclose(found[0], (start - 0.5 - 1.45)[None])

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from fastseg import report
-from fastseg.errors import UsageError
+from fastseg.errors import FastsegError, UsageError
 
 DASH = "\N{EN DASH}"
 CONFIG = '[data]\nsize = "360x480"\nname = "<i>&"\n'
@@ -358,10 +358,11 @@ def test_written_whole_or_not_at_all(run: Path, monkeypatch: pytest.MonkeyPatch)
     ]  # fmt: skip
 
     def no_replace(*_: object) -> None:
-        raise OSError("disk full")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", no_replace)
-    with pytest.raises(OSError, match="disk full"):
+    said = r"report\.html could not be written \(No space left on device\); the run is kept: .* fastseg report "
+    with pytest.raises(FastsegError, match=said):
         page(run, START, end(40))
     assert (run / "report.html").read_text(encoding="utf-8") == before
     assert not list(run.glob(".report*"))

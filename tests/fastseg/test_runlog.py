@@ -10,7 +10,7 @@ from fastseg.runlog import RunLog, class_table, duration, percent
 TRAIN = {
     "epoch": 1.5, "loss": 0.25, "lr": 0.01, "img_per_s": 40.0, "img_per_s_per_device": 20.0, "data_wait": 0.031,
     "decoded_per_s": 0.0,
-    "memory_mib": 900.0, "loss_scale": None, "seconds": 9.0,
+    "memory_mib": 900.0, "loss_scale": None, "void_steps": 0, "skipped_steps": 0, "seconds": 9.0,
 }  # fmt: skip
 
 

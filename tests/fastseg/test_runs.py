@@ -1,9 +1,11 @@
 """Run folders: what is refused, what a resumed run may change, and what a killed one leaves behind."""
 
+import datetime
 import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,16 +29,28 @@ def lines(*events: dict) -> str:
     return "".join(json.dumps(event) + "\n" for event in events)
 
 
+def datetime_at(text: str) -> SimpleNamespace:
+    """A `datetime` module in which it is always that time."""
+    when = datetime.datetime.strptime(text, "%Y%m%d-%H%M%S")
+    return SimpleNamespace(datetime=SimpleNamespace(now=lambda: when))
+
+
 def event(kind: str, step: int) -> dict:
     return {"event": kind, "step": step}
 
 
-def test_a_new_run_is_named_by_data_recipe_and_time(tmp_path):
+def test_new_runs_are_named_by_data_recipe_and_time_and_each_has_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "datetime", datetime_at("20261126-101112"))
     config = configs.override(Config(), {"data.path": str(tmp_path / "street")})
-    name = runs.new_folder(config, "recipes/mine.toml")
-    assert name.parent == Path("runs")
-    assert re.fullmatch(r"street-mine-\d{8}-\d{6}", name.name)
-    assert not name.exists()
+    for name in ("street-mine-20261126-101112", "street-mine-20261126-101112-2", "street-mine-20261126-101112-3"):
+        assert runs.new_folder(config, "recipes/mine.toml") == Path("runs", name)
+        assert not any(Path("runs", name).iterdir())
+    assert runs.new_folder(config, "recipes/mine.toml", "profile").name == "street-mine-20261126-101112-profile"
+    (Path("runs") / "street-mine-20261126-101112" / "config.toml").touch()
+    for folder in Path("runs").iterdir():
+        runs.forget_unused(folder)
+    assert [folder.name for folder in Path("runs").iterdir()] == ["street-mine-20261126-101112"]
 
 
 def test_a_run_does_not_write_into_what_is_there(tmp_path):
@@ -69,22 +83,25 @@ def test_a_run_does_not_write_into_what_is_there(tmp_path):
 def test_a_run_that_goes_on_may_change_its_length_and_its_machine(tmp_path, key, value):
     run = begin(tmp_path / "run", train__lr=0.5)
     config, changed = runs.reopen(run, lambda old: configs.override(old, {key: value}))
-    assert changed == [key]
+    assert {key: new for key, (_, new) in changed.items()} == {key: value}
     assert config == configs.override(Config(), {"train.lr": 0.5, key: value})
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"train.lr": 0.1}, ["train.lr"]),
-        ({"train.batch": 8, "train.global_batch": 8}, ["train.batch", "train.global_batch"]),
-        ({"runtime.seed": 1, "data.size": "32x48", "train.epochs": 2}, ["data.size", "runtime.seed"]),
-        ({"model.depth": 3, "runtime.dtype": "bf16"}, ["model.depth", "runtime.dtype"]),
+        ({"train.lr": 0.1}, "train.lr (0.001 to 0.1)"),
+        ({"train.batch": 8, "train.global_batch": 8}, "train.batch (4 to 8), train.global_batch (0 to 8)"),
+        (
+            {"runtime.seed": 1, "data.size": "32x48", "train.epochs": 2},
+            "data.size (360x480 to 32x48), runtime.seed (0 to 1)",
+        ),
+        ({"model.depth": 3, "runtime.dtype": "bf16"}, "model.depth (5 to 3), runtime.dtype (fp32 to bf16)"),
     ],
 )
 def test_a_run_that_goes_on_keeps_what_makes_it_that_run(tmp_path, changes, named):
     run = begin(tmp_path / "run")
-    with pytest.raises(UsageError, match=f"^--resume: {', '.join(named)} cannot change") as error:
+    with pytest.raises(UsageError, match=f"^--resume: {re.escape(named)} cannot change") as error:
         runs.reopen(run, lambda old: configs.override(old, changes))
     assert "train.epochs" in str(error.value).partition("change only")[2]
     assert "\n" not in str(error.value)
@@ -92,7 +109,7 @@ def test_a_run_that_goes_on_keeps_what_makes_it_that_run(tmp_path, changes, name
 
 def test_going_on_without_a_change_changes_nothing(tmp_path):
     run = begin(tmp_path / "run", train__lr=0.5)
-    assert runs.reopen(run, lambda old: old) == (configs.override(Config(), {"train.lr": 0.5}), [])
+    assert runs.reopen(run, lambda old: old) == (configs.override(Config(), {"train.lr": 0.5}), {})
 
 
 def test_there_is_no_going_on_without_a_run(tmp_path):
@@ -159,6 +176,37 @@ def test_a_file_that_was_not_finished_leaves_nothing(tmp_path, failure):
         with pytest.raises(failure):
             half(tmp_path / name)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("old.txt", "old")]
+
+
+def test_a_full_disk_names_the_file_that_was_to_be_written(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")  # the system's error for a write names no file
+
+    monkeypatch.setattr(Path, "write_text", lambda self, *_, **__: full())
+    with pytest.raises(OSError, match="No space left") as error:
+        runs.write_text(tmp_path / "a.txt", "text")
+    assert error.value.filename == str(tmp_path / "a.txt")
+
+
+def test_an_error_about_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as error, runs.whole(tmp_path / "a.txt"):
+        (tmp_path / "b.txt").read_text()
+    assert error.value.filename == str(tmp_path / "b.txt")
+
+
+def test_what_a_kill_left_unfinished_is_no_run_and_goes_when_a_run_goes_on(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".config.toml.partial").write_text("half")
+    runs.refuse_existing(run)
+    begin(tmp_path / "other")
+    for name in (".report.html.partial", "checkpoints/.last.pt.partial", "overlays/.0-worst-a.png.partial"):
+        (tmp_path / "other" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "other" / name).write_text("half")
+    with pytest.raises(UsageError, match="exists"):
+        runs.refuse_existing(tmp_path / "other")
+    runs.cut_back(tmp_path / "other", 0)
+    assert sorted(p.name for p in (tmp_path / "other").rglob("*") if p.is_file()) == ["config.toml", "log.jsonl"]
 
 
 def test_json_is_strict(tmp_path):

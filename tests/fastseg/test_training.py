@@ -55,7 +55,7 @@ def test_two_epochs_and_two_more_give_the_bits_of_four(street, tmp_path):
     train(tiny(street, train__epochs=2, train__schedule="constant", train__ema=0.9), parts)
     config, changed = runs.reopen(parts, lambda old: configs.override(old, {"train.epochs": 4}))
     train(config, parts, resume=True)
-    assert changed == ["train.epochs"]
+    assert changed == {"train.epochs": (2, 4)}
     assert same_bits(whole, parts)
     assert [e["miou"] for e in events(whole, "val")] == [e["miou"] for e in events(parts, "val")]
 
@@ -78,7 +78,7 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(street, tmp_path, mon
             train(tiny(street), killed)
     config, changed = runs.reopen(killed, lambda old: old)
     train(config, killed, resume=True)
-    assert changed == []
+    assert changed == {}
     assert same_bits(whole, killed)
     for kind in ("train", "val"):
         assert [(e["step"], e.get("loss"), e.get("miou")) for e in events(killed, kind)] == [
@@ -444,3 +444,16 @@ def test_a_run_that_waits_for_data_names_the_cure_once(street, tmp_path, monkeyp
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("data holds training back: ")]
     assert len(said) == warnings
     assert all("--loader cache" in line for line in said)
+
+
+def test_a_run_whose_last_checkpoint_fails_has_not_ended(street, tmp_path, monkeypatch):
+    def full(path, state):
+        raise FastsegError("the disk is full")
+
+    left = []
+    monkeypatch.setattr("fastseg.checkpoint.save", full)
+    monkeypatch.setattr(training, "leave", lambda: left.append(True))
+    with pytest.raises(FastsegError, match=r"^the disk is full$"):
+        train(tiny(street, train__max_steps=3), tmp_path / "run")
+    assert [event["event"] for event in runs.read_log(tmp_path / "run")][-1] == "checkpoint"
+    assert left == [True]

@@ -5,9 +5,17 @@
 
 import os
 import re
+import shutil
+import struct
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from fastseg.inputs import reading
+from fastseg.pipelines.plan import Plan
+from fastseg.pipelines.source import TrainSource, choose_loader, evaluation_batches
 
 TABLE = Path(__file__).parents[2] / "docs" / "faults.md"
 HEAD = """# What fastseg says to faults
@@ -38,10 +46,71 @@ def row(request, tmp_path):
 
     def state(fault: str, says: str, cure: str = "-") -> None:
         says = says.strip().replace(f"{tmp_path}/", "")
-        line = "| " + " | ".join(re.sub(r"\s*\n\s*", " ", cell).replace("|", "\\|") for cell in (fault, says, cure)) + " |\n"
+        line = (
+            "| "
+            + " | ".join(re.sub(r"\s*\n\s*", " ", cell).replace("|", "\\|") for cell in (fault, says, cure))
+            + " |\n"
+        )
         if UPDATE:
             ROWS.setdefault(str(request.path), []).append(line)
         else:
             assert line in TABLE.read_text(encoding="utf-8"), "FASTSEG_UPDATE_FAULTS=1 pytest tests/faults writes it"
 
     return state
+
+
+@pytest.fixture
+def copy_of(street, tmp_path):
+    """copy_of("name") is a writable copy of the street scenes, and its training labels in order."""
+
+    def copy(name: str) -> tuple[Path, list[Path]]:
+        shutil.copytree(street, tmp_path / name)
+        return tmp_path / name, sorted((tmp_path / name / "trainannot").iterdir())
+
+    return copy
+
+
+@pytest.fixture
+def write_png():
+    """write_png(path, pixels, bits) writes grey, grey + alpha, RGB or RGBA of 1 to 16 bits: Pillow cannot write all."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def write(path: Path, pixels: np.ndarray, bits: int) -> Path:
+        height, width, *channels = pixels.shape
+        kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels[0] if channels else 1]
+        digits = (pixels.reshape(height, -1, 1) >> np.arange(bits)[::-1]) & 1
+        rows = np.packbits(digits.reshape(height, -1).astype(np.uint8), axis=1)
+        lines = b"".join(b"\0" + row.tobytes() for row in rows)
+        head = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+        parts = (chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b""))
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def read_by():
+    """read_by(folder, loader) -> (images, labels) of the training split, as evaluation and training read them.
+
+    The labels of training are those of a first step without augmentation over the whole split, put in order.
+    """
+
+    def read(folder: Path, loader: str, size: str = "96x144") -> tuple[np.ndarray, np.ndarray]:
+        _, specs = reading(str(folder), splits=("train",), size=size)
+        spec = specs["train"]
+        count = len(spec.pairs)
+        evaluated = list(evaluation_batches(spec, choose_loader(loader, spec)[0], count, resize_labels=True))
+        plan = Plan(num_samples=count, batch=count, seed=0, mirror=False, max_shift=(0, 0))
+        source = TrainSource(spec, plan, choose_loader(loader, spec)[0])
+        batch = next(iter(source))
+        source.check()
+        order = np.argsort(batch.indices)
+        images, labels = batch.images.numpy()[order], batch.labels.numpy()[order]
+        np.testing.assert_array_equal(images, np.concatenate([part.images.numpy() for part in evaluated]))
+        np.testing.assert_array_equal(labels, np.stack([label.numpy() for part in evaluated for label in part.labels]))
+        return images, labels
+
+    return read

@@ -67,7 +67,7 @@ def test_a_value_off_the_map_is_named_with_its_count_and_first_place(pair):
     label[2, 3:6], label[5, 0] = 99, 12
     (error,), _ = check_pair(pair(label=label), camvid_indexed())
     assert error.problem.startswith(
-        "value 99 is not in the class map: 3 pixels and 1 more values, the first at x=3 y=2; "
+        "value 99 is not in the class map: 3 pixels, the first at x=3 y=2; also 12; allowed are 0 to 11; "
     )
     assert off_map(error.file, camvid_indexed()) == error.problem
 

@@ -468,6 +468,15 @@ def test_a_zip_that_means_harm_is_refused_before_anything_is_written(tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_member_without_a_name_is_left_out(tmp_path):
+    body = zipped(**{"x": "y", "a.png": "image a"})
+    at = body.index(b"PK\x01\x02") + 46  # zipfile ends a name at its first zero byte
+    body = body[:at] + b"\0" + body[at + 1 :]
+    with serving({**GOOD, IMAGES: body}) as (base, _):
+        download_camvid(tmp_path / "camvid", base)
+    assert contents(tmp_path / "camvid" / STILLS) == {"a.png": "image a"}
+
+
 def test_an_encrypted_zip_is_refused(tmp_path):
     body = bytearray(zipped(**{"a.png": "x"}))
     body[body.index(b"PK\x01\x02") + 8] |= 1  # the flag in the central directory

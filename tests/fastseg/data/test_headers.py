@@ -24,8 +24,8 @@ def blank(height, width, *channels):
 
 
 def test_a_header_has_heights_widths_and_modes(pair):
-    assert read_header(pair("a", blank(3, 5, 3), blank(3, 5))) == Header((3, 5), (3, 5), "RGB", "L", None)
-    assert read_header(pair("b", blank(2, 7), blank(2, 7, 3))) == Header((2, 7), (2, 7), "L", "RGB", None)
+    assert read_header(pair("a", blank(3, 5, 3), blank(3, 5))) == Header((3, 5), (3, 5), "RGB", "L", (), None)
+    assert read_header(pair("b", blank(2, 7), blank(2, 7, 3))) == Header((2, 7), (2, 7), "L", "RGB", (), None)
     assert read_header(pair("c", blank(2, 2, 4), np.zeros((2, 2), np.uint16))).image_mode == "RGBA"
     assert read_header(pair("c", blank(2, 2, 3), np.zeros((2, 2), np.uint16))).label_mode == "I;16"
 

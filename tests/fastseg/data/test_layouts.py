@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -143,6 +146,39 @@ def test_an_empty_codes_file_is_no_class_map(make):
         find(root)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,r,g,b\nroad,300,0,0\n", r"road has the colour \(300, 0, 0\): three numbers 0..255"),
+        ("name,r,g,b\nroad,-1,0,0\n", r"road has the colour \(-1, 0, 0\): three numbers 0..255"),
+        ("name,r,g,b\nroad,1,2,3\nlake,1,2,3\n", r"road and lake have the same colour \(1, 2, 3\)"),
+        ("name,r,g,b\nroad,1,2,3\nroad,4,5,6\n", "class names must differ"),
+        ("name,r,g,b\nvoid,0,0,0\n", "0 classes"),
+        ('name,r,g,b\n"ro\nad",1,2,3\n', r"the class name 'ro\\nad' has control characters"),
+        ("name,r,g,b\n" + "x" * 140_000 + ",1,2,3\n", "expected the columns name,r,g,b"),
+    ],
+)
+def test_a_class_file_that_is_no_class_map_is_named_in_one_line(make, text, message):
+    root = make("train/a.png", "train_labels/a_L.png", texts={"class_dict.csv": text})
+    with pytest.raises(FastsegError, match=f"^{root}/class_dict.csv: {message}") as error:
+        find(root)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ("Void\n" * 257, "expected a class name on each line, of 1 to 256; it has 257"),
+        ("road\nroad\n", "class names must differ: road, road"),
+        ("".join(f"c{i}\n" for i in range(254)), "254 classes: a label byte holds 1 to 253"),
+    ],
+)
+def test_codes_that_no_label_byte_holds_are_named(make, codes, message):
+    root = make("images/a.png", "labels/a_P.png", texts={"codes.txt": codes, "valid.txt": "a.png\n"})
+    with pytest.raises(FastsegError, match=f"^{root}/codes.txt: {message}"):
+        find(root)
+
+
 @pytest.mark.parametrize("codes", [list(CAMVID_32), ["void", "road", "lake"]])
 def test_fastai_takes_valid_txt_for_its_validation_and_codes_for_its_values(make, codes):
     names = ["a_1", "a_2", "b_1"]
@@ -285,4 +321,169 @@ def test_a_fault_in_a_toml_file_is_one_line_that_names_it(make, head, tail, mess
 def test_a_toml_file_of_wrong_types_is_refused_not_misread(make, text):
     with pytest.raises(FastsegError) as error:
         find(described(make, text, ""))
+    assert "\n" not in str(error.value)
+
+
+# Files that are not what their names say
+
+
+def test_two_images_of_one_stem_are_a_problem_and_neither_is_used(make):
+    root = make(*segnet("a", "b"), "train/a.jpg", "train/a.PNG")
+    data = find(root)
+    assert stems(data.pool) == ["b"]
+    fault = "stands for the same sample as a.jpg, a.png beside it: keep one of them"
+    assert data.problems == (Problem(f"{root}/train/a.PNG", fault),)
+
+
+def test_two_labels_of_one_key_are_a_problem_and_neither_is_used(make):
+    root = make(
+        *("701_StillsRaw_full/a.png", "701_StillsRaw_full/b.png"),
+        *("LabeledApproved_full/a.png", "LabeledApproved_full/a_L.png", "LabeledApproved_full/b_L.png"),
+    )
+    data = find(root)
+    assert stems(data.pool) == ["b"]
+    fault = "stands for the same sample as a_L.png beside it: keep one of them"
+    assert data.problems == (Problem(f"{root}/LabeledApproved_full/a.png", fault),)
+
+
+def test_a_toml_folder_with_one_stem_twice_is_a_problem_too(make):
+    root = make("in/a.png", "in/a.jpg", "in/b.png", "out/a_gt.png", "out/b_gt.png")
+    (root / "dataset.toml").write_text(INDEXED + SPLIT.replace("in/*.png", "in"), encoding="utf-8")
+    data = find(root)
+    assert stems(data.pool) == ["b"]
+    assert data.problems == (
+        Problem(f"{root}/in/a.jpg", "stands for the same sample as a.png beside it: keep one of them"),
+    )
+
+
+def test_a_name_that_a_glob_does_not_tell_apart_is_a_problem(make):
+    """A `[..]` stands for one letter, which is then no part of the key."""
+    root = make("in/a1.png", "in/a2.png", "out/_gt.png")
+    (root / "dataset.toml").write_text(INDEXED + SPLIT.replace("in/*", "in/*[12]").replace("[12]", "?"))
+    data = find(root)
+    assert data.pool == ()
+    assert (
+        Problem(f"{root}/in/a1.png", "stands for the same sample as a2.png beside it: keep one of them")
+        in data.problems
+    )
+
+
+RENAME = "has a name that is not UTF-8, or has control characters: rename it"
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"new\nline.png", b"\x1b[31m.png", "\u2028.png".encode()])
+def test_a_name_that_no_line_of_text_holds_is_a_problem(make, name):
+    root = make(*segnet("a"))
+    for folder in ("train", "trainannot"):
+        Path(os.fsdecode(os.fsencode(root / folder) + b"/" + name)).write_bytes(b"")
+    data = find(root)
+    assert stems(data.pool) == ["a"]
+    paths = [repr(f"{root}/{folder}/{os.fsdecode(name)}") for folder in ("train", "trainannot")]
+    assert [(p.file, p.problem) for p in data.problems] == [(path, RENAME) for path in paths]
+    for path in paths:
+        path.encode()  # it can be written
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "new\nline"])
+def test_a_data_folder_of_such_a_name_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match=r"not UTF-8, or has control characters: rename it$") as error:
+        find(tmp_path / name)
+    str(error.value).encode()
+    assert "\n" not in str(error.value)
+
+
+def test_names_with_letters_of_all_kinds_are_used(make):
+    names = ["\u00fc ber_1", "\u8857_2", "\U0001f697_3", "no\u00a0break_4"]
+    data = find(make(*segnet(*names)))
+    assert set(stems(data.pool)) == set(names)
+    assert data.problems == ()
+
+
+def test_links_to_images_are_used_and_what_is_no_file_is_named(make):
+    root = make(*segnet("a", "b", "c", "d", "e", "f"), "elsewhere/x.png")
+    for name in "abcde":
+        (root / "train" / f"{name}.png").unlink()
+    (root / "train/a.png").symlink_to("../elsewhere/x.png")
+    (root / "train/b.png").symlink_to("../elsewhere/gone.png")
+    (root / "train/c.png").symlink_to("c.png")
+    (root / "train/d.png").mkdir()
+    os.mkfifo(root / "train/e.png")
+    data = find(root)
+    assert stems(data.pool) == ["a", "f"]
+    assert data.problems == (
+        Problem(f"{root}/train/b.png", "is a broken link to ../elsewhere/gone.png: mend or remove it"),
+        Problem(f"{root}/train/c.png", "is a broken link to c.png: mend or remove it"),
+        Problem(f"{root}/train/d.png", "is a folder with the name of an image: rename or remove it"),
+        Problem(f"{root}/train/e.png", "is a pipe or a device, no image: remove it"),
+    )
+
+
+TEXT_FILES = {
+    "train.txt": segnet("a"),
+    "class_dict.csv": ["train/a.png", "train_labels/a_L.png"],
+    "codes.txt": ["images/a.png", "labels/a_P.png"],
+    "valid.txt": ["images/a.png", "labels/a_P.png"],
+}
+
+
+@pytest.mark.parametrize("name", TEXT_FILES)
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [(b"caf\xe9", r"not UTF-8 text \(byte 3\); save it as UTF-8"), ("\ufeffa".encode("utf-16-le"), "not UTF-8 text")],
+)
+def test_a_text_file_that_is_not_utf_8_is_named(make, name, body, message):
+    root = make(*TEXT_FILES[name], texts={other: "a\n" for other in ("codes.txt", "valid.txt") if "valid" in name})
+    if name == "codes.txt":
+        (root / "valid.txt").write_text("a\n")
+    (root / name).write_bytes(body)
+    with pytest.raises(FastsegError, match=f"^{root}/{name}: {message}"):
+        find(root)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(make):
+    data = find(make(*segnet("a", "b"), texts={"train.txt": "\ufeffa.png\nb.png\n"}))
+    assert stems(data.pool) == ["a", "b"]
+    assert data.problems == ()
+
+
+def test_a_listed_name_with_control_characters_is_quoted(make):
+    root = make(*segnet("a"), texts={"train.txt": "a\n\x1b[2Jghost\n"})
+    assert find(root).problems == (
+        Problem(f"{root}/train.txt", r"names '\x1b[2Jghost', which has no image and label here"),
+    )
+
+
+def test_a_list_of_endless_size_is_not_read(make):
+    root = make(*segnet("a"), texts={"train.txt": "a\n"})
+    os.truncate(root / "train.txt", 1 << 40)
+    with pytest.raises(FastsegError, match=f"^{root}/train.txt: has 1099511627776 bytes, a text file here has at most"):
+        find(root)
+
+
+def test_signs_of_a_layout_are_folders_and_files(make):
+    root = make("train_labels/a_L.png", "trainannot/a.png", texts={"train": "x", "class_dict.csv": CLASS_DICT})
+    with pytest.raises(UsageError, match=r"Found class_dict\.csv, train, train_labels/, trainannot/$"):
+        find(root)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("in/*.png", "gone/*.png", "splits.train.images: no folder .*/gone$"),
+        ("in/*.png", "in\\u0000/*.png", r"splits.train.images = 'in\\x00/\*.png': has control characters"),
+        ("in/*.png", "x" * 300, "cannot be read: File name too long"),
+        ("splits.train", 'splits."a\\nb".x', r"splits.'a\\nb' wants exactly"),
+        ('"road"', '"ro\\nad"', r"the class name 'ro\\nad' has control characters"),
+        ("index = 2", "index = 0x" + "f" * 5000, "not valid TOML: a whole number of more than 64 bits"),
+        ("void = [0, 255]", "void." + "a." * 90 + "a = 1", r"void = {'a': .*\.\.\..*: wants a number"),
+        ("index = 2", "index = " + "[" * 3000, "not valid TOML: brackets nested too deep"),
+        ('"lake"', '"road"', "class names must differ: road, road"),
+    ],
+)
+def test_whatever_a_toml_file_holds_is_answered_in_one_line(make, old, new, message):
+    root = described(make, (INDEXED + SPLIT).replace(old, new), "")
+    with pytest.raises(FastsegError, match=message) as error:
+        find(root)
+    assert str(error.value).startswith(f"{root}/")
     assert "\n" not in str(error.value)
