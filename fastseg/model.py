@@ -7,7 +7,6 @@ the class scores. Convolutions carry no bias, since batch normalisation subtract
 
 import os
 import re
-import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastseg.errors import FastsegError, UsageError
+from fastseg.errors import FastsegError, UsageError, first_line
 from fastseg.kernels.bn_relu import bn_relu, bn_relu_pool
 from fastseg.kernels.pool import torch_pool, torch_unpool, unpool
 from fastseg.ranges import stage
@@ -236,10 +235,14 @@ def initialise(model: SegNet, init: str) -> None:
         from torchvision.models import get_model_weights
 
         try:
-            state = get_model_weights(init).DEFAULT.get_state_dict(progress=False)
-        except (urllib.error.URLError, OSError) as error:
+            weights = get_model_weights(init).DEFAULT
+            # Its name ends in the beginning of its digest, which `check_hash` compares.
+            state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        except (
+            Exception
+        ) as error:  # no network, another digest, objects in it: torch and urllib have many errors for that
             raise UsageError(
-                f"--init {init}: its weights could not be downloaded ({getattr(error, 'reason', error)}); "
+                f"--init {init}: its weights could not be had ({getattr(error, 'reason', first_line(error))}); "
                 "use --init FILE of a torchvision state dict you have, or --init none to start from random weights"
             ) from None
     else:

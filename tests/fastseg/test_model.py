@@ -1,6 +1,8 @@
 """The network: its published size and work, any input size, and an encoder that is torchvision's VGG."""
 
 import functools
+import hashlib
+import os
 import urllib.error
 
 import pytest
@@ -280,6 +282,44 @@ def test_a_file_that_holds_no_weights_is_one_line(tmp_path, content):
     with pytest.raises(FastsegError, match=r"--init .*vgg\.pth: ") as error:
         initialise(SegNet(3, depth=1), str(path))
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """published(contents) stands for torchvision's published VGG-16, under a name that tells its digest or another."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+
+    def publish(contents: object, digest: str | None = None) -> None:
+        torch.save(contents, tmp_path / "it.pth")
+        digest = digest or hashlib.sha256((tmp_path / "it.pth").read_bytes()).hexdigest()[:8]
+        path = (tmp_path / "it.pth").rename(tmp_path / f"vgg16-{digest}.pth")
+        monkeypatch.setattr(torchvision.models.VGG16_Weights.IMAGENET1K_V1.value, "url", path.as_uri())
+
+    return publish
+
+
+def test_downloaded_weights_start_the_encoder(published):
+    vgg, model = random_vgg("vgg16"), SegNet(3, depth=1)
+    published({k: v for k, v in vgg.state_dict().items() if k.startswith("features.")})
+    initialise(model, "vgg16")
+    assert torch.equal(model.encoder[0][0].weight, vgg.features[0].weight)
+
+
+class Evil:
+    """An object that does something as it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def test_what_is_downloaded_is_compared_with_its_digest_and_makes_no_objects(published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for contents, digest, why in (({}, "00000000", "invalid hash value"), ({"features.0.weight": Evil()}, None, "")):
+        published(contents, digest)
+        with pytest.raises(UsageError, match=rf"^--init vgg16: its weights could not be had \(.*{why}") as error:
+            initialise(SegNet(3, depth=1), "vgg16")
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "evil").exists()
 
 
 @pytest.mark.parametrize("failure", [urllib.error.URLError("no route to host"), TimeoutError("timed out")])

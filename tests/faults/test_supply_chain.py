@@ -39,6 +39,10 @@ def _offences_of(node: ast.AST) -> Iterator[str]:
         yield name
     if "shell" in given and not _is(given["shell"], False):
         yield "shell="
+    if name.endswith(".get_state_dict") and not (
+        _is(given.get("weights_only"), True) and _is(given.get("check_hash"), True)
+    ):
+        yield "get_state_dict without weights_only=True and check_hash=True"
     if name == "torch.load" and not _is(given.get("weights_only"), True):
         yield "torch.load without weights_only=True"
     if "allow_pickle" in given and not _is(given["allow_pickle"], False):
@@ -65,6 +69,8 @@ def _is(value: ast.expr | None, wanted: bool) -> bool:
         ("subprocess.run('ls', shell=wanted)", ["1: shell="]),
         ("torch.load(path)", ["1: torch.load without weights_only=True"]),
         ("torch.load(path, weights_only=False)", ["1: torch.load without weights_only=True"]),
+        ("w.get_state_dict(weights_only=True)", ["1: get_state_dict without weights_only=True and check_hash=True"]),
+        ("w.get_state_dict(check_hash=True)", ["1: get_state_dict without weights_only=True and check_hash=True"]),
         ("from torch import load", ["1: from torch.load"]),
         ("np.load(path, allow_pickle=True)", ["1: allow_pickle="]),
         # What is allowed.
