@@ -4,10 +4,11 @@ One rule for all tiers, `predict` and `data check`: pixels are taken as they are
 applied), as RGB (grey is repeated, alpha is dropped, CMYK and palettes are converted), of 16 bits the upper 8.
 """
 
+import contextlib
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -19,6 +20,9 @@ from fastseg.errors import FastsegError
 # What Pillow raises for a file that it cannot read.
 READING_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 READING_ERRORS += (IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)
+
+# From here on Pillow warns of files that are small and unpack to gigabytes.
+MAX_PIXELS = 89_478_485
 
 # Pillow stretches grey of 2 and 4 bits to 0..255; a label's values are what was there before.
 _STRETCHED = {"L;2": 85, "L;4": 17}
@@ -41,11 +45,24 @@ def orientation(file: Image.Image) -> int:
     return tags.get(Base.Orientation, 1)
 
 
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[Image.Image]:
+    """An image file, of which nothing but the header has been read.
+
+    Raises:
+        READING_ERRORS: no image, one that claims to be huge, or one that Pillow would turn.
+    """
+    with Image.open(path) as file:
+        if file.width * file.height > MAX_PIXELS:
+            raise ValueError(f"{file.width}x{file.height} are more than {MAX_PIXELS} pixels: cut it into parts")
+        if file.format == "TIFF" and orientation(file) != 1:
+            raise ValueError("a TIFF that is to be turned, which Pillow does and others do not: save it upright")
+        yield file
+
+
 def _decode(path: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
     try:
-        with Image.open(path) as file:
-            if file.format == "TIFF" and orientation(file) != 1:
-                raise ValueError("a TIFF that is to be turned, which Pillow does and others do not: save it upright")
+        with opened(path) as file:
             return convert(file)
     except READING_ERRORS as error:
         raise FastsegError(f"{path}: cannot be decoded: {reason(path, error)}") from None

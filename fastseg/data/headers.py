@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
-from fastseg.data.decode import READING_ERRORS, orientation, raw_mode, reason
+from fastseg.data.decode import READING_ERRORS, opened, orientation, raw_mode, reason
 from fastseg.data.layouts import Pair, Problem
 
 # Modes (see `raw_mode`) that DALI's decoders turn into the same bytes as we do: images as RGB, labels as they are.
@@ -40,13 +39,13 @@ class Header:
 
 def _open(path: str) -> tuple[tuple[int, int], str, bool]:
     """(height, width), mode, and whether the file is to be turned."""
-    with Image.open(path) as file:
+    with opened(path) as file:
         return (file.height, file.width), raw_mode(file), orientation(file) != 1
 
 
 def _lossy(path: str) -> str | None:
     """What is wrong with a label by its signature, whatever its name: compression that changes values."""
-    with Image.open(path) as file:
+    with opened(path) as file:
         if file.format in _LOSSLESS and file.info.get("compression") != "jpeg":
             return None
         values = np.unique(np.array(file.convert("L"))).tolist()

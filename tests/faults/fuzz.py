@@ -47,9 +47,9 @@ from fastseg.errors import FastsegError
 
 MEMORY = Path("/dev/shm")  # where folders come and go fast
 LIMIT = 512 << 20  # bytes that the process may grow by
-# Pillow opens up to 179 million pixels, with up to 11 bytes each on their way to RGB; 60000x60000 would not fit here.
+# 89 million pixels are opened, with up to 11 bytes each on their way to classes.
 # A mutated checkpoint may rightly ask for the largest network, which is there twice while its layout changes.
-LIMITS = {"labels": 2 << 30, "checkpoint": 1 << 30}
+LIMITS = {"labels": 5 << 28, "checkpoint": 1 << 30}
 HANG = 60  # seconds that one execution may take
 
 

@@ -93,11 +93,25 @@ def test_dali_reads_rgb_and_grey_images_grey_indices_and_rgb_colours_only(image,
         assert f"{named}.png (mode {image if named == 'image' else label})" in obstacle
 
 
-def test_a_header_that_claims_a_monstrous_size_is_a_problem_of_its_file(pair, tmp_path):
-    """Pillow refuses such files as decompression bombs, with an error that is no OSError."""
+@pytest.mark.parametrize("side", [50_000, 9_500])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_header_that_claims_a_monstrous_size_is_a_problem_of_its_file(pair, tmp_path, side):
+    """Pillow refuses the larger one as a decompression bomb, with an error that is no OSError, and loads the other."""
     made = pair("a", blank(2, 2, 3), blank(2, 2))
     data = bytearray((tmp_path / "a.png").read_bytes())
-    data[16:24] = struct.pack(">II", 50_000, 50_000)  # IHDR's width and height
+    data[16:24] = struct.pack(">II", side, side)  # IHDR's width and height
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     (tmp_path / "a.png").write_bytes(data)
     assert read_header(made).problem.file == made.image
+    assert "pixels" in read_header(made).problem.problem
+
+
+def test_a_tiff_that_is_to_be_turned_is_refused_as_pillow_would_turn_it(pair, tmp_path):
+    made = pair("a", blank(3, 5, 3), blank(3, 5))
+    picture = Image.open(made.image)
+    for orientation, problem in ((1, None), (6, "cannot be read: a TIFF that is to be turned")):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        picture.save(made.image, format="TIFF", exif=exif)
+        found = read_header(made).problem
+        assert found is None if problem is None else found.problem.startswith(problem)
