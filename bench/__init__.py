@@ -1,11 +1,12 @@
 """`fastseg bench`: throughput of the data path, the operators and the training step on this machine."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from fastseg.bench import accuracy as bench_accuracy
 from fastseg.bench import data as bench_data
 from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import ladder as bench_ladder
@@ -43,26 +44,31 @@ def run(
     device: str,
     quick: bool = False,
     counts: Sequence[int] | None = None,
+    accuracy: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure and return the document that `fastseg bench --json` prints.
 
     Args:
         size: of the network's input; None takes the published 360x480 on a GPU, and 120x160 on a CPU.
         counts: numbers of processes, for `scaling`; None takes 1, 2, 4 ... of the GPUs that are there, or one process.
+        accuracy: what else `bench.accuracy.measure` takes.
         quick: shorter measurements, three of each, and not of everything.
 
     Raises:
         UsageError: no such bench.
     """
-    if what not in (*BENCHES, "scaling", *SEVERAL):
-        raise UsageError(f"bench {what}: choose one of {', '.join(BENCHES)}, scaling, compare, all")
+    if what not in (*BENCHES, "scaling", "accuracy", *SEVERAL):
+        raise UsageError(f"bench {what}: choose one of {', '.join(BENCHES)}, scaling, accuracy, compare, all")
     kind, _ = choose_device(device)
     counts = counts or default_counts(kind)
     size = size or (bench_kernels.PUBLISHED if kind == "cuda" else (120, 160))
-    rounds = 3 if quick else rounds
+    rounds = accuracy["seeds"] if accuracy else 3 if quick else rounds
     benches: dict[str, Callable[..., Found]] = {
         **BENCHES,
         "scaling": functools.partial(bench_scaling.measure, counts=counts),
+        "accuracy": lambda *, data, size, **_: bench_accuracy.measure(
+            data=data, size=size, device=kind, **(accuracy or {})
+        ),
     }
     found = [
         bench(data=data, size=size, batch=batch, rounds=rounds, device=device, quick=quick)

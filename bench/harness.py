@@ -51,7 +51,7 @@ def take_turns(cases: dict[str, Callable[[], float]], rounds: int, seconds: floa
 
 def _spread(samples: Sequence[float]) -> dict[str, Any]:
     """Median, number, and the 20th and 80th percentile."""
-    deciles = statistics.quantiles(samples, n=10, method="inclusive")
+    deciles = statistics.quantiles(samples, n=10, method="inclusive") if len(samples) > 1 else [samples[0]] * 9
     return {"value": statistics.median(samples), "n": len(samples), "p20": deciles[1], "p80": deciles[7]}
 
 

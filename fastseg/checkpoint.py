@@ -46,7 +46,10 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
             free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
             reason = f"{reason}; it needs {_megabytes(_nbytes(state))}, {_megabytes(free)} are free"
-        raise FastsegError(f"{path} could not be written ({reason}); the checkpoint before it is kept") from None
+        raise FastsegError(
+            f"{path} could not be written ({reason}); the checkpoint before it is kept: mend that, then go on with "
+            "fastseg train --resume"
+        ) from None
 
 
 def _nbytes(state: Any) -> int:
@@ -124,7 +127,8 @@ def read(path: Path) -> dict[str, Any]:
     if type(state["schema"]) is not int or state["schema"] != SCHEMA:
         raise FastsegError(f"{path}: checkpoint schema {brief(state['schema'])}, this fastseg reads {SCHEMA}")
     wrong = [key for key, fits in _CONTENTS.items() if key not in state or not fits(state[key])]
-    if wrong:
+    if wrong or len(state["colors"]) != len(state["classes"]):
+        wrong = wrong or ["color for each class"]
         raise FastsegError(f"{path}: damaged, or not written by fastseg: no {', '.join(wrong)} as it should be in it")
     return state
 

@@ -6,6 +6,7 @@ Each default stands once, here; a recipe states what it changes. A run folder ho
 import dataclasses
 import difflib
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -112,6 +113,8 @@ class Train(_Checked):
     step_epochs: int = _option(30, "step: epochs between two drops", least=1)
     step_factor: float = _option(0.1, "step: what each drop multiplies by", least=0)
     power: float = _option(0.9, "poly: (1 - progress) to this power", least=0)
+    grow_from: float = _option(1.0, "progressive resizing: the first images, as a share of data.size; 1: none", least=0)
+    grow_share: float = _option(0.6, "share of the run in which images grow to data.size", least=0)
     clip: float = _option(0.0, "largest norm of the gradient; 0 leaves it alone", least=0)
     ema: float = _option(0.0, "decay per step of the averaged weights that are evaluated; 0 for none", least=0)
     validate_every: int = _option(1, "epochs between validations; each also writes a checkpoint", least=1)
@@ -124,6 +127,8 @@ class Train(_Checked):
         super().__post_init__()
         if not self.warmup < 1 or not self.ema < 1 or not self.momentum < 1:
             raise ValueError("warmup, ema and momentum: below 1")
+        if not 0 < self.grow_from <= 1 or not self.grow_share < 1:
+            raise ValueError("grow_from: above 0, at most 1; grow_share: below 1")
         if self.keep_every % self.validate_every:
             raise ValueError(
                 f"keep_every = {self.keep_every}: a multiple of validate_every, since that is when it saves"
@@ -255,7 +260,7 @@ def load_recipe(recipe: str) -> Config:
     if recipe in recipes():
         return read(RECIPES / f"{recipe}.toml")
     if Path(recipe).suffix == ".toml":
-        return read(Path(recipe))
+        return read(Path(os.path.expanduser(recipe)))
     raise UsageError(f"--recipe {recipe}: choose one of {', '.join(recipes())}, or give a .toml file")
 
 

@@ -20,6 +20,7 @@ from fastseg.evaluation import BATCH, score
 from fastseg.inputs import make_plan
 from fastseg.job import Job, set_up, start_block
 from fastseg.memory import momenta, peak_bytes
+from fastseg.pipelines.growing import stages, work_left
 from fastseg.pipelines.source import Batch, Spec, TrainSource, choose_loader
 from fastseg.runlog import duration
 from fastseg.training import optimise
@@ -59,6 +60,7 @@ def dry_run(config: Config, processes: int) -> dict[str, Any]:
     validations = sum(n == steps or (n < steps and epoch % train.validate_every == 0) for n, epoch in ends.items())
     validation_seconds = validation(job) if validations else 0.0
     images = train.accumulate * processes
+    work = work_left(stages(train, job.spec.size, int(steps)), 0, job.spec.size)
     return {
         "start": {name: value for name, value in start_block(job, Path()).items() if name not in OWN},
         "processes": processes,
@@ -81,7 +83,7 @@ def dry_run(config: Config, processes: int) -> dict[str, Any]:
         "data_img_per_s": reading_speed(job),
         "validations": validations,
         "validation_seconds": validation_seconds,
-        "total_seconds": steps * mine.seconds + validations * validation_seconds,
+        "total_seconds": work * mine.seconds + validations * validation_seconds,
     }
 
 

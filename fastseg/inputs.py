@@ -81,9 +81,14 @@ def make_plan(config: Config, num_samples: int, world: int) -> Plan:
             f"train.global_batch: {batch} images cannot be shared out to {world} processes x "
             f"{config.train.accumulate} accumulated; use a multiple of {parts}"
         )
+    if any(crop) and config.train.grow_from < 1:
+        raise UsageError("train.grow_from: images that are cropped do not grow; leave out that or augment.crop")
     height, width = crop if any(crop) else size
+    height, width = (max(1, round(side * config.train.grow_from)) for side in (height, width))
     scale = 2 ** (config.model.depth - 1)  # of the deepest maps that batch norm sees
-    if batch // parts * -(-height // scale) * -(-width // scale) < 2:
+    # Synchronised batch norm takes those of all processes together.
+    together = batch // config.train.accumulate if config.runtime.sync_bn else batch // parts
+    if together * -(-height // scale) * -(-width // scale) < 2:
         raise UsageError(
             f"train.batch: of 1 image of {height}x{width} the deepest maps are one pixel, which batch norm cannot "
             "train on; use a larger --batch or --size, or a smaller model.depth"

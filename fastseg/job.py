@@ -22,6 +22,7 @@ from fastseg.inputs import make_plan, make_spec, open_data
 from fastseg.kernels import launch
 from fastseg.model import SegNet, initialise, load_weights
 from fastseg.optim import Average, lr_scale, make_optimizer, schedule
+from fastseg.pipelines.growing import Stage, stages
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.source import DECODED_AHEAD, Spec, choose_loader, decoded_at_once
 
@@ -55,7 +56,8 @@ class Job:
     since: int = 0  # the step of the last log line
     skipped: int = 0  # steps so far that the gradient scaler left out
     skipped_in_a_row: int = 0
-    sound: bool = True  # the last loss was a number, as far as is known: the weights are worth keeping
+    scale: float = 1.0  # of the loss, after the last step
+    sound: bool = True  # the last loss was a number: nothing says that the weights are wrong
     before: str = ""  # what a resumed run ran on before, where that is not what it runs on now
     other_rate: str = ""  # how a resumed run's learning rate jumps, where it does
     writer: checkpoints.Writer = field(default_factory=checkpoints.Writer)
@@ -70,6 +72,11 @@ class Job:
         """Optimiser steps of the whole run."""
         steps = self.plan.total_steps(self.config.train.epochs)
         return min(steps, self.config.train.max_steps or steps)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The sizes that training images have, step after step."""
+        return stages(self.config.train, self.spec.size, self.total_steps)
 
     @property
     def evaluated(self) -> SegNet:
@@ -137,6 +144,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
     )
     if state is not None:
         restore(job, state)
+    job.scale = job.scaler.get_scale()
     if len(steps := set(world.gather(job.step))) > 1:
         raise FastsegError(
             f"processes see checkpoints of different steps ({', '.join(f'{step:g}' for step in sorted(steps))}): "
@@ -202,6 +210,10 @@ def start_block(job: Job, run: Path) -> dict[str, str]:
     scaled = f"x {scale:g} for a batch of {job.plan.batch} ({train.lr_scaling})" if scale != 1 else "not scaled"
     network = f"SegNet, {model.backbone}, depth {model.depth}, init {model.init}"
     seen = "input {}x{}".format(*data.size)
+    if len(job.stages) > 1:
+        seen = "input {}x{}, ".format(*data.size) + ", ".join(
+            "{}x{}".format(*s.size) + f" until step {s.until}" for s in job.stages[:-1]
+        )
     if job.spec.crop:
         seen = "trains on {}x{} windows of {}x{}".format(*job.spec.crop, *data.size)
     return {
@@ -279,9 +291,9 @@ def restore(job: Job, state: dict[str, Any]) -> None:
     Raises:
         FastsegError: the training data is not what it was, or the file holds weights alone.
     """
-    if state["optimizer"] is None:
+    if state.get("optimizer") is None:
         raise FastsegError("--resume: the checkpoint holds weights alone; resume from last.pt")
-    if state["digest"] != digest(job.spec.pairs):
+    if state.get("digest") != digest(job.spec.pairs):
         raise FastsegError(f"--resume: the training images of {job.config.data.path} have changed since this run began")
     load_weights(job.model, state["model"], "--resume")
     if job.average:
@@ -289,15 +301,18 @@ def restore(job: Job, state: dict[str, Any]) -> None:
     try:
         checkpoints.load_optimizer(job.optimizer, state["optimizer"]["state"])
         job.scaler.load_state_dict(state["scaler"])
-        job.step, job.best_miou, job.stale = state["step"], state["best_miou"], state["stale"]
-        job.train_seconds, job.since = state["train_seconds"], state["since"]
-        job.skipped, losses = state["skipped"], state["losses"]
+        best, losses = state["best_miou"], state["losses"]
+        job.step, job.best_miou, job.stale = state["step"], best if best is None else float(best), int(state["stale"])
+        job.train_seconds, job.since = float(state["train_seconds"]), int(state["since"])
+        job.skipped = int(state.get("skipped", 0))  # checkpoints of before 0.1 have neither
         if len(losses) != job.world.size:
             losses = [sum(losses)] + [0.0] * (job.world.size - 1)  # their sum is what is logged
         job.loss.fill_(losses[job.world.rank])
-        job.void.fill_(state["void"])
+        job.void.fill_(state.get("void", 0))
         before = processes(state["world"], state["threads"])
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # they are RuntimeErrors, and the GPU's
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise FastsegError(
             f"--resume: last.pt is damaged, or of another fastseg ({first_line(error)}); begin another run"
         ) from None

@@ -115,12 +115,16 @@ def read_tensors(path: Path, source: str) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):
         raise
+    except OSError as error:
+        raise FastsegError(f"{source}: cannot be read: {error.strerror or error}") from None
     except (RuntimeError, EOFError):
-        raise FastsegError(f"{source}: not a file of torch.save, or damaged, or cut short") from None
+        raise FastsegError(f"{source}: not a file of torch.save, or damaged, or cut short; give another") from None
     except Exception:  # torch.load fails in many ways on a file that is none of its own, and proposes to trust it
-        raise FastsegError(f"{source}: not a file of torch.save, or with objects in it, which are never made") from None
+        raise FastsegError(
+            f"{source}: not a file of torch.save, or with objects in it, which are never made; give a state dict"
+        ) from None
 
 
 def _fits(value: Any, like: torch.Tensor) -> bool:
@@ -238,11 +242,10 @@ def initialise(model: SegNet, init: str) -> None:
             weights = get_model_weights(init).DEFAULT
             # Its name ends in the beginning of its digest, which `check_hash` compares.
             state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        except (
-            Exception
-        ) as error:  # no network, another digest, objects in it: torch and urllib have many errors for that
+        except Exception as error:  # no network, another digest, objects in it: each has errors of its own
             raise UsageError(
-                f"--init {init}: its weights could not be had ({getattr(error, 'reason', first_line(error))}); "
+                f"--init {init}: its weights could not be had ({getattr(error, 'reason', first_line(error))}; "
+                f"downloads are kept in {torch.hub.get_dir()}); "
                 "use --init FILE of a torchvision state dict you have, or --init none to start from random weights"
             ) from None
     else:

@@ -108,7 +108,8 @@ def load(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> Pred
     Raises:
         FastsegError: no checkpoint.
     """
-    return Predictor(checkpoints.read(Path(path)), device=device, dtype=dtype, source=path)
+    path = Path(os.path.expanduser(path))
+    return Predictor(checkpoints.read(path), device=device, dtype=dtype, source=path)
 
 
 class Job(NamedTuple):
@@ -125,7 +126,7 @@ def find_images(inputs: Sequence[str]) -> list[Job]:
         UsageError: an input that gives none, or two files whose results would have the same name.
     """
     jobs: list[Job] = []
-    for text in inputs:
+    for text in map(os.path.expanduser, inputs):
         path = Path(text)
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())

@@ -5,7 +5,6 @@ RUN/config.toml environment.json split.json log.jsonl events.out.tfevents.* chec
 
 import contextlib
 import datetime
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,13 +34,16 @@ def new_folder(config: Config, recipe: str, kind: str = "") -> Path:
         kind: what else the name ends in.
     """
     now = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    name = "-".join([Path(config.data.path).resolve().stem, Path(recipe).stem, now, *([kind] if kind else [])])
-    for number in itertools.count(2):
-        with contextlib.suppress(FileExistsError):
-            (ROOT / name).mkdir(parents=True)
-            return ROOT / name
-        name = f"{name.removesuffix(f'-{number - 1}')}-{number}"
-    raise AssertionError("numbers do not end")
+    base = "-".join([Path(config.data.path).resolve().stem, Path(recipe).stem, now, *([kind] if kind else [])])
+    ROOT.mkdir(exist_ok=True)
+    run, number = ROOT / base, 1
+    while True:
+        try:
+            run.mkdir()
+            return run
+        except FileExistsError:
+            number += 1
+            run = ROOT / f"{base}-{number}"
 
 
 def forget_unused(run: Path) -> None:
@@ -139,6 +141,6 @@ def read_log(run: Path) -> list[dict]:
 def cut_back(run: Path, step: int) -> None:
     """Drop what log.jsonl says of steps after `step`, which are made again now, and files that a kill has cut off."""
     for partial in run.rglob(PARTIAL):
-        partial.unlink()
+        partial.unlink(missing_ok=True)  # `fastseg report` may have put it in place meanwhile
     kept = [event for event in read_log(run) if event["step"] <= step and event["event"] != "end"]
     write_text(run / "log.jsonl", "".join(json.dumps(event) + "\n" for event in kept))

@@ -34,7 +34,8 @@ from fastseg.kernels.cross_entropy import (
 from fastseg.optim import schedule
 from fastseg.overlays import PANEL_WIDTH, write_sheet
 from fastseg.parts import PartsClock
-from fastseg.pipelines.source import Batch, TrainSource
+from fastseg.pipelines.growing import GrowingSource, work_left
+from fastseg.pipelines.source import Batch
 from fastseg.place import place
 from fastseg.ranges import stage
 from fastseg.runlog import RunLog, now
@@ -44,7 +45,7 @@ from fastseg.validation import validate
 SAMPLES = 4  # training images that are shown as the network sees them
 REPORT_SECONDS = 60.0  # at least, between two reports of a run that goes on
 TIMED_LINE = 2  # the log line whose interval is timed part by part: the first has all that warms up
-SKIPPED_IN_A_ROW = 20  # steps left out by the gradient scaler, after which none will follow: 2^16 has become 2^-4
+SKIPPED_IN_A_ROW = 20  # steps left out by the gradient scaler that end a run, once its scale is below 1
 DATA_BOUND = 0.2  # share of the time waited for data, from which on the log names the cure
 
 
@@ -81,6 +82,11 @@ def train(
                 loop(job, run, log, wishes, began, parts, after_step)
         img_per_s = job.step * job.plan.batch / job.train_seconds if job.train_seconds else None
         figures = {"best_miou": job.best_miou, "train_seconds": job.train_seconds, "img_per_s": img_per_s}
+        if not job.sound:
+            raise FastsegError(
+                f"the loss of the last step is no number: lower train.lr ({config.train.lr:g}) or set train.clip; "
+                f"{run}/checkpoints has what was saved before"
+            )
         job.writer.join()  # a run whose last checkpoint is not written has not ended
         log.end(job.step, **figures)
         if job.world.is_main:
@@ -132,7 +138,7 @@ def loop(
     train, plan, world = job.config.train, job.plan, job.world
     total, rate = job.total_steps, schedule(train, job.total_steps, plan.batch)
     epoch_ends = {plan.total_steps(epoch): epoch for epoch in range(1, train.epochs + 1)}
-    source = TrainSource(job.spec, plan, job.loader, job.step, world.rank, world.size)
+    source = GrowingSource(job.spec, plan, job.loader, job.stages, job.config.augment, job.step, world.rank, world.size)
     batches = iter(source)
     batch = next(batches)
     log.event("first_batch", job.step, seconds=time.perf_counter() - began)
@@ -152,7 +158,7 @@ def loop(
             log.event("buckets", job.step, **traffic(job.wrapped), ready_ms=clock.milliseconds())
         epoch = epoch_ends.get(job.step)
 
-        # The only place where the host waits for the device.
+        # The only place where the host waits for the device, but for `take_step` under fp16.
         if epoch or job.step % job.config.runtime.log_every == 0:
             with stage("wait for the device"):
                 mean_loss = float(world.sum(job.loss)) / (job.step - job.since)
@@ -167,7 +173,7 @@ def loop(
                 job.step,
                 total=total,
                 epochs=train.epochs,
-                left=(total - job.step) * plan.batch / images_per_s + validations * validation_seconds,
+                left=work_left(job.stages, job.step) * plan.batch / images_per_s + validations * validation_seconds,
                 epoch=job.step / plan.steps_per_epoch,
                 loss=mean_loss if math.isfinite(mean_loss) else None,
                 lr=lr,
@@ -205,25 +211,28 @@ def loop(
             summary["confusion"] = scores.confusion.tolist()
             log.val(job.step, epochs=train.epochs, epoch=epoch, best=best, seconds=validation_seconds, **summary)
             with stage("checkpoint"):
-                checkpoint(job, run, epoch)
+                checkpoint(job, run, epoch, log)
             if world.is_main and time.perf_counter() - reported > REPORT_SECONDS:
-                write_report(run)
+                try:
+                    write_report(run)
+                except FastsegError as error:  # training can go on without its page
+                    log.say(str(error))
                 reported = time.perf_counter()
             started = saved = time.perf_counter()
 
         if finished(job):
-            if not epoch:  # max_steps lies inside an epoch
+            if not epoch and job.sound:  # max_steps lies inside an epoch
                 capture(job, run, log)
             wishes.settle()
             return
         # One clock decides, when it wishes and not when that is done: else the next step would wish for it again.
-        due = world.is_main and checkpoint_due(train, job.step, time.perf_counter() - saved)
+        due = world.is_main and job.sound and checkpoint_due(train, job.step, time.perf_counter() - saved)
         if due:
             saved = time.perf_counter()
         asked, save = wishes.after_step(due)
         if asked:
             stop(job, run, log, asked)
-        if save:
+        if save and job.sound:
             capture(job, run, log)
         before = time.perf_counter()
         with stage("data wait"):
@@ -241,8 +250,6 @@ def checkpoint_due(train: Train, step: int, seconds: float) -> bool:
 
 def capture(job: Job, run: Path, log: RunLog) -> None:
     """Write last.pt between two validations, while training goes on."""
-    if not job.sound:  # see `checkpoint`
-        return
     job.world.sync_buffers(job.model)
     losses = job.world.gather(float(job.loss))
     refuse_divergence(job, sum(losses))
@@ -254,18 +261,18 @@ def capture(job: Job, run: Path, log: RunLog) -> None:
 def stop(job: Job, run: Path, log: RunLog, number: int) -> None:
     """Save and end, as a signal asked."""
     name = signal.Signals(number).name
-    if not job.sound:
-        raise FastsegError(f"{name}: ended at step {job.step}, where the loss is no number; no checkpoint of that")
-    capture(job, run, log)
+    saved = f"saved after step {job.step}"
+    if job.sound:
+        capture(job, run, log)
+    else:
+        saved = f"not saved after step {job.step}, whose loss is no number; the checkpoint before it is kept"
     job.writer.join()
     log.event("stopped", job.step, time=now(), signal=name)
     job.world.barrier()  # a process that ends early would take the one that writes with it
     mine = place()
     option = "--gpus" if job.spec.device.type == "cuda" else "--nproc"
     processes = f" {option} {mine.size}" if mine and mine.size == mine.local_size else ""
-    raise StoppedError(
-        f"{name}: saved after step {job.step}; go on with: fastseg train --resume --run {run}{processes}"
-    )
+    raise StoppedError(f"{name}: {saved}; go on with: fastseg train --resume --run {run}{processes}")
 
 
 def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:
@@ -277,6 +284,7 @@ def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:
         total = job.world.sum(sum_weights(batch.labels, job.weights))
         job.void += total == 0
         total = total.clamp(min=1e-12)
+    statistics = [buffer.clone() for buffer in job.model.buffers()] if job.scaler.is_enabled() else []
     loss = torch.zeros((), device=job.spec.device)
     parts = list(zip(batch.images.split(job.batch), batch.labels.split(job.batch), strict=True))
     for position, (images, labels) in enumerate(parts):
@@ -297,43 +305,53 @@ def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:
             nn.utils.clip_grad_norm_(job.model.parameters(), train.clip)
         for group in job.optimizer.param_groups:
             group["lr"] = lr
-        scale = job.scaler.get_scale()
-        job.scaler.step(job.optimizer)
-        job.scaler.update()
-        job.optimizer.zero_grad(set_to_none=True)
-        # Under fp16 this waits for the device: whether the step was taken decides the next one's learning rate.
-        skipped = job.scaler.get_scale() < scale
-        note_skipped(job, skipped, loss)
-        if job.average and not skipped:
+        if take_step(job, loss, statistics) and job.average:
             job.average.update(job.model)
     return loss
 
 
-def note_skipped(job: Job, skipped: bool, loss: torch.Tensor) -> None:
-    """Count a step that the gradient scaler left out, since its gradients were not finite.
+def take_step(job: Job, loss: torch.Tensor, statistics: list[torch.Tensor]) -> bool:
+    """Let the optimiser make its step; False where the gradient scaler skips it, since gradients were not finite.
 
-    Too large a scale does that, and passes. Where the loss is no number either, it may be the weights that are wrong.
+    A skipped step leaves no trace: batch norm gets the `statistics` back that it had before, which one infinite value
+    would spoil for good. Too large a scale makes gradients infinite, and passes. Where the loss is no number either,
+    the weights may be wrong.
 
     Raises:
         FastsegError: too many in a row: it is not the scale that is wrong.
     """
-    job.skipped += skipped
-    job.skipped_in_a_row = job.skipped_in_a_row + 1 if skipped else 0
-    job.sound = not skipped or math.isfinite(job.world.sum(loss.clone()))
-    if job.skipped_in_a_row >= SKIPPED_IN_A_ROW:
+    job.scaler.step(job.optimizer)
+    job.scaler.update()
+    job.optimizer.zero_grad(set_to_none=True)
+    if not job.scaler.is_enabled():
+        return True
+    # This waits for the device: whether the step was taken decides the next one's learning rate.
+    before, job.scale = job.scale, job.scaler.get_scale()
+    job.sound = job.scale >= before or math.isfinite(job.world.sum(loss.clone()))
+    if job.scale >= before:
+        job.skipped_in_a_row = 0
+        return True
+    for buffer, kept in zip(job.model.buffers(), statistics, strict=True):
+        buffer.copy_(kept)
+    job.skipped += 1
+    job.skipped_in_a_row += 1
+    if job.skipped_in_a_row >= SKIPPED_IN_A_ROW and job.scale < 1:
         raise FastsegError(
-            f"{SKIPPED_IN_A_ROW} steps in a row had no finite gradients in fp16, whatever the loss scale (now "
-            f"{job.scaler.get_scale():g}): lower train.lr ({job.config.train.lr:g}), set train.clip, or use "
-            "--dtype bf16 or fp32; the last checkpoint is from before"
+            f"{job.skipped_in_a_row} steps in a row had no finite gradients in fp16, whatever the loss scale (now "
+            f"{job.scale:g}): lower train.lr ({job.config.train.lr:g}), set train.clip, or use --dtype bf16 or fp32; "
+            "best.pt has the best weights so far"
         )
+    return False
 
 
-def checkpoint(job: Job, run: Path, epoch: int) -> None:
+def checkpoint(job: Job, run: Path, epoch: int, log: RunLog) -> None:
     """Write last.pt, and a copy that stays every `keep_every` epochs.
 
     Not of weights that may be wrong: the last ones that worked are kept.
     """
-    if job.world.is_main and job.sound:
+    if not job.sound:
+        log.say(f"no checkpoint after step {job.step}, whose loss is no number; the one before it is kept")
+    elif job.world.is_main:
         job.writer.join()
         state = state_of(job)
         checkpoints.save(runs.last_checkpoint(run), state)
@@ -347,7 +365,7 @@ def refuse_divergence(job: Job, loss: float) -> None:
         return
     raise FastsegError(
         f"the loss is {loss} at step {job.step}: lower train.lr ({job.config.train.lr:g}) or set train.clip; "
-        "the last checkpoint is from before"
+        "best.pt has the best weights so far"
     )
 
 

@@ -20,14 +20,17 @@ from fastseg.cli.train_commands import evaluate, report, train
 from fastseg.errors import FastsegError, LostError, StoppedError, first_line
 from fastseg.place import decide, decided, die_with_launcher, end_launcher, place
 
+PERMISSIONS = "change the permissions of the file or its folder, or give another"
+
 # What a disk or a system may refuse at any time, even without a file's name (`fastseg --debug` shows where).
 CURES = {
     errno.ENOSPC: "the disk is full: make room, or write elsewhere",
     errno.EDQUOT: "your quota is used up: make room, or write elsewhere",
     errno.EFBIG: "files may not be so large here (ulimit -f): raise the limit, or write elsewhere",
     errno.EIO: "the disk fails (the system's log says more): write elsewhere, or read from another copy",
-    errno.EACCES: "change the permissions of the file or its folder, or give another",
-    errno.EPERM: "change the permissions of the file or its folder, or give another",
+    errno.EACCES: PERMISSIONS,
+    errno.EPERM: PERMISSIONS,
+    errno.EEXIST: "something else has this name: move it away",
     errno.EROFS: "the disk can only be read: write elsewhere",
     errno.EMFILE: "too few files may be open at once (ulimit -n): raise the limit",
 }
@@ -53,7 +56,7 @@ class Group(click.Group):
         except OSError as error:
             # A file that cannot be written or read is the user's to mend; anything else is ours, with its traceback.
             cure = CURES.get(error.errno or 0)
-            if ctx.params.get("debug") or (error.filename is None and cure is None):
+            if ctx.params.get("debug") or (error.filename is None and cure in (None, PERMISSIONS)):
                 raise
             where = f"{error.filename}: " if error.filename is not None else ""
             report_error(FastsegError(f"{where}{error.strerror or error}" + (f"; {cure}" if cure else "")))

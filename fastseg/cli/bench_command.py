@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from fastseg.cli.options import CountsType, FileType, PercentType, SizeType, as_json, print_json
+from fastseg.cli.options import CountsType, FileType, PercentType, SharesType, SizeType, as_json, print_json
 from fastseg.errors import UsageError
 
 
@@ -22,7 +22,17 @@ from fastseg.errors import UsageError
 @click.option("--quick", is_flag=True, help="Shorter and fewer measurements: less sure, but done in minutes.")
 @click.option("--gpus", type=CountsType(), help="scaling: numbers of GPUs, such as 1,2,4,8.")
 @click.option("--nproc", type=CountsType(), help="scaling: numbers of processes without GPUs, such as 1,2.")
-@click.option("--plot", "plot_path", type=FileType(), help="Save curves as SVG: stream and scaling.")
+@click.option(
+    "--target", "targets", type=SharesType(), default="0.15,0.30,0.40", show_default=True, help="accuracy: mIoU."
+)
+@click.option(
+    "--recipe", "recipes", multiple=True, default=("fast",), show_default=True, help="accuracy: may be given again."
+)
+@click.option("--seeds", type=click.IntRange(1), default=2, show_default=True, help="accuracy: runs of each recipe.")
+@click.option(
+    "--cap", type=float, default=2700.0, show_default=True, help="accuracy: seconds that the plain loop trains."
+)
+@click.option("--plot", "plot_path", type=FileType(), help="Save curves as SVG: stream, scaling and accuracy.")
 @click.option("--fail-over", type=PercentType(), default="5%", show_default=True, help="compare: slower by more fails.")
 @as_json
 @click.pass_context
@@ -33,6 +43,10 @@ def bench(
     data_name: str,
     gpus: tuple[int, ...] | None,
     nproc: tuple[int, ...] | None,
+    targets: tuple[float, ...],
+    recipes: tuple[str, ...],
+    seeds: int,
+    cap: float,
     plot_path: Path | None,
     fail_over: float,
     as_json: bool,
@@ -41,7 +55,8 @@ def bench(
     """Measure this machine: WHAT is ladder, data, kernels, model, scaling, or all; by default ladder and scaling.
 
     scaling trains on 1, 2, 4 ... of the GPUs that are there. Or stream: an epoch that is not kept. Or compare, with two
-    RECORDS that --json wrote, or added to: has anything become slower?
+    RECORDS that --json wrote, or added to: has anything become slower? Or accuracy: seconds of training to a useful
+    mIoU, recipe against recipe and against a plain PyTorch loop.
     """
     from fastseg.bench import run as run_bench
     from fastseg.bench.harness import plot, show
@@ -60,8 +75,8 @@ def bench(
         ctx.exit(1 if any(row["worse"] for row in rows) else 0)
     if records:
         raise UsageError(f"bench {what}: takes no records; `fastseg bench compare` does")
-    if plot_path and what not in ("stream", "scaling"):
-        raise UsageError(f"--plot {plot_path}: bench {what} has no curves; stream and scaling have")
+    if plot_path and what not in ("stream", "scaling", "accuracy"):
+        raise UsageError(f"--plot {plot_path}: bench {what} has no curves; stream, scaling and accuracy have")
     if gpus or nproc:
         from fastseg.distributed import check_gpus
 
@@ -70,6 +85,8 @@ def bench(
         if gpus:
             check_gpus(max(gpus))
         options |= {"counts": gpus or nproc, "device": "cuda" if gpus else "cpu"}
+    if what == "accuracy":
+        options["accuracy"] = {"targets": targets, "recipes": recipes, "seeds": seeds, "cap": cap}
     document = run_bench(what, data=data_name, **options)
     if plot_path:
         plot(document, plot_path)

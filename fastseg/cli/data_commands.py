@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def download(out: Path | None, source: str | None) -> None:
     from fastseg.data.download import BASE, download_camvid
 
     out = out or home() / "camvid"
-    download_camvid(out, source or BASE)
+    download_camvid(out, os.path.expanduser(source or BASE))
     click.echo(out)
 
 

@@ -163,6 +163,23 @@ class PercentType(click.ParamType):
             self.fail(f"{value}: write per cent, such as 5%", param, ctx)
 
 
+class SharesType(click.ParamType):
+    """0.15,0.30 -> (0.15, 0.3)."""
+
+    name = "X,X,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            shares = tuple(float(share) for share in value.split(","))
+        except ValueError:
+            shares = ()
+        if not shares or not all(0 < share <= 1 for share in shares):
+            self.fail(f"{value}: write shares with commas between them, such as 0.15,0.30", param, ctx)
+        return shares
+
+
 class CountsType(click.ParamType):
     """1,2,4 -> (1, 2, 4)."""
 

@@ -27,6 +27,14 @@ from fastseg.place import is_main, is_worker, restarts
 @click.option("--run", type=FileType(), help="Run folder.  [default: runs/DATA-RECIPE-TIME]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --run from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Say how long the run will take and which batches fit, and end.")
+@click.option(
+    "--find-lr",
+    type=FileType(),
+    is_flag=False,
+    flag_value=Path("find-lr.svg"),
+    metavar="[FILE.svg]",
+    help="Try learning rates from far too small to far too large, draw the loss, and end.",
+)
 @click.option("--checkpoint-every", type=IntervalType(), help="Time between checkpoints inside epochs: 500, or 10m.")
 @click.option(
     "--nnodes", type=click.IntRange(1), default=1, show_default=True, help="Machines, each with this command."
@@ -44,6 +52,7 @@ def train(
     run: Path | None,
     resume: bool,
     dry_run: bool,
+    find_lr: Path | None,
     as_json: bool,
     checkpoint_every: dict[str, float] | None,
     **options: Any,
@@ -58,8 +67,9 @@ def train(
     changes = train_changes(resume=resume, **options) | (checkpoint_every or {})
 
     changed: dict[str, tuple[Any, Any]] = {}
-    if dry_run and (resume or is_worker()):
-        raise UsageError("--dry-run: for a run that has not begun, in one process; leave --resume or the launcher out")
+    before = "--dry-run" if dry_run else "--find-lr" if find_lr else None
+    if before and (resume or is_worker()):
+        raise UsageError(f"{before}: for a run that has not begun, in one process; leave --resume or the launcher out")
     if resume:
         if run is None:
             found = ", ".join(f"--run {path}" for path in runs.resumable()) or "none in runs/"
@@ -69,7 +79,7 @@ def train(
         config = configs.override(configs.load_recipe(recipe), changes, "train")
         if run is None and is_worker():
             raise UsageError("--run: torchrun and srun need it, so that all processes, and a restart, have one folder")
-        if run is None and not dry_run:
+        if run is None and not before:
             run = runs.new_folder(config, recipe)
             ctx.call_on_close(functools.partial(runs.forget_unused, run))
         if run and restarts() and (run / "config.toml").is_file():
@@ -86,6 +96,13 @@ def train(
 
         document = measure(config, processes * nnodes)
         print_json(document) if as_json else click.echo(show(document))
+        return
+    if find_lr:
+        from fastseg import find_lr as finding
+
+        document = finding.find_lr(config)
+        finding.plot(document, find_lr)
+        print_json(document) if as_json else click.echo(f"lr      {document['suggested']:.2g}\nplot    {find_lr}")
         return
     assert run is not None
     if processes * nnodes > 1 and not is_worker():

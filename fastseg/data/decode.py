@@ -7,6 +7,7 @@ applied), as RGB (grey is repeated, alpha is dropped, CMYK and palettes are conv
 import contextlib
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -21,8 +22,9 @@ from fastseg.errors import FastsegError
 READING_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 READING_ERRORS += (IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)
 
-# From here on Pillow warns of files that are small and unpack to gigabytes.
+# From here on Pillow warns of files that are small and unpack to gigabytes; `opened` refuses them in one line.
 MAX_PIXELS = 89_478_485
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # Pillow stretches grey of 2 and 4 bits to 0..255; a label's values are what was there before.
 _STRETCHED = {"L;2": 85, "L;4": 17}
@@ -38,11 +40,11 @@ def raw_mode(file: Image.Image) -> str:
     return raw if isinstance(raw, str) and file.mode in ("L", "LA", "RGB", "RGBA") else file.mode
 
 
-def orientation(file: Image.Image) -> int:
-    """The EXIF orientation of an open file: 1 where it is upright, or says nothing."""
+def is_turned(file: Image.Image) -> bool:
+    """Whether an open file's EXIF orientation would turn or mirror it."""
     # Asked for the EXIF of a PNG that has none before its pixels, Pillow would decode them to look behind.
     tags = file.getexif() if file.format == "TIFF" or "exif" in file.info else {}
-    return tags.get(Base.Orientation, 1)
+    return tags.get(Base.Orientation) in range(2, 9)
 
 
 @contextlib.contextmanager
@@ -55,7 +57,7 @@ def opened(path: str) -> Iterator[Image.Image]:
     with Image.open(path) as file:
         if file.width * file.height > MAX_PIXELS:
             raise ValueError(f"{file.width}x{file.height} are more than {MAX_PIXELS} pixels: cut it into parts")
-        if file.format == "TIFF" and orientation(file) != 1:
+        if file.format == "TIFF" and is_turned(file):
             raise ValueError("a TIFF that is to be turned, which Pillow does and others do not: save it upright")
         yield file
 
@@ -72,7 +74,7 @@ def reason(path: str, error: Exception) -> str:
     """What Pillow found wrong with a file, without its name."""
     if isinstance(error, UnidentifiedImageError):
         return "it is no image" if os.path.getsize(path) else "it is empty"
-    return str(getattr(error, "strerror", None) or error or "it ends too soon")
+    return getattr(error, "strerror", None) or str(error) or "it ends too soon"
 
 
 def rgb_of(image: Image.Image) -> np.ndarray:

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
-from fastseg.data.decode import READING_ERRORS, opened, orientation, raw_mode, reason
+from fastseg.data.decode import READING_ERRORS, is_turned, opened, raw_mode, reason
 from fastseg.data.layouts import Pair, Problem
 
 # Modes (see `raw_mode`) that DALI's decoders turn into the same bytes as we do: images as RGB, labels as they are.
@@ -37,36 +38,34 @@ class Header:
     problem: Problem | None = None
 
 
-def _open(path: str) -> tuple[tuple[int, int], str, bool]:
-    """(height, width), mode, and whether the file is to be turned."""
+def _look(path: str, is_label: bool) -> tuple[tuple[int, int], str, bool, str | None]:
+    """(height, width), mode, whether the file is to be turned, and what is wrong with it as a label."""
     with opened(path) as file:
-        return (file.height, file.width), raw_mode(file), orientation(file) != 1
+        lossy = _lossy(file) if is_label else None
+        return (file.height, file.width), raw_mode(file), is_turned(file), lossy
 
 
-def _lossy(path: str) -> str | None:
+def _lossy(file: Image.Image) -> str | None:
     """What is wrong with a label by its signature, whatever its name: compression that changes values."""
-    with opened(path) as file:
-        if file.format in _LOSSLESS and file.info.get("compression") != "jpeg":
-            return None
-        values = np.unique(np.array(file.convert("L"))).tolist()
-        seen = f"it holds {len(values)} grey values: {', '.join(map(str, values[:6]))}{', ...' * (len(values) > 6)}"
-        return f"is a {file.format}: its compression changes labels ({seen}); save labels as PNG"
+    if file.format in _LOSSLESS and file.info.get("compression") != "jpeg":
+        return None
+    values = np.unique(np.array(file.convert("L"))).tolist()
+    seen = f"it holds {len(values)} grey values: {', '.join(map(str, values[:6]))}{', ...' * (len(values) > 6)}"
+    return f"is a {file.format}, which need not keep values as they are ({seen}); save labels as PNG"
 
 
 def read_header(pair: Pair) -> Header:
     """Header of a pair; an unreadable file or two sizes that differ are reported in `problem`, not raised."""
     found = []
-    for path in (pair.image, pair.label):
+    for path, is_label in ((pair.image, False), (pair.label, True)):
         try:
-            found.append(_open(path))
-            if path == pair.label and (lossy := _lossy(path)):
-                return Header(problem=Problem(path, lossy))
+            found.append(_look(path, is_label))
         except READING_ERRORS as error:
             return Header(problem=Problem(path, f"cannot be read: {reason(path, error)}"))
-    (image_size, image_mode, image_turned), (label_size, label_mode, label_turned) = found
+    (image_size, image_mode, image_turned, _), (label_size, label_mode, label_turned, lossy) = found
     turned = (*[pair.image] * image_turned, *[pair.label] * label_turned)
-    problem = None
-    if image_size != label_size:
+    problem = Problem(pair.label, lossy) if lossy else None
+    if not lossy and image_size != label_size:
         image, label = (f"{w}x{h}" for h, w in (image_size, label_size))
         cure = "; an EXIF orientation is not applied: save both upright" if turned else ""
         problem = Problem(pair.label, f"image {image}, label {label} (width x height): they must be equal{cure}")

@@ -8,6 +8,7 @@ import csv
 import fnmatch
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -270,8 +271,10 @@ def _glob(base: Path, pattern: str, key: str) -> _Files:
         raise UsageError(f"{key} = {pattern!r}: has control characters")
     path = base / pattern
     name = path.name if "*" in pattern else ""
-    if "*" in pattern and (name.count("*") != 1 or "*" in str(Path(pattern).parent)):
-        raise UsageError(f"{key} = {pattern!r}: use one `*`, in the file name")
+    if "*" in pattern and (
+        name.count("*") != 1 or re.search(r"[*?\[]", f"{Path(pattern).parent}{name.replace('*', '')}")
+    ):
+        raise UsageError(f"{key} = {pattern!r}: use one `*`, in the file name, and no other pattern")
     folder = path.parent if name else path
     if not folder.is_dir():
         raise FastsegError(f"{key}: no folder {folder}")

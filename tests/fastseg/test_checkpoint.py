@@ -111,6 +111,7 @@ def test_a_missing_checkpoint_says_where_runs_keep_them(tmp_path):
         (nn.Conv2d(1, 1, 1), "not a file of torch.save, or with objects"),
         ({"features.0.weight": torch.zeros(1)}, "not a checkpoint of fastseg .*use --init FILE"),
         (torch.zeros(3), "not a checkpoint of fastseg"),
+        (state_of(SegNet(3, depth=1), colors=[[1, 2, 3]]) | {"schema": 1}, "damaged, .* no color for each class as"),
         ({"schema": 99}, "checkpoint schema 99, this fastseg reads 1"),
         (
             {"schema": 1, "step": "7"},
@@ -129,8 +130,11 @@ def test_a_foreign_file_is_one_line(tmp_path, content, message):
 def test_a_truncated_or_nameless_checkpoint_is_one_line(tmp_path):
     save(tmp_path / "last.pt", state_of(channels_last_segnet()))
     (tmp_path / "half.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:3000])
-    for path in (tmp_path / "half.pt", tmp_path):
-        with pytest.raises(FastsegError, match=r"not a file of torch\.save") as error:
+    for path, message in (
+        (tmp_path / "half.pt", r"not a file of torch\.save"),
+        (tmp_path, "cannot be read: Is a directory"),
+    ):
+        with pytest.raises(FastsegError, match=message) as error:
             read(path)
         assert "\n" not in str(error.value)
 

@@ -1,6 +1,7 @@
 """The command line as users meet it: one line per mistake, strict JSON, exit codes, nothing heavy for --help."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -234,3 +235,27 @@ def test_download_takes_a_mirror(call, tmp_path):
     code, out, _ = call("data", "download", "--out", tmp_path / "camvid", "--source", tmp_path)
     assert (code, out) == (0, f"{tmp_path / 'camvid'}\n")
     assert (tmp_path / "camvid" / "LabeledApproved_full" / "a_L.png").read_text() == "a_L.png"
+
+
+def test_a_folder_of_runs_that_cannot_be_is_one_line(call, street, tmp_path):
+    (tmp_path / "runs").symlink_to("gone")
+    code, _, err = call("train", "--data", street, *TINY)
+    assert (code, err) == (1, "fastseg: runs: File exists; something else has this name: move it away\n")
+
+
+def test_the_home_folder_is_known_in_every_path(call, street, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my.toml").write_text("[train]\nepochs = 1\nbatch = 2\n[model]\ndepth = 1\n")
+    assert call("train", "--data", street, "--recipe=~/my.toml", "--size", "32x48", "--run=~/run")[0] == 0
+    assert call("predict", "~/run/checkpoints/best.pt", str(next((street / "val").iterdir())), "--out=~/out")[0] == 0
+    assert len(list((tmp_path / "out" / "index").iterdir())) == 1
+    (tmp_path / "photos").mkdir()
+    shutil.copy(next((street / "val").iterdir()), tmp_path / "photos")
+    assert call("predict", "run/checkpoints/best.pt", "~/photos", "--out=~/more")[0] == 0
+    assert "zips: no folder" in call("data", "download", "--source=~/zips", "--out", "x")[2]
+    assert f"--source {tmp_path}/zips" in call("data", "download", "--source=~/zips", "--out", "x")[2]
+
+
+def test_a_folder_instead_of_a_checkpoint_is_told_as_it_is(call, tmp_path):
+    (tmp_path / "run").mkdir()
+    assert call("eval", "run")[::2] == (1, "fastseg: run: cannot be read: Is a directory\n")

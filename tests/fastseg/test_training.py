@@ -86,6 +86,31 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(street, tmp_path, mon
         ]
 
 
+@pytest.mark.parametrize("step", [1, 5, 9])
+def test_a_run_whose_images_grow_goes_on_with_the_size_of_its_step(street, tmp_path, monkeypatch, step):
+    # 16 steps: 16x24 until step 5, 24x36 until step 10, then 32x48.
+    whole, killed, calls, seen = tmp_path / "whole", tmp_path / "killed", iter(range(100)), []
+    config = tiny(street, train__epochs=4, train__grow_from=0.5, train__checkpoint_steps=1)
+    train(config, whole)
+
+    def dying(job, batch, lr):
+        if next(calls) == step:
+            raise Killed
+        return noting(job, batch, lr)
+
+    def noting(job, batch, lr):
+        seen.append(tuple(batch.images.shape[2:]))
+        return optimise(job, batch, lr)
+
+    monkeypatch.setattr(training, "optimise", dying)
+    with pytest.raises(Killed):
+        train(config, killed)
+    monkeypatch.setattr(training, "optimise", noting)
+    train(config, killed, resume=True)
+    assert seen == [(16, 24)] * 5 + [(24, 36)] * 5 + [(32, 48)] * 6
+    assert same_bits(whole, killed)
+
+
 @pytest.mark.slow
 def test_kill_9_then_resume_gives_the_weights_of_the_uninterrupted_run(street, tmp_path):
     flags = [f"--{key}={value}" for key, value in {"data": street, "recipe": "fast", "size": "32x48"}.items()]
@@ -439,7 +464,7 @@ def test_a_run_that_waits_for_data_names_the_cure_once(street, tmp_path, monkeyp
                 time.sleep(0.1)  # several times a step
                 yield batch
 
-    monkeypatch.setattr(training, "TrainSource", Slow)
+    monkeypatch.setattr("fastseg.pipelines.growing.TrainSource", Slow)
     train(tiny(street, runtime__loader=loader, runtime__log_every=1, train__epochs=2), tmp_path / "run")
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("data holds training back: ")]
     assert len(said) == warnings
@@ -457,3 +482,38 @@ def test_a_run_whose_last_checkpoint_fails_has_not_ended(street, tmp_path, monke
         train(tiny(street, train__max_steps=3), tmp_path / "run")
     assert [event["event"] for event in runs.read_log(tmp_path / "run")][-1] == "checkpoint"
     assert left == [True]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"digest": None}, "the training images of .* have changed"),
+        ({"optimizer": None}, "holds weights alone"),
+        ({"losses": None}, r"last\.pt is damaged"),
+        ({"stale": "x"}, r"last\.pt is damaged"),
+        ({"optimizer": {"state": {}}}, r"last\.pt is damaged"),
+    ],
+)
+def test_a_checkpoint_without_what_a_run_needs_is_one_line(street, tmp_path, change, message):
+    config = tiny(street, train__epochs=1)
+    train(config, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    state = {key: value for key, value in (read(path) | change).items() if value is not None}
+    torch.save(state | {"ema": None}, path)
+    with pytest.raises(FastsegError, match=f"^--resume: .*{message}") as error:
+        train(tiny(street, train__epochs=2), tmp_path / "run", resume=True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_report_that_cannot_be_written_does_not_stop_a_run_that_goes_on(street, tmp_path, monkeypatch, capsys):
+    written = []
+
+    def failing(run):
+        written.append(run)
+        if len(written) < 3:
+            raise FastsegError("the report could not be written")
+
+    monkeypatch.setattr(training, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "write_report", failing)
+    assert train(tiny(street, train__epochs=2), tmp_path / "run")["steps"] == 8
+    assert capsys.readouterr().err.count("the report could not be written") == 2

@@ -30,11 +30,29 @@ ROWS: dict[str, list[str]] = {}  # by test file, in the order of its tests
 
 
 UPDATE = bool(os.environ.get("FASTSEG_UPDATE_FAULTS"))
+LEFT_OUT: list[str] = []  # tests that were skipped or failed
 
 
-def pytest_sessionfinish():
-    if UPDATE:
-        TABLE.write_text(HEAD + "".join(line for file in sorted(ROWS) for line in ROWS[file]), encoding="utf-8")
+def pytest_runtest_logreport(report):
+    if report.skipped or report.failed:
+        LEFT_OUT.append(report.nodeid)
+
+
+def pytest_sessionfinish(session):
+    """Where all tests of the folder ran, the table is theirs: written, or compared so that no old row stays."""
+    files = {item.path for item in session.items}
+    chosen = session.config.getoption("keyword") or session.config.getoption("markexpr")
+    whole = files >= set(Path(__file__).parent.glob("test_*.py")) and not chosen
+    ours = [nodeid for nodeid in LEFT_OUT if "tests/faults/" in nodeid]
+    text = HEAD + "".join(line for file in sorted(ROWS) for line in ROWS[file])
+    if UPDATE and (not whole or ours):
+        print(f"\n{TABLE} is not written: it takes all tests of tests/faults, and these were left out: {ours}")
+        session.exitstatus = 1
+    elif UPDATE:
+        TABLE.write_text(text, encoding="utf-8")
+    elif whole and not ours and TABLE.read_text(encoding="utf-8") != text:
+        print(f"\n{TABLE} has rows that no test makes: FASTSEG_UPDATE_FAULTS=1 pytest tests/faults writes it anew")
+        session.exitstatus = 1
 
 
 @pytest.fixture
@@ -51,9 +69,8 @@ def row(request, tmp_path):
             + " | ".join(re.sub(r"\s*\n\s*", " ", cell).replace("|", "\\|") for cell in (fault, says, cure))
             + " |\n"
         )
-        if UPDATE:
-            ROWS.setdefault(str(request.path), []).append(line)
-        else:
+        ROWS.setdefault(str(request.path), []).append(line)
+        if not UPDATE:
             assert line in TABLE.read_text(encoding="utf-8"), "FASTSEG_UPDATE_FAULTS=1 pytest tests/faults writes it"
 
     return state

@@ -5,7 +5,7 @@ fuzz.py TARGET --seed 1 --iteration 4711     one execution again
 
 An execution gets a random generator, which SEED and its number make, and an empty folder. It may end well or with a
 FastsegError that is one line of UTF-8. Anything else is a crash: another exception, a file written outside the folder,
-a minute without an end, or, at the end, a process that has grown by more than its LIMIT.
+five minutes without an end, or, at the end, a process that has grown by more than its LIMIT.
 """
 
 import argparse
@@ -50,7 +50,7 @@ LIMIT = 512 << 20  # bytes that the process may grow by
 # 89 million pixels are opened, with up to 11 bytes each on their way to classes.
 # A mutated checkpoint may rightly ask for the largest network, which is there twice while its layout changes.
 LIMITS = {"labels": 5 << 28, "checkpoint": 1 << 30}
-HANG = 60  # seconds that one execution may take
+HANG = 300  # seconds that one execution may take
 
 
 class ViolationError(AssertionError):
@@ -493,6 +493,7 @@ def checkpoint(rng: random.Random, folder: Path) -> None:
     """Checkpoints and `--init` files: of odd bytes, with an odd pickle inside, or with odd contents."""
     from fastseg import checkpoint as checkpoints
     from fastseg.model import SegNet, initialise
+    from fastseg.overlays import colored
 
     kind = rng.choice(("network", "network", "vgg"))
     path = folder / "it.pt"
@@ -506,11 +507,15 @@ def checkpoint(rng: random.Random, folder: Path) -> None:
     if kind == "vgg":
         initialise(SegNet(2, depth=1), str(path))
     else:
-        checkpoints.build_model(checkpoints.read(path))
+        state = checkpoints.read(path)
+        checkpoints.build_model(state)
+        colored(np.arange(len(state["classes"]), dtype=np.uint8)[None], [tuple(c) for c in state["colors"]])
 
 
 TARGETS: dict[str, Callable[[random.Random, Path], None]] = {
-    f.__name__: f for f in (layouts, toml, lists, labels, archive, checkpoint, config)
+    # Those that take the most memory last, since it is the most of the process so far that is compared.
+    f.__name__: f
+    for f in (layouts, toml, lists, archive, config, checkpoint, labels)
 }
 
 

@@ -1,6 +1,7 @@
 """Faults of image files and of what is done with them: one rule for all tiers, and for `predict`."""
 
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -71,6 +72,20 @@ def test_pixels_of_32_bits(copy_of, call, row):
     assert (code, err.splitlines()[-1]) == (1, f"fastseg: {says}")
     assert f"error: {says}" in call("data", "check", folder)[1]
     row("image of 32-bit numbers", says, "save it with 8 or 16 bits")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_pictures_that_are_too_large(copy_of, call, row, write_png):
+    folder, labels = copy_of("large")
+    path = write_png(folder / "train" / labels[0].name, np.zeros((1, 1), np.uint8), 8)
+    data = bytearray(path.read_bytes())
+    data[16:24] = (12_000).to_bytes(4, "big") + (9_000).to_bytes(4, "big")  # what the header claims
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    says = f"{path}: cannot be read: 12000x9000 are more than 89478485 pixels: cut it into parts"
+    assert call("train", "--data", folder, *TINY)[::2] == (1, f"fastseg: {says}\n")
+    assert f"error: {says}" in call("data", "check", folder)[1]
+    row("image of 108 million pixels, or a small file that claims so", says, "cut it into parts")
 
 
 def turned(path, size: tuple[int, int]) -> None:

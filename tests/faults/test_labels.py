@@ -77,7 +77,7 @@ def test_jpeg_labels(copy_of, call, row):
     folder, labels = copy_of("jpeg")
     Image.fromarray(values(labels[2])).save(labels[2], format="JPEG", quality=90)
     says = refused(call, folder)
-    assert says.startswith(f"{labels[2]}: is a JPEG: its compression changes labels (it holds ")
+    assert says.startswith(f"{labels[2]}: is a JPEG, which need not keep values as they are (it holds ")
     assert errors_of_check(call, folder) == [says.strip()]
     row("label saved as JPEG, under the name of a PNG", says.replace(str(folder), "street"), "save labels as PNG")
 

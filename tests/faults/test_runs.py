@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +18,15 @@ from PIL import Image
 from fastseg import config as configs
 from fastseg.checkpoint import build_model, read
 from fastseg.distributed import World
-from fastseg.errors import FastsegError
+from fastseg.errors import FastsegError, StoppedError
 from fastseg.evaluation import score
 from fastseg.inputs import reading
+from fastseg.job import set_up
 from fastseg.metrics import Scores
 from fastseg.optim import one_cycle
+from fastseg.pipelines.source import TrainSource
 from fastseg.runs import read_log
-from fastseg.training import train
+from fastseg.training import optimise, train
 
 TINY = ["--recipe", "fast", "--size", "32x48", "--epochs", "1", "--batch", "2", "--set", "model.depth=1"]
 
@@ -102,7 +107,7 @@ def tiny(street, **changes):
     return configs.override(configs.load_recipe("fast"), fixed | named)
 
 
-def test_fp16_with_a_learning_rate_of_a_million(street, tmp_path, half, row):
+def test_fp16_with_a_learning_rate_of_a_million(street, tmp_path, half, capfd, row):
     # 8 images in batches of 2: the rate rises from 0.01 to 10^6 after the first epoch of 4 steps.
     steps = {
         "train__schedule": "step",
@@ -113,11 +118,62 @@ def test_fp16_with_a_learning_rate_of_a_million(street, tmp_path, half, row):
     }
     with pytest.raises(FastsegError, match=r"^20 steps in a row had no finite gradients in fp16") as error:
         train(tiny(street, **steps, train__epochs=40), tmp_path / "run")
+    said = capfd.readouterr().err.splitlines()
+    assert "no checkpoint after step 8, whose loss is no number; the one before it is kept" in said
     kept = read(tmp_path / "run" / "checkpoints" / "last.pt")
     assert kept["step"] == 4
     assert all(torch.isfinite(value).all() for value in kept["model"].values())
     assert lines(tmp_path / "run", "train")[-1]["skipped_steps"] == 19
     row("fp16 with learning rate 10^6", str(error.value), "lower train.lr")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, 0])
+def test_an_end_among_steps_whose_loss_is_no_number(street, tmp_path, half, monkeypatch, number):
+    """By a signal, or by the last step: what was saved before stays, and the run says that it has not ended well."""
+
+    def spoil(step: int) -> None:
+        if step == 5:
+            with torch.no_grad():
+                next(parameters).fill_(torch.inf)
+        if step == 6 and number:
+            os.kill(os.getpid(), number)
+
+    def remember(*arguments):
+        nonlocal parameters
+        job = set_up(*arguments)
+        parameters = job.model.parameters()
+        return job
+
+    parameters: Iterator[torch.Tensor] = iter(())
+    monkeypatch.setattr("fastseg.training.set_up", remember)
+    config = tiny(street, train__epochs=2, data__size="16x24")
+    with pytest.raises(StoppedError if number else FastsegError) as error:
+        train(config, tmp_path / "run", after_step=spoil)
+    assert read(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 4
+    assert not lines(tmp_path / "run", "end")
+    if number:
+        assert str(error.value).startswith(
+            "SIGTERM: not saved after step 7, whose loss is no number; the checkpoint before"
+        )
+        assert "--resume" in str(error.value)
+    else:
+        assert str(error.value).startswith("the loss of the last step is no number: lower train.lr")
+
+
+def test_a_skipped_step_leaves_batch_norm_as_it_was(street, half, monkeypatch):
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr("torch.amp.GradScaler", lambda device, enabled: scaler(device, 2.0**40, enabled=enabled))
+    job = set_up(tiny(street, data__size="16x24", train__ema=0.9), None)
+    batch = next(iter(TrainSource(job.spec, job.plan, "torchvision")))
+    before = {name: value.clone() for name, value in job.model.state_dict().items()}
+    batch.images[0, 0, 0, 0] = torch.inf
+    optimise(job, batch, lr=0.1)
+    assert (job.skipped, job.skipped_in_a_row, job.sound) == (1, 1, False)
+    for state in (job.model.state_dict(), job.average.model.state_dict()):
+        assert all(torch.equal(state[name], before[name]) for name in before)
+    batch.images[0, 0, 0, 0] = 0.0
+    optimise(job, batch, lr=0.1)
+    assert (job.skipped, job.sound) == (2, True)  # the scale alone was too large
 
 
 def test_steps_that_fp16_skips_do_not_move_the_schedule(street, tmp_path, half, monkeypatch, row):
@@ -203,7 +259,7 @@ def test_files_that_are_no_checkpoints(call, begun, row, tmp_path):
     ):
         says = said(call, "eval", name, code=1)
         assert says.startswith(f"{name}: not a file of torch.save, or ")
-        row(fault, says, "save a state dict; nothing else is ever unpickled")
+        row(fault, says, "RUN/checkpoints/best.pt, or a checkpoint of another run")
 
 
 # The machine
@@ -280,10 +336,8 @@ def test_two_launchers_at_once_a_void_label_and_a_file_that_stops_all_ranks(copy
     # Of 4 steps with an image for each process one is of the void label and another.
     found = lines(tmp_path / "good", "train")
     assert len(found) == 4
-    assert all(line["loss"] > 0 and line["void_steps"] == 0 for line in found)
-    row(
-        "label entirely void, alone on one of two processes", "the loss is the mean over all processes' labelled pixels"
-    )
+    assert all(line["loss"] > 0 and line["void_steps"] == 0 for line in found)  # 0 / 0 would be no number, for ever
+    row("label entirely void, alone on one of two processes", "the loss stays a number")
     says = re.sub(r"rank \d", "rank N", says)
     row("a truncated file among those of several processes", says, "all of them end, the file is named once")
 
@@ -359,7 +413,7 @@ def test_sizes_that_fit_nowhere(call, copy_of, row):
 def test_recipes_with_faults(call, tmp_path, row, fault, text, says):
     (tmp_path / "my.toml").write_text(text)
     assert said(call, "train", "--recipe", "my.toml", code=2) == f"my.toml: {says}"
-    row(fault, f"my.toml: {says}", "-")
+    row(fault, f"my.toml: {says}".replace("Invalid value ", "... "), "-")  # tomllib's own word
 
 
 def test_build_model_names_its_source(tmp_path):
