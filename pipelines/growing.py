@@ -25,7 +25,7 @@ class Stage(NamedTuple):
 
 def stages(train: Train, size: Size, total_steps: int) -> list[Stage]:
     """The sizes of a run: `train.grow_from` of `size`, halfway from there, each for half of the growth, and `size`."""
-    found = []
+    found: list[Stage] = []
     for number, scale in enumerate((train.grow_from, (train.grow_from + 1) / 2), 1):
         until = round(total_steps * train.grow_share * number / 2)
         if scale < 1 and (found[-1].until if found else 0) < until < total_steps:
