@@ -19,9 +19,13 @@ help: ## say what each target does
 demo: .venv/done ## train SegNet on synthetic street scenes and write a report (no GPU, no data needed)
 	$(BIN)/fastseg train --data synth --recipe fast --size 48x72 --epochs 4
 
+# Two at a time: most tests keep one core busy. The output of the second follows that of the first.
 test: .venv/done ## run every test that this machine can run
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+	@mkdir -p build; \
+	($(BIN)/python -m pytest tests/faults && TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels) \
+		> build/second.txt 2>&1 & second=$$!; \
+	$(BIN)/python -m pytest --ignore tests/faults; first=$$?; \
+	wait $$second; second=$$?; cat build/second.txt; exit $$((first | second))
 
 # mypy sees the mapped packages only where they are installed, not where they lie: a copy of its own, see pyproject.toml.
 lint: .venv/done ## ruff and mypy
