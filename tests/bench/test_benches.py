@@ -313,14 +313,21 @@ def test_a_quick_measurement_makes_many_rounds_of_the_best_precision_and_the_pla
     monkeypatch.setattr(
         bench_model, "measured_peaks", lambda dtypes, trials: peaks if dtypes == [torch.bfloat16] else None
     )
-    monkeypatch.setattr(bench_model, "QUICK_SECONDS", 0.5)
+    asked = []
+
+    def turns(cases, rounds, seconds):
+        asked.append((rounds, seconds))
+        return harness.take_turns(cases, rounds)
+
+    monkeypatch.setattr(bench_model, "take_turns", turns)
     found = bench.run("model", data="", size=(8, 8), batch=2, rounds=5, device="cpu", quick=True)
     assert found["protocol"] == {
         "bench": "model", "data": "", "size": "8x8", "batch": 2, "device": "cpu", "rounds": 3, "warmup_rounds": 1,
         "quick": True,
     }  # fmt: skip
     (row,) = found["ratios"]
-    assert (row["name"], row["n"] > 3) == ("train_step_vs_plain", True)
+    assert (row["name"], row["n"]) == ("train_step_vs_plain", 3)
+    assert asked == [(3, bench_model.QUICK_SECONDS)]  # at least 3, and more until that time has passed
     assert not [row for row in found["results"] if "train step float32" in row["name"]]
 
 
