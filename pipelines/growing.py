@@ -61,12 +61,12 @@ class GrowingSource:
     ) -> None:  # fmt: skip
         self.spec, self.plan, self.loader, self.parts, self.augment = spec, plan, loader, parts, augment
         self.start, self.rank, self.world = start, rank, world
-        self._done: list[TrainSource] = []
+        self._sources: list[TrainSource] = []
 
     @property
     def decoded(self) -> int:
         """Images that this process has decoded so far."""
-        return sum(source.decoded for source in self._done)
+        return sum(source.decoded for source in self._sources)
 
     def __iter__(self) -> Iterator[Batch]:
         start = self.start
@@ -79,11 +79,11 @@ class GrowingSource:
                 spec = dataclasses.replace(spec, size=stage.size)
                 plan = dataclasses.replace(plan, max_shift=self.augment.max_shift(stage.size))
                 loader = choose_loader(loader, spec, epochs=True)[0] if loader == "cache" else loader
-            self._done.append(TrainSource(spec, plan, loader, start, self.rank, self.world))
-            yield from itertools.islice(self._done[-1], None if last else stage.until - start)
+            self._sources.append(TrainSource(spec, plan, loader, start, self.rank, self.world))
+            yield from itertools.islice(self._sources[-1], None if last else stage.until - start)
             start = stage.until
 
     def check(self) -> None:
         """See `TrainSource.check`."""
-        for source in self._done:
+        for source in self._sources:
             source.check()

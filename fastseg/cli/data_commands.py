@@ -148,7 +148,7 @@ def prepare(path: str, cache_dir: str, verify: bool, as_json: bool, **options: A
             advance = functools.partial(progress.advance, progress.add_task(split, total=len(spec.pairs)))
             inner, _ = choose_loader("auto", dataclasses.replace(spec, cache_dir=""))
             wrong = prepare_split(spec, make_tier(inner, spec), verify=verify, done=advance)
-            folder = Path(cache_dir) / key_of(spec, shape)
+            folder = Path(spec.cache_dir) / key_of(spec, shape)
             mended = [spec.pairs[index].stem for index in wrong]
             counts = {"pairs": len(spec.pairs), "bytes": shape.nbytes}
             rows.append({"split": split, **counts, "folder": str(folder), "mended": mended})

@@ -252,6 +252,9 @@ def test_the_home_folder_is_known_in_every_path(call, street, tmp_path, monkeypa
     (tmp_path / "photos").mkdir()
     shutil.copy(next((street / "val").iterdir()), tmp_path / "photos")
     assert call("predict", "run/checkpoints/best.pt", "~/photos", "--out=~/more")[0] == 0
+    code, out, _ = call("data", "prepare", street, "--cache-dir=~/kept", "--size", "32x48")
+    assert code == 0
+    assert f", {tmp_path}/kept/" in out
     assert "zips: no folder" in call("data", "download", "--source=~/zips", "--out", "x")[2]
     assert f"--source {tmp_path}/zips" in call("data", "download", "--source=~/zips", "--out", "x")[2]
 
