@@ -30,7 +30,11 @@ from fastseg.errors import UsageError
 )
 @click.option("--seeds", type=click.IntRange(1), default=2, show_default=True, help="accuracy: runs of each recipe.")
 @click.option(
-    "--cap", type=float, default=2700.0, show_default=True, help="accuracy: seconds that the plain loop trains."
+    "--cap",
+    type=click.FloatRange(0, min_open=True),
+    default=2700.0,
+    show_default=True,
+    help="accuracy: seconds that the plain loop trains.",
 )
 @click.option("--plot", "plot_path", type=FileType(), help="Save curves as SVG: stream, scaling and accuracy.")
 @click.option("--fail-over", type=PercentType(), default="5%", show_default=True, help="compare: slower by more fails.")

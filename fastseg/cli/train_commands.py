@@ -67,6 +67,8 @@ def train(
     changes = train_changes(resume=resume, **options) | (checkpoint_every or {})
 
     changed: dict[str, tuple[Any, Any]] = {}
+    if dry_run and find_lr:
+        raise UsageError("--dry-run and --find-lr: give one of them")
     before = "--dry-run" if dry_run else "--find-lr" if find_lr else None
     if before and (resume or is_worker()):
         raise UsageError(f"{before}: for a run that has not begun, in one process; leave --resume or the launcher out")
@@ -97,6 +99,10 @@ def train(
         document = measure(config, processes * nnodes)
         print_json(document) if as_json else click.echo(show(document))
         return
+    if find_lr and processes * nnodes > 1:
+        raise UsageError(
+            "--find-lr: tries rates in one process; give its batch as --batch, and leave --gpus or --nproc out"
+        )
     if find_lr:
         from fastseg import find_lr as finding
 
