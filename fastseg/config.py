@@ -101,6 +101,7 @@ class Train(_Checked):
     optimizer: str = _option("auto", "which SGD: auto is apex where it fits, else torch", ("auto", "apex", "torch"))
     lr: float = _option(1e-3, "learning rate; the highest of the schedule", least=0)
     momentum: float = _option(0.9, "of SGD", least=0)
+    nesterov: bool = _option(False, "momentum looks a step ahead (Sutskever et al. 2013)")
     weight_decay: float = _option(5e-4, "L2", least=0)
     decay_norms: bool = _option(True, "weight decay on batch norms and biases too")
     schedule: str = _option("constant", "the learning rate over the run", ("constant", "step", "poly", "one-cycle"))
@@ -127,6 +128,8 @@ class Train(_Checked):
         super().__post_init__()
         if not self.warmup < 1 or not self.ema < 1 or not self.momentum < 1:
             raise ValueError("warmup, ema and momentum: below 1")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov = true: wants a momentum above 0")
         if not 0 < self.grow_from <= 1 or not self.grow_share < 1:
             raise ValueError("grow_from: above 0, at most 1; grow_share: below 1")
         if self.keep_every % self.validate_every:

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,17 +49,18 @@ def make_optimizer(model: nn.Module, train: Train, device: torch.device) -> tupl
     """
     groups = parameter_groups(model, train)
     apex_sgd, found = find_apex() if train.optimizer != "torch" else (None, "as asked")
+    options: dict[str, Any] = {"lr": train.lr, "momentum": train.momentum, "nesterov": train.nesterov}
     # apex's kernel knows fp16 and fp32 and skips bf16 parameters without a word; ours are fp32 masters under autocast.
     fits = device.type == "cuda" and all(p.dtype == torch.float32 for p in model.parameters())
     if apex_sgd is not None and fits:
-        return apex_sgd(groups, lr=train.lr, momentum=train.momentum), "apex FusedSGD", found
+        return apex_sgd(groups, **options), "apex FusedSGD", found
     why = found if apex_sgd is None else "apex's kernels need fp32 parameters on a GPU"
     if train.optimizer == "apex":
         raise UsageError(f"train.optimizer = apex: {why}; use --set train.optimizer=auto")
     try:
-        optimizer = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, fused=True)
+        optimizer = torch.optim.SGD(groups, **options, fused=True)
     except RuntimeError as error:  # torch refuses `fused` on devices that have no such kernel
-        return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum), "torch SGD", f"{why}; {error}"
+        return torch.optim.SGD(groups, **options), "torch SGD", f"{why}; {error}"
     if train.momentum:
         # torch 2.14 makes these in its first step, and leaves them unset where the gradient scaler skips that one.
         for parameter in model.parameters():

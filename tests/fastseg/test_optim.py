@@ -186,24 +186,27 @@ def test_apex_that_was_asked_for_and_cannot_be_had_is_refused_with_the_reason(ap
 def test_apex_with_its_cuda_part_runs_on_a_gpu_unless_torch_was_asked_for(apex):
     apex("with CUDA")
     model = SegNet(3, depth=1)
-    optimizer, name, _ = make_optimizer(model, Train(lr=0.3, momentum=0.8), CUDA)
+    optimizer, name, _ = make_optimizer(model, Train(lr=0.3, momentum=0.8, nesterov=True), CUDA)
     assert (type(optimizer).__module__, name) == ("apex.optimizers", "apex FusedSGD")
-    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.3, 0.8)
+    assert [optimizer.defaults[key] for key in ("lr", "momentum", "nesterov")] == [0.3, 0.8, True]
     assert make_optimizer(model, Train(optimizer="apex"), CUDA)[1] == "apex FusedSGD"
     assert make_optimizer(model, Train(optimizer="torch"), CUDA)[1:] == ("torch fused SGD", "as asked")
     # Its kernel skips bf16 parameters without a word.
     assert make_optimizer(model.bfloat16(), Train(), CUDA)[1] == "torch fused SGD"
 
 
-def test_two_steps_of_sgd_worked_by_hand():
+# Gradient 1 + 0.25 * 2 = 1.5, weight 1.85; then 0.5 * 1.5 + 1 + 0.25 * 1.85 = 2.2125. With Nesterov's momentum the step
+# is gradient + 0.5 * momentum: 1.5 + 0.75, weight 1.775; then 1.44375 + 0.5 * (0.75 + 1.44375) = 2.540625.
+@pytest.mark.parametrize(("nesterov", "weight"), [(False, 1.85 - 0.22125), (True, 1.775 - 0.2540625)])
+def test_two_steps_of_sgd_worked_by_hand(nesterov, weight):
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 2.0)
-    optimizer, _, _ = make_optimizer(model, Train(lr=0.1, momentum=0.5, weight_decay=0.25, optimizer="torch"), CPU)
+    train = Train(lr=0.1, momentum=0.5, nesterov=nesterov, weight_decay=0.25, optimizer="torch")
+    optimizer, _, _ = make_optimizer(model, train, CPU)
     for _ in range(2):
         model.weight.grad = torch.ones(1, 1)
         optimizer.step()
-    # Gradient 1 + 0.25 * 2 = 1.5, weight 1.85; then 0.5 * 1.5 + 1 + 0.25 * 1.85 = 2.2125.
-    assert model.weight.item() == pytest.approx(1.85 - 0.22125, rel=1e-6)
+    assert model.weight.item() == pytest.approx(weight, rel=1e-6)
 
 
 def test_an_average_of_three_updates_worked_by_hand():
