@@ -7,7 +7,7 @@ ARCH := $(shell uname -m)
 EXTRAS := $(if $(filter x86_64 aarch64,$(ARCH)),[dali$(comma)dev],[dev])
 
 
-.PHONY: help demo test lint bench wheels clean
+.PHONY: help demo test lint docs coverage bench wheels clean
 help: ## say what each target does
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -34,6 +34,15 @@ lint: .venv/done ## ruff and mypy
 	rm -rf build/lint
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/lint .
 	cd build/lint && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fastseg
+
+docs: .venv/done ## the documentation, as pages in build/docs
+	$(BIN)/sphinx-build -q -W -b html docs build/docs
+
+# Of one process each: what tests start as commands, and Triton's kernels, count for nothing.
+coverage: .venv/done ## which lines no quick test runs, and the slowest of those tests
+	mkdir -p build
+	$(BIN)/coverage run -m pytest -m "not slow" --durations 25
+	$(BIN)/coverage report
 
 bench: .venv/done ## throughput of the data path, the operators and the training step on this machine
 	$(BIN)/fastseg bench

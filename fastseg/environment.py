@@ -21,6 +21,17 @@ GPU_FACTS = {
     "gpu_memory": "memory.total",
 }
 
+# The control group (version 2) of a container, as it sees it itself.
+GROUP = Path("/sys/fs/cgroup")
+
+
+def version_of(package: str) -> str | None:
+    """The version of an installed package, or None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
 
 def cores() -> int:
     """CPU cores that this process may use."""
@@ -35,17 +46,35 @@ def available_memory() -> int:
     return 0
 
 
-def _container_memory(group: Path = Path("/sys/fs/cgroup")) -> float:
-    """What a control group (version 2) leaves of its limit; files that are only cached can go. Infinite without one."""
-    with contextlib.suppress(OSError, ValueError):  # no such files, or "max"
-        limit = int((group / "memory.max").read_text())
+def core_limit(group: Path = GROUP) -> float | None:
+    """How many cores' time this container may use, whatever number it sees; None without a limit."""
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        quota, period = (group / "cpu.max").read_text().split()
+        return int(quota) / int(period)
+    return None
+
+
+def memory_limit(group: Path = GROUP) -> int | None:
+    """Bytes of memory that this container may take; None without a limit."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((group / "memory.max").read_text())
+    return None
+
+
+def _container_memory(group: Path = GROUP) -> float:
+    """What a container's limit leaves; files that are only cached can go. Infinite without one."""
+    limit = memory_limit(group)
+    if limit is None:
+        return math.inf
+    with contextlib.suppress(OSError, ValueError):
         facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         used = int((group / "memory.current").read_text()) - int(facts.get("inactive_file", 0))
         return max(0, limit - used)
     return math.inf
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The model of the CPU, or what kind it is."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
@@ -53,7 +82,7 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _said(*command: str) -> str | None:
+def said(*command: str) -> str | None:
     """What a command prints, or None where it fails or does not exist."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
@@ -62,33 +91,33 @@ def _said(*command: str) -> str | None:
     return done.stdout.strip() or None
 
 
+def query_gpus(*facts: str) -> list[list[str]]:
+    """What nvidia-smi says of each GPU, by its own names of the facts; none without nvidia-smi, or where it fails."""
+    text = said("nvidia-smi", f"--query-gpu={','.join(facts)}", "--format=csv,noheader")
+    rows = [[cell.strip() for cell in line.split(",")] for line in (text or "").splitlines()]
+    return [row for row in rows if len(row) == len(facts)]  # and not "No devices were found"
+
+
 def _gpu_facts() -> dict[str, str | None]:
-    """A value of GPU_FACTS per GPU, joined by commas; nulls without nvidia-smi."""
-    text = _said("nvidia-smi", f"--query-gpu={','.join(GPU_FACTS.values())}", "--format=csv,noheader")
-    if text is None:
+    """A value of GPU_FACTS per GPU, joined by commas; nothing without nvidia-smi."""
+    rows = query_gpus(*GPU_FACTS.values())
+    if not rows:
         return {}
-    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
     return {name: ", ".join(column) for name, column in zip(GPU_FACTS, zip(*rows, strict=True), strict=True)}
 
 
 def _commit() -> str | None:
     """The commit of this very code, with "-dirty" where it was changed since; None where it is no checkout."""
     folder = os.path.dirname(__file__)
-    if _said("git", "-C", folder, "ls-files", "environment.py") is None:  # installed inside somebody's repository
+    if said("git", "-C", folder, "ls-files", "environment.py") is None:  # installed inside somebody's repository
         return None
-    return _said("git", "-C", folder, "describe", "--always", "--exclude=*", "--dirty", "--abbrev=12")
+    return said("git", "-C", folder, "describe", "--always", "--exclude=*", "--dirty", "--abbrev=12")
 
 
 def environment() -> dict[str, str | int | None]:
     """A flat record; packages that are not installed are null."""
 
     import torch  # here, so that `cores` costs nothing
-
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
 
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
@@ -98,14 +127,14 @@ def environment() -> dict[str, str | int | None]:
         "commit": _commit(),
         "command": " ".join(sys.argv),
         "python": platform.python_version(),
-        **{package: installed(package) for package in PACKAGES},
+        **{package: version_of(package) for package in PACKAGES},
         "cuda": torch.version.cuda if gpus else None,
         "cudnn": torch.backends.cudnn.version() if gpus else None,
         "gpus": ", ".join(gpus) or None,
         **dict.fromkeys(GPU_FACTS),
         **(_gpu_facts() if gpus else {}),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
     }

@@ -1,20 +1,22 @@
 """From a configuration to what a source reads: the data set, its splits, a `Spec` per split, and the sample plan."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastseg import config as configs
 from fastseg import data
-from fastseg.config import Config
+from fastseg.config import Config, Data, Runtime, Size, Train
 from fastseg.data.headers import read_headers
 from fastseg.data.layouts import Dataset, find
 from fastseg.data.split import Splits, apply
 from fastseg.distributed import join
 from fastseg.errors import FastsegError, UsageError
 from fastseg.pipelines.plan import Plan
-from fastseg.pipelines.source import Spec
+from fastseg.pipelines.source import Batch, Spec, TrainSource, choose_loader, evaluation_batches
 
 # Options of commands that look at data -> the keys that they set.
 KEYS = {
@@ -126,3 +128,49 @@ def reading(path: str, *, splits: tuple[str, ...] = ("train", "val"), **options:
     return config, {
         split: make_spec(config, dataset, found, split, device=world.device, dtype=torch.float32) for split in wanted
     }
+
+
+def open_source(
+    path: str | Path,
+    split: str = "train",
+    *,
+    size: Size = Data.size,
+    batch: int = Train.batch,
+    seed: int = Runtime.seed,
+    device: str = Runtime.device,
+    loader: str = Runtime.loader,
+) -> Iterator[Batch]:
+    """Batches of a data set, as fastseg trains on them and validates: `fastseg.pipelines.open_source`.
+
+    Those of the train split never end: shuffled, mirrored and moved by the sample plan of `seed`. Of any other split
+    each sample comes once, in order and unchanged; the last batch may be short.
+
+    Args:
+        path: what `fastseg train --data` takes.
+        size: (height, width) that images and labels are resized to, in pixels.
+        device: "auto", "cpu" or "cuda": where batches are wanted.
+        loader: "auto", "dali", "cache" or "torchvision".
+
+    Returns:
+        `Batch`es: images float32[B, 3, H, W], labels uint8[B, H, W] (255 is void), indices int64[B] into the split.
+
+    Raises:
+        FastsegError: no such data set or split, or a file that is unreadable; while batches are taken, also a label
+            value outside the class map.
+    """
+    options = {"size": "{}x{}".format(*size), "batch": batch, "seed": seed, "device": device}
+    config, specs = reading(str(path), splits=(split,), **options)
+    spec = specs[split]
+    loader, _ = choose_loader(loader, spec, epochs=split == "train")
+    if split == "train":
+        return _training(spec, make_plan(config, len(spec.pairs), 1), loader)
+    found = evaluation_batches(spec, loader, batch, resize_labels=True)
+    return (Batch(images, torch.stack(labels), indices) for images, labels, indices in found)
+
+
+def _training(spec: Spec, plan: Plan, loader: str) -> Iterator[Batch]:
+    source = TrainSource(spec, plan, loader)
+    for step, batch in enumerate(source, 1):
+        if step % plan.total_steps(1) == 0:  # to check waits for the device
+            source.check()
+        yield batch

@@ -1,6 +1,9 @@
 """What several tests share: data folders, hand-made PNG files, and the skips that depend on the machine."""
 
 import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,5 +70,50 @@ def call(tmp_path, monkeypatch):
         result = CliRunner().invoke(main, [str(a) for a in arguments])
         assert not isinstance(result.exception, Exception), result.exception
         return result.exit_code, result.stdout, result.stderr
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def smaller() -> dict[str, list[str]]:
+    """Options that make a documented command as small as a test, by command."""
+    return {
+        "train": ["--size", "32x48", "--epochs", "1", "--set", "model.depth=1"],
+        "bench": ["--size", "32x48", "--batch", "1", "--quick"],
+        "profile": ["--size", "32x48", "--set", "model.depth=1", "--steps", "1", "--warmup", "2"],
+    }
+
+
+@pytest.fixture
+def as_written(tmp_path, call, monkeypatch, smaller):
+    """as_written(line) -> (exit code, standard error) of a documented command, in a folder with small data sets.
+
+    It runs as it stands but for sizes and the folders of data, as on a machine without a GPU.
+    """
+    from fastseg.data.synth import write
+
+    small = {"counts": {"train": 4, "val": 2}, "size": (64, 96)}
+    write(tmp_path / "CamVid", **small)
+    write(tmp_path / "home" / "camvid", **small, layout="original")
+    write(tmp_path / "home" / "synth-1", **small)
+    (tmp_path / "tiny.toml").write_text("[train]\nepochs = 1\n[model]\ndepth = 1\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # in this process, which may have looked already
+
+    def run(command: str) -> tuple[int, str]:
+        local = command.replace("/data/", "").replace("/tmp/", "").replace("240x320", "24x32")  # crops
+        _, *words = shlex.split(local)
+        if "--resume" not in words:
+            words += smaller.get(words[0], [])
+        if "accuracy" in words:
+            words += ["--cap", "1", "--seeds", "1", "--recipe", "tiny.toml"]
+        # In this process, where torch is imported, unless it starts others: they pass their own command line on.
+        if {"--nproc", "--gpus", "profile"} & set(words):
+            done = subprocess.run(
+                [sys.executable, "-m", "fastseg", *words], capture_output=True, text=True, check=False
+            )
+            return done.returncode, done.stderr
+        code, _, err = call(*words)
+        return code, err
 
     return run

@@ -2,11 +2,9 @@
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,11 +21,6 @@ LAUNCHED = [line for block in BLOCKS for line in block.splitlines() if line.star
 NO_GPUS = (2, "torch sees 0 usable NVIDIA GPUs")
 EXPECTED = {command: NO_GPUS for command in COMMANDS if "--gpus" in command}
 EXPECTED["fastseg doctor --run runs/first"] = (1, "runs/first: too short to say anything")  # at the size of tests
-SMALLER = {
-    "train": ["--size", "32x48", "--epochs", "1", "--set", "model.depth=1"],
-    "bench": ["--size", "32x48", "--batch", "1", "--quick"],
-    "profile": ["--size", "32x48", "--set", "model.depth=1", "--steps", "1", "--warmup", "2"],
-}
 
 
 def test_the_first_two_commands_are_make_demo_and_make_test():
@@ -41,36 +34,11 @@ def test_make_knows_each_target_and_help_names_it(target):
     assert re.search(rf"^{target}\s+\S", listed, re.MULTILINE)
 
 
-def ended(words: list[str], call: Callable) -> tuple[int, str]:
-    """Exit code and standard error of a command; in this process, where torch is imported, unless it starts others."""
-    if {"--nproc", "--gpus", "profile"} & set(words):  # they pass their own command line on
-        done = subprocess.run([sys.executable, "-m", "fastseg", *words], capture_output=True, text=True, check=False)
-        return done.returncode, done.stderr
-    code, _, err = call(*words)
-    return code, err
-
-
 @pytest.mark.slow
-def test_every_fastseg_command_of_the_readme_runs_as_it_stands(tmp_path, call, monkeypatch):
-    from fastseg.data.synth import write
-
+def test_every_fastseg_command_of_the_readme_runs_as_it_stands(tmp_path, as_written):
     assert len(COMMANDS) >= 10
-    small = {"counts": {"train": 4, "val": 2}, "size": (64, 96)}
-    write(tmp_path / "CamVid", **small)
-    write(tmp_path / "home" / "camvid", **small, layout="original")
-    write(tmp_path / "home" / "synth-1", **small)
-    (tmp_path / "tiny.toml").write_text("[train]\nepochs = 1\n[model]\ndepth = 1\n")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # in this process, which may have looked already
     for command in COMMANDS:
-        local = command.replace("/data/CamVid", "CamVid").replace("/tmp/street", "street").replace("/tmp/", "")
-        local = local.replace("240x320", "24x32")  # crops
-        _, *words = shlex.split(local)
-        if "--resume" not in words:
-            words += SMALLER.get(words[0], [])
-        if "accuracy" in words:
-            words += ["--cap", "1", "--seeds", "1", "--recipe", "tiny.toml"]
-        code, err = ended(words, call)
+        code, err = as_written(command)
         wanted, message = EXPECTED.get(command, (0, ""))
         assert code == wanted, f"{command}\n{err}"
         assert message in err
@@ -82,9 +50,9 @@ def test_every_fastseg_command_of_the_readme_runs_as_it_stands(tmp_path, call, m
 
 
 @pytest.mark.slow
-def test_the_readmes_launchers_train(street, tmp_path):
+def test_the_readmes_launchers_train(street, tmp_path, smaller):
     # Two processes instead of eight GPUs, and of SLURM what it would tell one task.
-    smaller = ["--data", str(street), "--recipe", "fast", "--device", "cpu", *SMALLER["train"]]
+    smaller = ["--data", str(street), "--recipe", "fast", "--device", "cpu", *smaller["train"]]
     slurm = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     assert [command.split()[0] for command in LAUNCHED] == ["torchrun", "srun"]
     for command in LAUNCHED:

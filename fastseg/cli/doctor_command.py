@@ -1,5 +1,6 @@
 """`fastseg doctor`."""
 
+import shutil
 from pathlib import Path
 
 import click
@@ -12,12 +13,32 @@ from fastseg.errors import UsageError
 @click.option("--run", type=FileType(), help="Folder of a run, which may be under way.")
 @click.option("--bench", type=FileType(), help="A document of `fastseg bench all --json`.")
 @as_json
-def doctor(run: Path | None, bench: Path | None, as_json: bool) -> None:
-    """Say in words what holds a run, or a machine that was measured, back, and what would help."""
+@click.pass_context
+def doctor(ctx: click.Context, run: Path | None, bench: Path | None, as_json: bool) -> None:
+    """Say what this machine has for fastseg, what is missing and how to mend it; put --json into a bug report.
+
+    Exit code 1 where something keeps fastseg from training. With --run or --bench: what holds that run, or the machine
+    that was measured, back, and what would help.
+    """
+    if run and bench:
+        raise UsageError("doctor: give --run RUN or --bench FILE")
+    if run or bench:
+        _diagnose(run, bench, as_json)
+        return
+    from fastseg.doctor import examine, problems, show
+
+    rows = examine()
+    bad = problems(rows)
+    if as_json:
+        print_json({"problems": bad, "rows": [row._asdict() for row in rows]})
+    else:
+        click.echo(show(rows, shutil.get_terminal_size().columns))
+    ctx.exit(1 if bad else 0)
+
+
+def _diagnose(run: Path | None, bench: Path | None, as_json: bool) -> None:
     from fastseg import diagnosis
 
-    if (run is None) == (bench is None):
-        raise UsageError("doctor: give --run RUN or --bench FILE")
     if run:
         findings = diagnosis.of_run(run)
     else:
