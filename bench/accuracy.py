@@ -22,6 +22,7 @@ from torch import nn
 from fastseg.bench.harness import Found, Result, exact, ratio, result
 from fastseg.bench.peers.plain_step import PlainSegNet
 from fastseg.bench.peers.torchvision_loader import batches
+from fastseg.config import load_recipe
 from fastseg.data.classes import VOID
 from fastseg.data.stats import class_weights, count
 from fastseg.distributed import World
@@ -33,6 +34,7 @@ from fastseg.pipelines.source import choose_loader
 from fastseg.runs import read_log
 
 BATCH = 4  # of the plain loop
+RANDOM = ("none", "identity")  # values of model.init that know of no other images
 
 
 class Point(NamedTuple):
@@ -59,7 +61,7 @@ def time_to(curve: Sequence[Point], target: float) -> float | None:
 
 
 def train_recipe(recipe: str, data: str, size: str, seed: int, device: str) -> list[Point]:
-    """The curve of `fastseg train` with a recipe, as a user starts it.
+    """The curve of `fastseg train` with a recipe, as a user starts it, but from random weights in any case.
 
     Raises:
         FastsegError: the run failed, with the line that it ended with.
@@ -67,7 +69,9 @@ def train_recipe(recipe: str, data: str, size: str, seed: int, device: str) -> l
     with tempfile.TemporaryDirectory(prefix="fastseg-bench-") as folder:
         run = Path(folder) / "run"
         options = ["--data", data, "--recipe", recipe, "--size", size, "--seed", str(seed), "--device", device]
-        command = [sys.executable, "-m", "fastseg", "train", *options, "--init", "none", "--run", str(run)]
+        if load_recipe(recipe).model.init not in RANDOM:
+            options += ["--init", "none"]
+        command = [sys.executable, "-m", "fastseg", "train", *options, "--run", str(run)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]

@@ -86,7 +86,7 @@ class Augment(_Checked):
 class Model(_Checked):
     backbone: str = _option("vgg16", "whose convolutions make the encoder", ("vgg16", "vgg19"))
     depth: int = _option(5, "encoder stages, 1 to 5", least=1)
-    init: str = _option("none", "the encoder's start: none (He et al.), a torchvision VGG to download, or a file")
+    init: str = _option("none", "first weights: none (He et al.), identity, a torchvision VGG (encoder), or a file")
 
 
 @dataclass(frozen=True, kw_only=True)

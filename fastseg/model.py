@@ -23,6 +23,7 @@ from fastseg.texts import shown
 # Convolutions per stage (Simonyan and Zisserman 2015, configurations D and E) and channels per stage.
 BACKBONES = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
+IMAGE_CHANNELS = 3
 SHOWN = 5  # stray keys that are named
 
 
@@ -50,7 +51,7 @@ class SegNet(nn.Module):
             raise UsageError(f"model.depth {depth}: from 1 to {len(CHANNELS)}")
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         stages = list(zip(BACKBONES[backbone][:depth], CHANNELS[:depth], strict=True))
-        channels = 3
+        channels = IMAGE_CHANNELS
         for convs, width in stages:
             layers: list[nn.Module] = []
             for _ in range(convs):
@@ -227,13 +228,29 @@ def load_vgg(model: SegNet, state: dict[str, torch.Tensor], name: str) -> None:
         raise FastsegError(f"{name}: {len(stray)} keys that fit nowhere: {', '.join(map(shown, stray[:SHOWN]))}{more}")
 
 
+def pass_on(model: SegNet) -> None:
+    """Let convolutions between batch norms begin by passing their input on, channel by channel.
+
+    Filter i has a 1 at channel i and 0 elsewhere; where there are more filters than channels the others keep He's
+    weights. A deep network without skip connections is then as easy to train as a shallow one, at first: "Dirac"
+    weights, of Zagoruyko and Komodakis 2017 (arXiv:1706.00388), as Jordan 2024 (arXiv:2404.00498) begins with them.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is None and module.in_channels > IMAGE_CHANNELS:
+            nn.init.dirac_(module.weight[: module.in_channels])
+
+
 def initialise(model: SegNet, init: str) -> None:
-    """Set the encoder's weights: "none" keeps He's, a torchvision VGG's name downloads ImageNet weights, else a file.
+    """Set the first weights: "none" keeps He's, "identity" is `pass_on`, "vgg16" and the like are ImageNet's for the
+    encoder, a download of torchvision's; anything else is a file of such weights.
 
     Raises:
         UsageError: no such file, or a download that fails, with the cure. FastsegError: a file that does not fit.
     """
     if init == "none":
+        return
+    if init == "identity":
+        pass_on(model)
         return
     if init in ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn"):
         from torchvision.models import get_model_weights
@@ -251,6 +268,7 @@ def initialise(model: SegNet, init: str) -> None:
     else:
         path = Path(os.path.expanduser(init))
         if not path.is_file():
-            raise UsageError(f"--init {init}: no such file; give none, vgg16, vgg16_bn, vgg19, vgg19_bn or a file")
+            kinds = "none, identity, vgg16, vgg16_bn, vgg19, vgg19_bn"
+            raise UsageError(f"--init {init}: no such file; give {kinds} or a file")
         state = read_tensors(path, f"--init {init}")
     load_vgg(model, state, f"--init {init}")

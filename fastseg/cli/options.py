@@ -79,7 +79,7 @@ def train_options(command: Command) -> Command:
         click.option("--batch", type=int, help="Images per device and backward pass."),
         click.option("--global-batch", type=int, help="Images per step of all devices together, instead of --batch."),
         click.option("--lr", type=float, help="Learning rate; the highest of the schedule."),
-        click.option("--init", help="The encoder's start: none, vgg16, vgg16_bn, vgg19, vgg19_bn, or a file."),
+        click.option("--init", help="First weights: none, identity, vgg16, vgg16_bn, vgg19, vgg19_bn, or a file."),
         click.option("--split-scheme", help="auto, segnet, random-60-40 or video."),
         click.option("--unknown-colours", help="error or void: label values outside the class map."),
         click.option("--seed", type=int, help="Of the sample plan, the split and the initial weights."),

@@ -1,6 +1,7 @@
 """`fastseg bench accuracy`: times to targets worked by hand, and a run of both contestants on street scenes."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import jsonschema
@@ -72,11 +73,27 @@ def test_both_contestants_train_and_are_validated(street, tmp_path):
     jsonschema.validate(found, SCHEMA)
 
 
-def test_a_recipe_that_fails_is_told_in_its_own_words(street):
-    with pytest.raises(
-        FastsegError, match=r"^bench accuracy: --recipe fats: --recipe fats: choose one of baseline, fast"
-    ):
+def test_a_recipe_that_fails_is_told_in_its_own_words(street, tmp_path):
+    with pytest.raises(UsageError, match=r"^--recipe fats: choose one of baseline, fast"):
         accuracy.train_recipe("fats", str(street), "24x32", 0, "cpu")
+    with pytest.raises(FastsegError, match=r"^bench accuracy: --recipe fast: .*/none: no folder; give"):
+        accuracy.train_recipe("fast", str(tmp_path / "none"), "24x32", 0, "cpu")
+
+
+@pytest.mark.parametrize(("init", "options"), [("vgg16", ["--init", "none"]), ("identity", []), ("none", [])])
+def test_recipes_that_begin_with_other_images_begin_with_random_weights(tmp_path, monkeypatch, init, options):
+    (tmp_path / "tiny.toml").write_text(f'[model]\ninit = "{init}"\n')
+    seen: list[list[str]] = []
+
+    def run(command, **_):
+        seen.append(command)
+        raise InterruptedError
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(InterruptedError):
+        accuracy.train_recipe(str(tmp_path / "tiny.toml"), "street", "24x32", 0, "cpu")
+    (command,) = seen
+    assert [word for word in command if word in ("--init", "none")] == options
 
 
 def test_labels_of_colours_are_not_for_the_plain_loop(tmp_path):

@@ -174,6 +174,23 @@ def test_weights_start_as_he_et_al_have_them():
     assert not convolutions(network)[-1].bias.any()
 
 
+def test_identity_lets_convolutions_pass_on_what_they_get_and_leaves_he_the_rest():
+    torch.manual_seed(0)
+    network = SegNet(11)
+    he = [conv.weight.clone() for conv in convolutions(network)]
+    initialise(network, "identity")
+    first, *between, last = convolutions(network)
+    assert torch.equal(first.weight, he[0])
+    assert torch.equal(last.weight, he[-1])
+    widths = [(conv.in_channels, conv.out_channels) for conv in between]
+    assert {(64, 64), (64, 128), (256, 256), (512, 256), (512, 512)} <= set(widths)
+    for conv, before in zip(between, he[1:-1], strict=True):
+        x = torch.randn(1, conv.in_channels, 3, 4)
+        both = min(conv.in_channels, conv.out_channels)
+        assert torch.equal(conv(x)[:, :both], x[:, :both])
+        assert torch.equal(conv.weight[both:], before[both:])
+
+
 @functools.cache
 def random_vgg(name: str) -> nn.Module:
     """torchvision's VGG with random features, biases and statistics; its classifier, 0.5 GB, stays without memory."""
@@ -269,7 +286,7 @@ def test_a_file_of_weights_starts_the_encoder(tmp_path):
 
 
 def test_a_missing_file_names_the_choices(tmp_path):
-    with pytest.raises(UsageError, match=r"--init .*vgg\.pth: no such file; give none, vgg16,") as error:
+    with pytest.raises(UsageError, match=r"--init .*vgg\.pth: no such file; give none, identity, vgg16,") as error:
         initialise(SegNet(3, depth=1), str(tmp_path / "vgg.pth"))
     assert "\n" not in str(error.value)
 
