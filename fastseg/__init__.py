@@ -9,12 +9,14 @@ The API is `load_recipe` and `override` (which make a `Config`), `train`, `evalu
     >>> write(Path("street"), counts={"train": 4, "val": 2}, size=(64, 96))
     >>> changes = {"data.path": "street", "data.size": "32x48", "model.depth": 2, "train.epochs": 1}
     >>> config = fastseg.override(fastseg.load_recipe("fast"), changes)
-    >>> fastseg.train(config, "runs/tiny")["steps"]
+    >>> done = fastseg.train(config)
+    >>> done["steps"]
     1
-    >>> scores = fastseg.evaluate("runs/tiny/checkpoints/best.pt")
+    >>> best = f"{done['run']}/checkpoints/best.pt"
+    >>> scores = fastseg.evaluate(best)
     >>> len(scores["classes"]), len(scores["images"])
     (11, 2)
-    >>> model = fastseg.load("runs/tiny/checkpoints/best.pt")
+    >>> model = fastseg.load(best)
     >>> photo = next(Path("street/val").iterdir())
     >>> model(photo).shape
     (64, 96)

@@ -22,7 +22,7 @@ from fastseg import runs
 from fastseg.config import Config, Train
 from fastseg.distributed import leave
 from fastseg.environment import environment
-from fastseg.errors import FastsegError, StoppedError
+from fastseg.errors import FastsegError, StoppedError, UsageError
 from fastseg.gradients import BackwardClock, traffic
 from fastseg.job import Job, set_up, start_block, start_event, state_of
 from fastseg.kernels.cross_entropy import (
@@ -50,13 +50,18 @@ DATA_BOUND = 0.2  # share of the time waited for data, from which on the log nam
 
 
 def train(
-    config: Config, run: str | Path, *, resume: bool = False, after_step: Callable[[int], None] | None = None
+    config: Config,
+    run: str | Path | None = None,
+    *,
+    resume: bool = False,
+    after_step: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Train until the configured epochs are done or patience ends; returns what `fastseg train --json` prints.
 
     Args:
         config: the whole configuration.
-        run: the run folder; new, or with `resume` one that `runs.reopen` gave `config` for.
+        run: the run folder; a new one in runs/ where none is given, or with `resume` one that `runs.reopen` gave
+            `config` for.
         after_step: called between steps with the number of those that are done; the next batch is there then.
 
     Raises:
@@ -64,13 +69,18 @@ def train(
         FastsegError: anything about data, options, a diverging loss or lost processes that stops the run.
     """
     began = time.perf_counter()
-    run = Path(run)
-    last = runs.last_checkpoint(run)
-    if not resume:
-        runs.refuse_existing(run)
-    state = checkpoints.read(last) if resume and last.is_file() else None
-    job = set_up(config, state)
+    if run is None and (resume or place()):
+        raise UsageError("train: give the run folder; to go on takes it, and several processes share one")
     with contextlib.ExitStack() as last_things:  # each of them happens, whatever becomes of those before
+        if run is None:
+            run = runs.new_folder(config, "python")
+            last_things.callback(runs.forget_unused, run)
+        run = Path(run)
+        last = runs.last_checkpoint(run)
+        if not resume:
+            runs.refuse_existing(run)
+        state = checkpoints.read(last) if resume and last.is_file() else None
+        job = set_up(config, state)
         last_things.callback(leave)
         log = prepare_log(job, run)
         last_things.callback(log.close)

@@ -49,6 +49,20 @@ class Killed(BaseException):
     """As sudden as a signal: nothing in the trainer catches it."""
 
 
+def test_without_a_folder_a_run_has_a_new_one_and_one_that_never_began_leaves_none(street, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tiny(street, train__max_steps=1)
+    (first, second) = [Path(train(config)["run"]) for _ in range(2)]
+    assert first != second
+    assert {path.parent for path in (first, second)} == {Path("runs")}
+    assert (second / "checkpoints" / "last.pt").is_file()
+    with pytest.raises(FastsegError, match="no folder"):
+        train(configs.override(config, {"data.path": "nowhere"}))
+    assert set(Path("runs").iterdir()) == {first, second}
+    with pytest.raises(UsageError, match=r"^train: give the run folder; to go on takes it"):
+        train(config, resume=True)
+
+
 def test_two_epochs_and_two_more_give_the_bits_of_four(street, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(tiny(street, train__epochs=4, train__schedule="constant", train__ema=0.9), whole)
