@@ -232,8 +232,8 @@ def pass_on(model: SegNet) -> None:
     """Let convolutions between batch norms begin by passing their input on, channel by channel.
 
     Filter i has a 1 at channel i and 0 elsewhere; where there are more filters than channels the others keep He's
-    weights. A deep network without skip connections is then as easy to train as a shallow one, at first: "Dirac"
-    weights, of Zagoruyko and Komodakis 2017 (arXiv:1706.00388), as Jordan 2024 (arXiv:2404.00498) begins with them.
+    weights. So maps and gradients reach all layers from the first step on, without skip connections: "Dirac" weights,
+    of Zagoruyko and Komodakis 2017 (arXiv:1706.00388), as Jordan 2024 (arXiv:2404.00498) begins with them.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.bias is None and module.in_channels > IMAGE_CHANNELS:
