@@ -28,6 +28,7 @@ from torch import nn
 from fastseg.config import Runtime
 from fastseg.environment import cores
 from fastseg.errors import FastsegError, LostError, UsageError, first_line
+from fastseg.memory import keep_freed
 from fastseg.place import LAUNCHER, PID, Place, place, slurm_meeting_point, verdicts
 
 # torch's agent passes these on to the workers; by default it dies of the last two and leaves them behind.
@@ -203,6 +204,8 @@ def join(runtime: Runtime) -> tuple[World, str]:
         if runtime.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is first used
             torch.use_deterministic_algorithms(True)
+    else:
+        keep_freed()
     torch.set_num_threads(runtime.threads or max(1, cores() // mine.local_size))
     if mine.size == 1:
         return World(0, 1, device), why

@@ -1,8 +1,11 @@
-"""How much memory a training step takes, by the allocator's own account."""
+"""How much memory a training step takes, by the allocator's own account; and memory that steps use again."""
 
+import ctypes
 from collections.abc import Callable, Iterable
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, INT_MAX = -1, -4, 2**31 - 1  # malloc.h's and limits.h's
 
 
 def peak_bytes(work: Callable[[], object], held: Iterable[torch.Tensor], device: torch.device) -> int:
@@ -16,6 +19,17 @@ def peak_bytes(work: Callable[[], object], held: Iterable[torch.Tensor], device:
 def momenta(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     """The tensors that an optimiser keeps, which it makes in its first step."""
     return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+
+
+def keep_freed() -> bool:
+    """Let the C library keep memory that is freed, for the next step's tensors; False where it is not glibc.
+
+    By default glibc maps large blocks anew each time and returns the top of its heap, so that a training step on a CPU
+    writes to tens of thousands of fresh pages, each of which the kernel first clears: 10 to 20 % of the step. The
+    process then stays as large as it has been at most (mallopt(3): M_TRIM_THRESHOLD, M_MMAP_MAX).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(M_TRIM_THRESHOLD, INT_MAX) and mallopt(M_MMAP_MAX, 0))
 
 
 def _growth(work: Callable[[], object], device: torch.device) -> int:
