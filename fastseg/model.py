@@ -229,15 +229,25 @@ def load_vgg(model: SegNet, state: dict[str, torch.Tensor], name: str) -> None:
 
 
 def pass_on(model: SegNet) -> None:
-    """Let convolutions between batch norms begin by passing their input on, channel by channel.
+    """Let convolutions between batch norms begin by passing their input on, channel by channel; all scores begin at 0.
 
     Filter i has a 1 at channel i and 0 elsewhere; where there are more filters than channels the others keep He's
     weights. So maps and gradients reach all layers from the first step on, without skip connections: "Dirac" weights,
     of Zagoruyko and Komodakis 2017 (arXiv:1706.00388), as Jordan 2024 (arXiv:2404.00498) begins with them.
+
+    Unpooling leaves three of four pixels at 0. The convolution after it begins by filling them from their neighbours,
+    with the weights of bilinear interpolation by two, as fully convolutional networks begin their deconvolutions
+    (Long et al. 2015, section 4.2).
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.bias is None and module.in_channels > IMAGE_CHANNELS:
             nn.init.dirac_(module.weight[: module.in_channels])
+    side = torch.tensor([0.5, 1.0, 0.5])
+    for layers in model.decoder:
+        after_unpooling, *_, last = (layer.weight for layer in layers.children() if isinstance(layer, nn.Conv2d))
+        nn.init.zeros_(after_unpooling)
+        after_unpooling.data.diagonal().copy_(torch.outer(side, side)[:, :, None])
+    nn.init.zeros_(last)
 
 
 def initialise(model: SegNet, init: str) -> None:

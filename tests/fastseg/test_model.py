@@ -181,14 +181,32 @@ def test_identity_lets_convolutions_pass_on_what_they_get_and_leaves_he_the_rest
     initialise(network, "identity")
     first, *between, last = convolutions(network)
     assert torch.equal(first.weight, he[0])
-    assert torch.equal(last.weight, he[-1])
+    assert not last.weight.any()
     widths = [(conv.in_channels, conv.out_channels) for conv in between]
     assert {(64, 64), (64, 128), (256, 256), (512, 256), (512, 512)} <= set(widths)
+    after_unpooling = {next(layers.children()) for layers in network.decoder}
     for conv, before in zip(between, he[1:-1], strict=True):
+        if conv in after_unpooling:
+            continue
         x = torch.randn(1, conv.in_channels, 3, 4)
         both = min(conv.in_channels, conv.out_channels)
         assert torch.equal(conv(x)[:, :both], x[:, :both])
         assert torch.equal(conv.weight[both:], before[both:])
+
+
+def test_identity_fills_what_unpooling_leaves_empty_by_bilinear_interpolation():
+    network = SegNet(11)
+    initialise(network, "identity")
+    ramp = torch.arange(5.0) + 10 * torch.arange(4.0)[:, None]
+    for layers in network.decoder:
+        conv = next(layers.children())
+        unpooled = torch.zeros(1, conv.in_channels, 8, 10)
+        unpooled[:, ::2, ::2, ::2] = ramp  # into every second channel, to see that they do not mix
+        filled = conv(unpooled)
+        # Linear between the samples: half a step of the ramp from pixel to pixel; beyond the last ones is nothing.
+        wanted = torch.arange(9.0) / 2 + 10 * torch.arange(7.0)[:, None] / 2
+        assert torch.equal(filled[0, ::2, :7, :9], wanted.expand(conv.out_channels // 2, 7, 9))
+        assert not filled[0, 1::2].any()
 
 
 @functools.cache
