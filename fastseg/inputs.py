@@ -84,7 +84,10 @@ def make_plan(config: Config, num_samples: int, world: int) -> Plan:
             f"{config.train.accumulate} accumulated; use a multiple of {parts}"
         )
     if any(crop) and config.train.grow_from < 1:
-        raise UsageError("train.grow_from: images that are cropped do not grow; leave out that or augment.crop")
+        raise UsageError(
+            "train.grow_from: images that are cropped do not grow; "
+            "add --set train.grow_from=1, or leave out augment.crop"
+        )
     height, width = crop if any(crop) else size
     height, width = (max(1, round(side * config.train.grow_from)) for side in (height, width))
     scale = 2 ** (config.model.depth - 1)  # of the deepest maps that batch norm sees

@@ -52,7 +52,8 @@ def profile(
     from fastseg.profiling import session, text
 
     config = configs.override(configs.load_recipe(recipe), train_changes(**options), "profile")
-    config = configs.override(config, {"train.max_steps": warmup + steps + session.AFTERWARDS})
+    # A run as short as this would spend most of its steps on a recipe's smaller first images.
+    config = configs.override(config, {"train.max_steps": warmup + steps + session.AFTERWARDS, "train.grow_from": 1.0})
     processes = number_of_processes(gpus, nproc, config)
     if is_worker() and LAUNCHER not in os.environ:
         raise UsageError("profile: it starts its processes itself; leave torchrun or srun out, and use --gpus")

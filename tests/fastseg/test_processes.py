@@ -31,7 +31,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 # 8 images in batches of 2 x 2: epochs of 2 steps.
 TINY = {"data.size": "32x48", "model.depth": 1, "train.batch": 2, "train.epochs": 8, "train.ema": 0.9}
 TINY |= {"train.validate_every": 4, "train.checkpoint_steps": 3, "runtime.log_every": 2, "runtime.device": "cpu"}
-TINY |= {"runtime.threads": 1}  # sums of other parts are rounded otherwise
+TINY |= {"train.grow_from": 1.0, "runtime.threads": 1}  # sums of other parts are rounded otherwise
 
 
 def sets(**changes: object) -> list[str]:

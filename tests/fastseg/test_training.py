@@ -23,7 +23,8 @@ from fastseg.job import Job, set_up
 from fastseg.pipelines.source import Batch, TrainSource
 from fastseg.training import optimise, train
 
-TINY = {"data.size": "32x48", "model.depth": 1, "train.batch": 2, "train.epochs": 3, "runtime.log_every": 2}
+TINY = {"data.size": "32x48", "model.depth": 1, "train.batch": 2, "train.epochs": 3, "train.grow_from": 1.0}
+TINY |= {"runtime.log_every": 2}
 
 
 def tiny(street: Path, **changes: object) -> Config:
@@ -386,6 +387,7 @@ def test_a_run_that_exists_is_never_overwritten(street, tmp_path):
         ({"data__path": "/nowhere"}, "/nowhere: no folder"),
         ({"data__split_scheme": "segnet"}, "no name is in SegNet's published lists"),
         ({"augment__crop": "33x48"}, "augment.crop: 33x48 is larger than data.size, 32x48"),
+        ({"augment__crop": "16x20", "train__grow_from": 0.5}, "do not grow; add --set train.grow_from=1, or leave out"),
         ({"model__depth": 6}, "model.depth 6: from 1 to 5"),
         ({"train__global_batch": 5, "train__accumulate": 2}, "train.global_batch: 5 images cannot be shared out to 1"),
         ({"runtime__sync_bn": True, "runtime__device": "cpu"}, "--sync-bn: torch synchronises batch norm between GPUs"),

@@ -20,6 +20,7 @@ optimise, set_up = training.optimise, training.set_up
 samples: list[list[str]] = []
 changes = {"data.size": "32x48", "model.depth": 1, "train.epochs": 10, "train.validate_every": 10}
 changes |= {"runtime.log_every": 1, "runtime.device": "cpu", "train.global_batch": 4, "train.schedule": "constant"}
+changes |= {"train.grow_from": 1.0}
 
 
 def frozen(*arguments):

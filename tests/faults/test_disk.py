@@ -273,7 +273,8 @@ class Prepare(Work):
 
 
 TINY = {"data.size": "32x48", "model.depth": 1, "train.batch": 4, "train.epochs": 2, "train.validate_every": 2}
-TINY |= {"train.checkpoint_steps": 2, "runtime.log_every": 2, "runtime.threads": 1, "runtime.device": "cpu"}
+TINY |= {"train.grow_from": 1.0, "train.checkpoint_steps": 2, "runtime.log_every": 2, "runtime.threads": 1}
+TINY |= {"runtime.device": "cpu"}
 
 
 class Train(Work):

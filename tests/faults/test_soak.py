@@ -28,7 +28,7 @@ GROWTH = 0.10 if SECONDS < 300 else 0.05
 # Epochs of four steps: a validation with its checkpoint after every second one, and a checkpoint every second step.
 CONFIG = {"data.size": "32x48", "model.depth": 2, "train.batch": 2, "train.ema": 0.9, "train.validate_every": 2}
 CONFIG |= {"train.epochs": 100_000, "train.checkpoint_steps": 2, "train.keep_every": 0, "runtime.log_every": 2}
-CONFIG |= {"runtime.threads": 1, "runtime.device": "cpu"}
+CONFIG |= {"train.grow_from": 1.0, "runtime.threads": 1, "runtime.device": "cpu"}
 
 
 class Sample(NamedTuple):

@@ -10,7 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from fastseg.cli import main
+from fastseg.config import load_recipe
 from fastseg.errors import FastsegError, UsageError
+from fastseg.pipelines.growing import Stage, stages
 from fastseg.profiling import session
 
 TINY = ["--recipe", "fast", "--size", "32x48", "--batch", "2", "--set", "model.depth=1", "--device", "cpu"]
@@ -42,6 +44,18 @@ def test_steps_after_the_warm_up_are_recorded_and_their_parts_add_up(street, tmp
     again = CliRunner().invoke(main, words)
     assert again.exit_code == 2
     assert again.stderr.splitlines()[-1] == "fastseg: --out p exists: give another folder"
+
+
+def test_a_profile_is_of_the_full_size_whatever_a_recipe_begins_with(street, tmp_path, monkeypatch):
+    assert load_recipe("fast").train.grow_from < 1
+    monkeypatch.setenv(session.UNDER_NSYS, "1")
+    seen = []
+    monkeypatch.setattr(session, "record", lambda config, *_: seen.append(config))
+    done = CliRunner().invoke(main, ["profile", "--data", str(street), *TINY, "--out", str(tmp_path / "p")])
+    assert done.exit_code == 0, done.output
+    (config,) = seen
+    steps = config.train.max_steps
+    assert stages(config.train, config.data.size, steps) == [Stage(steps, (32, 48))]
 
 
 @pytest.mark.slow
