@@ -15,6 +15,7 @@ from fastseg.bench import scaling as bench_scaling
 from fastseg.bench import stream as bench_stream
 from fastseg.bench.harness import WARMUP, Found, document
 from fastseg.distributed import choose_device
+from fastseg.environment import environment
 from fastseg.errors import UsageError
 
 BENCHES = {
@@ -70,6 +71,7 @@ def run(
             data=data, size=size, device=kind, **(accuracy or {})
         ),
     }
+    measured_on = environment()  # a commit made meanwhile is not what is measured
     found = [
         bench(data=data, size=size, batch=batch, rounds=rounds, device=device, quick=quick)
         for name, bench in benches.items()
@@ -82,4 +84,4 @@ def run(
         "batch": batch,
         "device": kind,
     }
-    return document(found, protocol | {"rounds": rounds, "warmup_rounds": WARMUP, "quick": quick})
+    return document(found, protocol | {"rounds": rounds, "warmup_rounds": WARMUP, "quick": quick}, measured_on)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastseg.environment import environment
-
 SCHEMA = 1
 
 Result = dict[str, Any]
@@ -70,10 +68,10 @@ def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> Result:
     return {"name": name, **_spread([a / b for a, b in zip(above, below, strict=True)])}
 
 
-def document(found: Sequence[Found], protocol: dict[str, Any]) -> dict[str, Any]:
-    """Results with what they were measured on, and how."""
+def document(found: Sequence[Found], protocol: dict[str, Any], measured_on: dict[str, Any]) -> dict[str, Any]:
+    """Results with what they were measured on, which is `environment()` as it was when they began, and how."""
     parts = {name: [row for part in found for row in getattr(part, name)] for name in Found._fields}
-    return {"schema": SCHEMA, "environment": environment(), "protocol": protocol, **parts}
+    return {"schema": SCHEMA, "environment": measured_on, "protocol": protocol, **parts}
 
 
 def plot(found: dict[str, Any], path: Path) -> None:

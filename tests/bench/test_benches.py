@@ -157,7 +157,7 @@ def test_curves_are_drawn_from_zero_with_their_names(tmp_path):
     one = {"name": "stream", "x": {"images": [4, 8, 12]}, "y": {"measured": [10.0, 11.0, 10.5]}}
     two = {"name": "weak", "x": {"processes": [1, 2]}, "y": {"measured": [9.0, 16.0], "ideal": [9.0, 18.0]}}
     path = tmp_path / "curves.svg"
-    harness.plot({**harness.document([], {}), "series": [one, two]}, path)
+    harness.plot({**harness.document([], {}, {}), "series": [one, two]}, path)
     svg = path.read_text()
     assert all(f"<!-- {word} -->" in svg for word in ("stream", "images", "weak", "processes", "ideal"))
     assert svg.count("<!-- measured -->") == 1  # a legend where there is more than one line

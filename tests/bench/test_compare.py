@@ -10,10 +10,13 @@ from click.testing import CliRunner
 from fastseg.bench import compare as comparing
 from fastseg.bench.harness import Found, document, ratio
 from fastseg.cli import main
+from fastseg.environment import environment
 
 
 def record(samples: list[float], name: str = "a / b") -> dict:
-    return document([Found([], [ratio(name, samples, [1.0] * len(samples))])], {"size": "32x48", "batch": 4})
+    return document(
+        [Found([], [ratio(name, samples, [1.0] * len(samples))])], {"size": "32x48", "batch": 4}, environment()
+    )
 
 
 def test_a_change_and_its_error_worked_by_hand():

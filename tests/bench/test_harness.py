@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fastseg.bench import harness
 from fastseg.bench.harness import Found, document, exact, ratio, result, show, take_turns
+from fastseg.environment import environment
 
 figures = st.lists(st.floats(0.1, 1000), min_size=2, max_size=20)
 
@@ -72,7 +73,9 @@ def test_a_ratio_is_that_of_neighbours():
 
 def test_a_document_is_strict_json_and_its_table_names_every_row():
     rows = [result("step", "img/s", [1.0, 2.0, 3.0]), exact("work", "GFLOP/img", 639.7)]
-    found = document([Found(rows, [ratio("a / b", [1.0, 2.0], [2.0, 2.0])])], {"batch": 4, "warmup_rounds": 1})
+    found = document(
+        [Found(rows, [ratio("a / b", [1.0, 2.0], [2.0, 2.0])])], {"batch": 4, "warmup_rounds": 1}, environment()
+    )
     assert list(found) == ["schema", "environment", "protocol", "results", "ratios", "series"]
     assert found["schema"] == 1
     assert {"fastseg", "torch", "processor", "gpus", "threads", "command"} <= found["environment"].keys()

@@ -6,6 +6,7 @@ import pytest
 
 from fastseg import bench
 from fastseg.bench import scaling
+from fastseg.bench.harness import Found
 from fastseg.errors import FastsegError, UsageError
 
 
@@ -30,6 +31,15 @@ def test_the_prediction_names_its_assumptions_and_is_below_the_ideal():
     # At least the 639.7 GFLOP of an image at half of 989 TFLOP/s.
     assert one["value"] < 0.5 * 989.4e12 / 639.7e9
     assert published["value"] == 3.25
+
+
+def test_a_document_names_what_was_there_when_it_began(monkeypatch):
+    commits = ["before"]
+    monkeypatch.setattr(bench, "environment", lambda: {"commit": commits[-1]})
+    monkeypatch.setattr(bench.bench_scaling, "measure", lambda **_: commits.append("meanwhile") or Found([], []))
+    assert bench.run("scaling", data="x", size=(48, 72), batch=4, rounds=3, device="cpu")["environment"] == {
+        "commit": "before"
+    }
 
 
 def test_points_are_measured_once_and_compared_with_one_process(monkeypatch):
