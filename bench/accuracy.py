@@ -159,9 +159,13 @@ def measure(
             ratios.append(ratio(f"time_to_{target:.2f}_vs_plain{bound}", [least] * len(reached), reached))
     series = [
         {
-            "name": f"{name}{f', seed {seed}' if len(runs) > 1 else ''}: mIoU",
+            "name": "validation mIoU",
             "x": {"seconds of training": [point.seconds for point in run]},
-            "y": {"measured": [float(np.nan_to_num(point.miou)) for point in run]},
+            "y": {
+                f"{name}{f', seed {seed}' if len(runs) > 1 else ''}": [
+                    float(np.nan_to_num(point.miou)) for point in run
+                ]
+            },
         }
         for name, runs in (*curves.items(), ("plain PyTorch loop", [plain]))
         for seed, run in enumerate(runs)

@@ -1,6 +1,8 @@
 """Measuring fairly on a noisy machine: cases take turns, and a ratio is made of neighbours in time."""
 
+import itertools
 import math
+import operator
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -75,19 +77,23 @@ def document(found: Sequence[Found], protocol: dict[str, Any], measured_on: dict
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Draw a document's curves, a panel for each, into an SVG file. Only what was measured is drawn solid."""
+    """Draw a document's curves, a panel for each name, into an SVG file. What is beside "measured" was not measured,
+    and is dashed."""
     from matplotlib.figure import Figure
 
-    curves = found["series"]
-    figure = Figure(figsize=(7, 2.4 * len(curves)), layout="constrained")
-    for axes, curve in zip(figure.subplots(len(curves), squeeze=False)[:, 0], curves, strict=True):
-        ((x_label, x),) = curve["x"].items()
-        for label, y in curve["y"].items():
-            axes.plot(x, y, "o-" if label == "measured" else "--", markersize=3, label=label)
-        axes.set(xlabel=x_label, xlim=(0, None), ylim=(0, 1.2 * max(map(max, curve["y"].values()))))
-        axes.set_title(curve["name"], fontsize="medium")
+    panels = [list(curves) for _, curves in itertools.groupby(found["series"], operator.itemgetter("name"))]
+    figure = Figure(figsize=(7, 2.4 * max(len(panels), 1.5)), layout="constrained")
+    for axes, curves in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for curve in curves:
+            ((x_label, x),) = curve["x"].items()
+            for label, y in curve["y"].items():
+                dashed = "measured" in curve["y"] and label != "measured"
+                axes.plot(x, y, "--" if dashed else "o-", markersize=3, label=label)
+        highest = max(value for curve in curves for y in curve["y"].values() for value in y)
+        axes.set(xlabel=x_label, xlim=(0, None), ylim=(0, 1.2 * highest))
+        axes.set_title(curves[0]["name"], fontsize="medium")
         axes.grid(alpha=0.3)
-        if len(curve["y"]) > 1:
+        if len(axes.lines) > 1:
             axes.legend(fontsize="small")
     stamp = found["environment"]
     figure.suptitle(f"{stamp['gpus'] or stamp['processor']}, {stamp['threads']} CPU threads", fontsize="small")

@@ -57,7 +57,7 @@ def train(options: list[str], steps: int, log_every: int) -> list[float] | None:
         run = Path(folder) / "run"
         settings = {"train.max_steps": steps, "runtime.log_every": log_every}
         # Validations are not what is measured, nor are the recipe's smaller first images.
-        settings |= {"train.epochs": 100_000, "train.validate_every": 100_000, "train.grow_from": 1.0}
+        settings |= {"train.epochs": 100_000, "train.validate_every": 100_000, "train.grow_from": 1}
         sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         command = [sys.executable, "-m", "fastseg", "train", *options, *sets, "--run", str(run)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

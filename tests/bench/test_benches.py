@@ -157,11 +157,26 @@ def test_curves_are_drawn_from_zero_with_their_names(tmp_path):
     one = {"name": "stream", "x": {"images": [4, 8, 12]}, "y": {"measured": [10.0, 11.0, 10.5]}}
     two = {"name": "weak", "x": {"processes": [1, 2]}, "y": {"measured": [9.0, 16.0], "ideal": [9.0, 18.0]}}
     path = tmp_path / "curves.svg"
-    harness.plot({**harness.document([], {}, {}), "series": [one, two]}, path)
+    harness.plot(
+        {**harness.document([], {}, {"gpus": None, "processor": "p", "threads": 2}), "series": [one, two]}, path
+    )
     svg = path.read_text()
+    assert "stroke-dasharray" in svg  # what is ideal
     assert all(f"<!-- {word} -->" in svg for word in ("stream", "images", "weak", "processes", "ideal"))
     assert svg.count("<!-- measured -->") == 1  # a legend where there is more than one line
     assert len(re.findall(r"<!-- 0(\.0+)? -->", svg)) == 4  # both axes of both panels
+
+
+def test_curves_of_one_name_share_a_panel(tmp_path):
+    one = {"name": "mIoU", "x": {"seconds": [4, 8]}, "y": {"fast": [0.25, 0.5]}}
+    two = {"name": "mIoU", "x": {"seconds": [40, 80, 90]}, "y": {"plain": [0.125, 0.25, 0.25]}}
+    path = tmp_path / "curves.svg"
+    harness.plot(
+        {**harness.document([], {}, {"gpus": None, "processor": "p", "threads": 2}), "series": [one, two]}, path
+    )
+    svg = path.read_text()
+    assert [svg.count(f"<!-- {word} -->") for word in ("mIoU", "seconds", "fast", "plain")] == [1, 1, 1, 1]
+    assert "stroke-dasharray: 5" not in svg  # both were measured
 
 
 def test_a_measurement_counts_whole_batches_after_a_start_and_ends_what_it_began(monkeypatch):
