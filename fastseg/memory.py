@@ -21,15 +21,16 @@ def momenta(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
 
 
-def keep_freed() -> bool:
-    """Let the C library keep memory that is freed, for the next step's tensors; False where it is not glibc.
+def keep_freed() -> None:
+    """Let glibc keep memory that is freed, for the next step's tensors; other C libraries have no such switch.
 
     By default glibc maps large blocks anew each time and returns the top of its heap, so that a training step on a CPU
     writes to tens of thousands of fresh pages, each of which the kernel first clears: 10 to 20 % of the step. The
     process then stays as large as it has been at most (mallopt(3): M_TRIM_THRESHOLD, M_MMAP_MAX).
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(M_TRIM_THRESHOLD, INT_MAX) and mallopt(M_MMAP_MAX, 0))
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_TRIM_THRESHOLD, INT_MAX)
+        mallopt(M_MMAP_MAX, 0)
 
 
 def _growth(work: Callable[[], object], device: torch.device) -> int:
