@@ -93,10 +93,11 @@ def make_plan(config: Config, num_samples: int, world: int) -> Plan:
     scale = 2 ** (config.model.depth - 1)  # of the deepest maps that batch norm sees
     # Synchronised batch norm takes those of all processes together.
     together = batch // config.train.accumulate if config.runtime.sync_bn else batch // parts
+    first = ", with which train.grow_from begins," if config.train.grow_from < 1 else ""
     if together * -(-height // scale) * -(-width // scale) < 2:
         raise UsageError(
-            f"train.batch: of 1 image of {height}x{width} the deepest maps are one pixel, which batch norm cannot "
-            "train on; use a larger --batch or --size, or a smaller model.depth"
+            f"train.batch: of 1 image of {height}x{width}{first} the deepest maps are one pixel, which batch norm "
+            "cannot train on; use a larger --batch or --size, or a smaller model.depth"
         )
     if config.train.drop_remainder and batch > num_samples:
         raise UsageError(

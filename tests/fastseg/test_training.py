@@ -388,6 +388,10 @@ def test_a_run_that_exists_is_never_overwritten(street, tmp_path):
         ({"data__split_scheme": "segnet"}, "no name is in SegNet's published lists"),
         ({"augment__crop": "33x48"}, "augment.crop: 33x48 is larger than data.size, 32x48"),
         ({"augment__crop": "16x20", "train__grow_from": 0.5}, "do not grow; add --set train.grow_from=1, or leave out"),
+        (
+            {"data__size": "16x16", "model__depth": 5, "train__batch": 1, "train__grow_from": 0.5},
+            "1 image of 8x8, with which train.grow_from begins, the deepest maps are one pixel",
+        ),
         ({"model__depth": 6}, "model.depth 6: from 1 to 5"),
         ({"train__global_batch": 5, "train__accumulate": 2}, "train.global_batch: 5 images cannot be shared out to 1"),
         ({"runtime__sync_bn": True, "runtime__device": "cpu"}, "--sync-bn: torch synchronises batch norm between GPUs"),
