@@ -26,7 +26,7 @@ def keep_freed() -> None:
 
     By default glibc maps large blocks anew each time and returns the top of its heap, so that a training step on a CPU
     writes to tens of thousands of fresh pages, each of which the kernel first clears: 10 to 20 % of a step from 120x160
-    on (bench/LOG.md). The process then stays as large as it has been at most (mallopt(3): M_TRIM_THRESHOLD, M_MMAP_MAX).
+    on (bench/LOG.md). The process then stays as large as it was at most (mallopt(3): M_TRIM_THRESHOLD, M_MMAP_MAX).
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_TRIM_THRESHOLD, INT_MAX)
