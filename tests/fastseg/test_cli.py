@@ -161,7 +161,7 @@ def test_resume_lists_unfinished_runs_and_refuses_another_recipe(call, street, t
     assert "unfinished runs: --run runs/a" in call("train", "--resume")[2]
     code, _, err = call("train", "--resume", "--run", "runs/a", "--lr", "0.5")
     assert code == 2
-    assert "train.lr (0.1 to 0.5) cannot change in a run that has begun" in err
+    assert "train.lr (0.03 to 0.5) cannot change in a run that has begun" in err
 
 
 def test_a_bad_label_value_stops_training_and_is_named(call, street, tmp_path):

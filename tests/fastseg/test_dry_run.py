@@ -67,6 +67,8 @@ def test_a_dry_run_counts_measures_and_writes_nothing(street, tmp_path, monkeypa
         3,
         "--epochs",
         5,
+        "--epochs",
+        "5",
         "--set",
         "train.validate_every=2",
         "--cache-dir",

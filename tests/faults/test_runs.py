@@ -206,8 +206,8 @@ def test_going_on_with_another_length(call, begun, row):
     announced, *block = err.splitlines()
     assert announced == "resumed with train.epochs 4 instead of 2"
     (rate,) = (line for line in block if line.startswith("lr "))
-    peak, share = 0.1, configs.load_recipe("fast").train.warmup
-    now, then = one_cycle(8, 16, peak, share), one_cycle(7, 8, peak, share)
+    recipe = configs.load_recipe("fast").train
+    now, then = (one_cycle(step, of, recipe.lr, recipe.warmup) for step, of in ((8, 16), (7, 8)))
     assert rate.endswith(f"{now:.2e} from here, where the schedule of 8 steps was at {then:.2e}")
     row("--resume with another number of epochs", f"{announced}; {rate}", "leave --epochs out")
 
