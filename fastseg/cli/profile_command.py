@@ -52,8 +52,12 @@ def profile(
     from fastseg.profiling import session, text
 
     config = configs.override(configs.load_recipe(recipe), train_changes(**options), "profile")
-    # A run as short as this would spend most of its steps on a recipe's smaller first images.
-    config = configs.override(config, {"train.max_steps": warmup + steps + session.AFTERWARDS, "train.grow_from": 1.0})
+    # Few images have too few steps in a recipe's epochs, and an epoch has at least one. A run as short as this would
+    # spend most of them on a recipe's smaller first images.
+    needed = warmup + steps + session.AFTERWARDS
+    epochs = max(config.train.epochs, needed)
+    changes = {"train.max_steps": needed, "train.epochs": epochs, "train.grow_from": 1.0}
+    config = configs.override(config, changes)
     processes = number_of_processes(gpus, nproc, config)
     if is_worker() and LAUNCHER not in os.environ:
         raise UsageError("profile: it starts its processes itself; leave torchrun or srun out, and use --gpus")

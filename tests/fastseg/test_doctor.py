@@ -144,6 +144,7 @@ def test_a_run_folder_that_cannot_be_written_to_is_a_problem_and_a_full_disk_a_n
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").write_text("a file")
     monkeypatch.setenv("FASTSEG_DATA", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10 * GIB, 5 * GIB, 5 * GIB))
     rows = rows_of(doctor._folders)
     assert (rows["data folder"].state, rows["run folder"].state) == (OK, PROBLEM)
     assert rows["run folder"].text == f"{tmp_path}/runs: cannot be written to (Not a directory)"

@@ -46,6 +46,15 @@ def test_steps_after_the_warm_up_are_recorded_and_their_parts_add_up(street, tmp
     assert again.stderr.splitlines()[-1] == "fastseg: --out p exists: give another folder"
 
 
+def test_a_data_set_of_one_batch_is_profiled_for_as_many_steps(street, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("fast").train.epochs < 2 + 3
+    few = ["--batch", "8", "--steps", "3", "--warmup", "2", "--json"]
+    done = CliRunner().invoke(main, ["profile", "--data", str(street), *TINY, *few])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["ranks"][0]["steps"] == 3
+
+
 def test_a_profile_is_of_the_full_size_whatever_a_recipe_begins_with(street, tmp_path, monkeypatch):
     assert load_recipe("fast").train.grow_from < 1
     monkeypatch.setenv(session.UNDER_NSYS, "1")
