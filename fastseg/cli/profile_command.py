@@ -52,12 +52,11 @@ def profile(
     from fastseg.profiling import session, text
 
     config = configs.override(configs.load_recipe(recipe), train_changes(**options), "profile")
-    # Few images have too few steps in a recipe's epochs, and an epoch has at least one. A run as short as this would
-    # spend most of them on a recipe's smaller first images.
+    # Few images have too few steps in a recipe's epochs; an epoch has at least one. A validation between steps would be
+    # counted as a part of one, and a recipe's smaller first images would be most of a run as short as this.
     needed = warmup + steps + session.AFTERWARDS
-    epochs = max(config.train.epochs, needed)
-    changes = {"train.max_steps": needed, "train.epochs": epochs, "train.grow_from": 1.0}
-    config = configs.override(config, changes)
+    changes = dict.fromkeys(("train.max_steps", "train.epochs", "train.validate_every"), needed)
+    config = configs.override(config, changes | {"train.grow_from": 1.0})
     processes = number_of_processes(gpus, nproc, config)
     if is_worker() and LAUNCHER not in os.environ:
         raise UsageError("profile: it starts its processes itself; leave torchrun or srun out, and use --gpus")

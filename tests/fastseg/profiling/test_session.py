@@ -53,6 +53,7 @@ def test_a_data_set_of_one_batch_is_profiled_for_as_many_steps(street, tmp_path,
     done = CliRunner().invoke(main, ["profile", "--data", str(street), *TINY, *few])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["ranks"][0]["steps"] == 3
+    assert done.stderr.count("validation  mIoU") == 1  # at the end: none between the recorded steps
 
 
 def test_a_profile_is_of_the_full_size_whatever_a_recipe_begins_with(street, tmp_path, monkeypatch):
