@@ -2,9 +2,10 @@
 
 Schema 1: schema, step, weights ("model"; batch-norm statistics included), averaged weights ("ema" or None), optimiser
 kind and state, gradient scaler, best score and how many validations ago, training seconds, CPU threads, the resolved
-config, class names and colours, mean and std of the input, the training split's digest, the number of processes, the
-step of the last log line and each one's loss since. The file loads with `weights_only=True`. No random state is in it,
-since nothing in a step draws a number: the sample plan is a function of seed and step, the learning rate of the step.
+config, class names and colours, mean and std of the input, the training split's digest, names and contents of its
+images, the number of processes, the step of the last log line and each one's loss since. The file loads with
+`weights_only=True`. No random state is in it, since nothing in a step draws a number: the sample plan is a function of
+seed and step, the learning rate of the step.
 """
 
 import errno
@@ -126,6 +127,7 @@ def read(path: Path) -> dict[str, Any]:
         raise FastsegError(f"{path}: not a checkpoint of fastseg (for a torchvision VGG's weights use --init FILE)")
     if type(state["schema"]) is not int or state["schema"] != SCHEMA:
         raise FastsegError(f"{path}: checkpoint schema {brief(state['schema'])}, this fastseg reads {SCHEMA}")
+    state.setdefault("trained_on", None)  # checkpoints of before 0.1 do not say
     wrong = [key for key, fits in _CONTENTS.items() if key not in state or not fits(state[key])]
     if wrong or len(state["colors"]) != len(state["classes"]):
         wrong = wrong or ["color for each class"]
@@ -145,6 +147,7 @@ _CONTENTS: dict[str, Callable[[Any], bool]] = {
     "config": lambda value: _is_weights(value) and all(map(_is_weights, value.values())),
     "classes": lambda value: isinstance(value, list) and 0 < len(value) < UNKNOWN and all(map(_is_text, value)),
     "colors": lambda value: isinstance(value, list) and all(map(_is_color, value)),
+    "trained_on": lambda value: value is None or _are_images(value),
 }
 
 
@@ -154,6 +157,13 @@ def _is_text(value: Any) -> bool:
 
 def _is_color(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v < 256 for v in value)
+
+
+def _are_images(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"stems", "contents"}:
+        return False
+    columns = [column for column in value.values() if isinstance(column, list) and all(map(_is_text, column))]
+    return len(columns) == 2 and len(columns[0]) == len(columns[1])
 
 
 def build_model(state: Mapping[str, Any], source: str | Path = "checkpoint") -> SegNet:

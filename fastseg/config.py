@@ -61,7 +61,12 @@ class _Checked:
 class Data(_Checked):
     path: str = _option("camvid", "camvid, synth, a data set's folder, or a .toml file that describes one")
     size: Size = _option((360, 480), "the network's input, HEIGHTxWIDTH in pixels")
-    split_scheme: str = _option("auto", "which pairs train", SCHEMES)
+    split_scheme: str = _option(
+        "auto",
+        "which pairs train: auto and tutorial keep the data set's own split; where it brings none, auto takes SegNet's "
+        "published lists, and tutorial a random 60/40",
+        SCHEMES,
+    )
     unknown_colours: str = _option("error", "label values outside the class map", ("error", "void"))
 
 

@@ -18,7 +18,8 @@ from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
 from fastseg.boundary import boundary_f1
 from fastseg.config import Config
-from fastseg.data.split import digest
+from fastseg.data.split import choose as choose_split
+from fastseg.data.split import digest, overlap
 from fastseg.distributed import World, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError
 from fastseg.inputs import make_spec, open_data
@@ -33,7 +34,7 @@ from fastseg.runs import whole
 BATCH = 8
 
 # What must be equal for two scores to be compared; a network's own input and precision may differ.
-COMPARED = ("digest", "split", "split_scheme", "classes", "labels", "upsampling", "void", "tta")
+COMPARED = ("digest", "split", "split_scheme", "trained_on", "classes", "labels", "upsampling", "void", "tta")
 TTA = ("none", "mirror")
 
 
@@ -126,13 +127,20 @@ def score(
     return Found(world.sum(counts).cpu().numpy(), found, kept)
 
 
-def protocol(config: Config, spec: Spec, split: str, loader: str, kernels: str, at: str, tta: str) -> dict:
-    """What a score needs beside it to be compared with another."""
+def protocol(
+    config: Config, spec: Spec, split: str, scheme: str, seen: int | None, loader: str, kernels: str, at: str, tta: str
+) -> dict:
+    """What a score needs beside it to be compared with another.
+
+    Args:
+        seen: how many of the images the network was trained on; None where its checkpoint does not say.
+    """
     return {
         "data": config.data.path,
         "split": split,
-        "split_scheme": config.data.split_scheme,
+        "split_scheme": scheme,
         "images": len(spec.pairs),
+        "trained_on": seen,
         "digest": digest(spec.pairs),
         "classes": len(spec.classes.names),
         "input": "{}x{}".format(*spec.size),
@@ -154,6 +162,7 @@ def evaluate(
     split: str = "val",
     at: str = "original",
     tta: str = "none",
+    allow_overlap: bool = False,
     changes: dict | None = None,
 ) -> dict:
     """Scores of a checkpoint on a split: the document that `fastseg eval --json` prints.
@@ -162,12 +171,15 @@ def evaluate(
         data: another data set than the run's.
         at: "original" or "network": the resolution of the labels.
         tta: "none", or "mirror": see `Mirrored`.
+        allow_overlap: score images that the network was trained on, too; the protocol says how many.
         changes: {"section.field": value} laid over the run's configuration, such as runtime.device.
 
     Raises:
+        UsageError: the network was trained on some of the images.
         FastsegError: the checkpoint cannot be read, or the data has other classes than the network.
     """
-    return _evaluate(checkpoint, data=data, split=split, at=at, tta=tta, changes=changes)[0]
+    how: dict[str, Any] = {"data": data, "split": split, "at": at, "tta": tta, "changes": changes}
+    return _evaluate(checkpoint, allow_overlap=allow_overlap, **how)[0]
 
 
 def evaluate_against(checkpoint: str | Path, other: str | Path, *, mixed: bool = False, **how: Any) -> dict[str, Any]:
@@ -210,6 +222,7 @@ def _evaluate(
     split: str = "val",
     at: str = "original",
     tta: str = "none",
+    allow_overlap: bool = False,
     changes: dict | None = None,
     world: World | None = None,
 ) -> tuple[dict[str, Any], Found, World]:
@@ -231,6 +244,14 @@ def _evaluate(
             f"({', '.join(state['classes'])})"
         )
     spec = make_spec(config, dataset, splits, split, device=world.device, dtype=dtype)
+    trained = state["trained_on"]
+    seen = None if trained is None else overlap(trained, spec.pairs, dataset.pool, spec.threads)
+    if seen and not allow_overlap:
+        raise UsageError(
+            f"--split {split}: {checkpoint} was trained on {len(seen)} of these {len(spec.pairs)} images, by name or "
+            f"content ({seen[0].stem}{', ...' * (len(seen) > 1)}): give others, or --allow-overlap to score all of "
+            "them, with that number in the protocol"
+        )
     loader, _ = choose_loader(config.runtime.loader, spec, resize_labels=at == "network")
     kernels, _ = launch.choose(config.runtime.kernels, world.device)
     network = checkpoints.build_model(state, checkpoint).to(world.device)
@@ -238,7 +259,8 @@ def _evaluate(
     with world.named_failures():
         evaluated = Mirrored(network) if tta == "mirror" else network
         found = score(evaluated, spec, loader, world, at=at, fused=network.fused, boundaries=True)
-    told = protocol(config, spec, split, loader, kernels, at, tta)
+    scheme, _ = choose_split(dataset, config.data.split_scheme)
+    told = protocol(config, spec, split, scheme, None if seen is None else len(seen), loader, kernels, at, tta)
     told |= {"init": config.model.init, "step": state["step"], "averaged": bool(state["ema"])}
     return _document(found, spec) | {"protocol": told}, found, world
 

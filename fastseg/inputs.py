@@ -44,7 +44,8 @@ def make_spec(
     pairs = splits.get(split, ())
     if not pairs:
         have = ", ".join(f"{name} ({len(p)} pairs)" for name, p in splits.items()) or "none"
-        raise FastsegError(f"{dataset.root}: no {split} split; it has {have}")
+        cure = "; --split-scheme video or random-60-40 draws one" if split != "test" and dataset.pool else ""
+        raise FastsegError(f"{dataset.root}: no {split} split; it has {have}{cure}")
     threads = torch.get_num_threads()
     headers = read_headers(pairs, threads)
     problems = [header.problem for header in headers if header.problem]

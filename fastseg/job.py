@@ -13,7 +13,8 @@ from torch import nn
 from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
 from fastseg.config import Config
-from fastseg.data.split import digest
+from fastseg.data.split import choose as choose_split
+from fastseg.data.split import contents, digest
 from fastseg.data.stats import Counts, class_weights, count
 from fastseg.distributed import World, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError, first_line
@@ -46,6 +47,7 @@ class Job:
     scaler: torch.amp.GradScaler
     average: Average | None
     choices: dict[str, str]  # what fastseg chose: "value: why"
+    trained_on: dict[str, list[str]]  # "stems" and "contents" of the training images; of rank 0 alone
     left_out: int  # files of the data set without a partner
     loss: torch.Tensor  # this process's, summed since the last log line
     void: torch.Tensor  # int64: steps so far whose labels were all void
@@ -66,6 +68,11 @@ class Job:
     def batch(self) -> int:
         """Images per device and backward pass."""
         return self.plan.batch // (self.world.size * self.config.train.accumulate)
+
+    @property
+    def scheme(self) -> str:
+        """How the data set was split: "own", or the scheme that drew."""
+        return self.choices["split"].partition(":")[0]
 
     @property
     def total_steps(self) -> int:
@@ -132,12 +139,14 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         average=Average(model, config.train.ema) if config.train.ema else None,
         choices={
+            "split": ": ".join(choose_split(dataset, config.data.split_scheme)),
             "loader": f"{loader}: {loader_why}; {decoding(spec, plan.batch // world.size)}",
             "device": f"{device.type}: {device_why}",
             "dtype": f"{str(dtype).removeprefix('torch.')}: {dtype_why}",
             "kernels": f"{kernels}: {kernels_why}",
             "optimizer": f"{optimizer_name}: {optimizer_why}",
         },
+        trained_on=trained_on(spec) if world.is_main else {},
         left_out=len(dataset.problems),
         loss=torch.zeros((), device=device),
         void=torch.zeros((), dtype=torch.int64, device=device),
@@ -152,6 +161,11 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
         )
     job.wrapped = world.wrap(model, config.train.accumulate, runtime.bucket_mib, runtime.compress)
     return job
+
+
+def trained_on(spec: Spec) -> dict[str, list[str]]:
+    """The names of a split's images and what is in their files: `overlap` finds them again, wherever they are."""
+    return {"stems": [pair.stem for pair in spec.pairs], "contents": contents(spec.pairs, spec.threads)}
 
 
 def count_together(spec: Spec, world: World) -> Counts:
@@ -219,7 +233,7 @@ def start_block(job: Job, run: Path) -> dict[str, str]:
     return {
         "run": str(run),
         "data": files,
-        "split": data.split_scheme,
+        "split": job.choices["split"],
         "model": f"{network}, {seen}",
         "loss": f"cross-entropy, {train.weighting} weights" + (f", 0 for absent {', '.join(absent)}" if absent else ""),
         **job.choices,
@@ -241,7 +255,7 @@ def start_event(job: Job) -> dict[str, Any]:
     rows = zip(job.spec.classes.names, job.spec.classes.colors, job.weights.tolist(), job.pixels, strict=True)
     return {
         "data": job.config.data.path,
-        "split": {"train": len(job.spec.pairs), "val": len(job.val_spec.pairs)},
+        "split": {"scheme": job.scheme, "train": len(job.spec.pairs), "val": len(job.val_spec.pairs)},
         "total_steps": job.total_steps,
         "epochs": job.config.train.epochs,
         "batch": job.plan.batch,
@@ -282,6 +296,7 @@ def state_of(job: Job, *, whole: bool = True, losses: Sequence[float] = (0.0,)) 
         "classes": list(job.spec.classes.names),
         "colors": [list(color) for color in job.spec.classes.colors],
         "digest": digest(job.spec.pairs),
+        "trained_on": job.trained_on,
     }
 
 

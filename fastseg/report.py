@@ -24,7 +24,7 @@ DASH = "\N{EN DASH}"
 # A run logs every few seconds, so one that is silent for so long was most likely killed.
 SILENT_SECONDS = 600
 # What must be the same for scores to be compared.
-PROTOCOL = ("data.path", "data.split_scheme", "data.unknown_colours")
+PROTOCOL = ("data.path", "data.unknown_colours")
 
 Event = dict[str, Any]
 
@@ -77,7 +77,9 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
     configs = [{f"{s}.{k}": v for s, part in config.items() for k, v in part.items()} for _, _, config in read]
     settings = {key: [config.get(key) for config in configs] for key in dict.fromkeys(k for c in configs for k in c)}
     settings = {key: values for key, values in settings.items() if any(value != values[0] for value in values)}
-    protocol = {"images": [f"{row['start'].get('split', {}).get('val')} to validate" for row in rows]}
+    splits = [row["start"].get("split", {}) for row in rows]
+    protocol = {"images": [f"{split.get('val')} to validate" for split in splits]}
+    protocol["split"] = [split.get("scheme", DASH) for split in splits]
     protocol |= {key: [DASH if v is None else v for v in settings[key]] for key in PROTOCOL if key in settings}
     tables = [{c["name"]: c["iou"] for c in (row["table"] or {}).get("classes", [])} for row in rows]
     html = _render(

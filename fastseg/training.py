@@ -117,9 +117,9 @@ def prepare_log(job: Job, run: Path) -> RunLog:
         run.mkdir(parents=True, exist_ok=True)
         runs.write_text(run / "config.toml", job.config.dumps())
         runs.write_json(run / "environment.json", environment())
-        scheme = {"scheme": job.config.data.split_scheme, "seed": job.config.runtime.seed}
-        stems = {"train": [p.stem for p in job.spec.pairs], "val": [p.stem for p in job.val_spec.pairs]}
-        runs.write_json(run / "split.json", {**scheme, **stems})
+        stems = {"train": job.trained_on["stems"], "val": [pair.stem for pair in job.val_spec.pairs]}
+        split = {"scheme": job.scheme, "seed": job.config.runtime.seed, **stems}
+        runs.write_json(run / "split.json", split | {"train_contents": job.trained_on["contents"]})
         runs.cut_back(run, job.step)
     return RunLog(run, job.step, active=job.world.is_main)
 

@@ -12,6 +12,9 @@ from fastseg.cli.options import FileType, SizeType, as_json, print_json
 from fastseg.errors import UsageError
 
 data_path = click.argument("path")
+split_scheme = click.option(
+    "--split-scheme", default="auto", show_default=True, help="auto, tutorial, segnet, random-60-40 or video."
+)
 
 
 @click.group()
@@ -84,7 +87,7 @@ def check(ctx: click.Context, path: str, as_json: bool) -> None:
 @data.command()
 @data_path
 @click.option("--split", "split_name", default="train", show_default=True)
-@click.option("--split-scheme", default="auto", show_default=True, help="auto, segnet, random-60-40 or video.")
+@split_scheme
 @click.option("--weighting", default="median-frequency", show_default=True, help="Or sqrt-median-frequency, none.")
 @click.option("--seed", default=0, show_default=True, help="Of the split.")
 @as_json
@@ -125,7 +128,7 @@ def stats(path: str, split_name: str, split_scheme: str, weighting: str, seed: i
 @data_path
 @click.option("--cache-dir", required=True, help="Folder for the decoded data; `fastseg train --cache-dir` finds it.")
 @click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
-@click.option("--split-scheme", default="auto", show_default=True, help="auto, segnet, random-60-40 or video.")
+@split_scheme
 @click.option("--seed", default=0, show_default=True, help="Of the split.")
 @click.option("--unknown-colours", default="error", show_default=True, help="error or void.")
 @click.option("--verify", is_flag=True, help="Decode what is there too, and compare.")

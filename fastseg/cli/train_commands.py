@@ -147,6 +147,7 @@ def train(
 @click.option("--tta", default="none", show_default=True, help="mirror: the mean with the mirrored image's scores.")
 @click.option("--against", type=FileType(), help="Another checkpoint: what has it changed?")
 @click.option("--mixed-protocols", "mixed", is_flag=True, help="Compare scores of different protocols all the same.")
+@click.option("--allow-overlap", is_flag=True, help="Score images that the checkpoint was trained on all the same.")
 @click.option("--csv", "csv_path", type=FileType(), help="Write the scores of each image.")
 @run_options
 @as_json
@@ -158,6 +159,7 @@ def evaluate(
     tta: str,
     against: Path | None,
     mixed: bool,
+    allow_overlap: bool,
     csv_path: Path | None,
     as_json: bool,
     sets: tuple[str, ...],
@@ -178,6 +180,7 @@ def evaluate(
         raise UsageError("--mixed-protocols: for --against another checkpoint")
     changes = changes_of(sets, {f"runtime.{name}": value for name, value in options.items()})
     how: dict[str, Any] = {"data": data_name, "split": split, "at": at, "tta": tta, "changes": changes}
+    how["allow_overlap"] = allow_overlap
     if against:
         document = evaluation.evaluate_against(checkpoint, against, mixed=mixed, **how)
     else:
@@ -199,7 +202,8 @@ def evaluate(
     console.print(
         f"mIoU {percent(document['miou'])}, 95 % of samples of these images: {percent(low)} to {percent(high)}"
     )
-    console.print(", ".join(f"{key} {value}" for key, value in document["protocol"].items()), markup=False)
+    told = ((key, "unknown" if value is None else value) for key, value in document["protocol"].items())
+    console.print(", ".join(f"{key} {value}" for key, value in told), markup=False)
 
 
 @click.command()

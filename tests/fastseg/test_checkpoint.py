@@ -22,7 +22,8 @@ def channels_last_segnet(seed: int = 0) -> SegNet:
 def state_of(model: SegNet, **changes) -> dict:
     config = override(Config(), {"model.depth": 1}).as_dict()
     classes = {"classes": ["a", "b", "c"], "colors": [[0, 0, 0], [9, 9, 9], [255, 0, 1]]}
-    return {"step": 7, "model": model.state_dict(), "ema": None, "config": config, **classes} | changes
+    images = {"trained_on": {"stems": ["x"], "contents": ["ba7816bf8f01cfea"]}}
+    return {"step": 7, "model": model.state_dict(), "ema": None, "config": config, **classes, **images} | changes
 
 
 def equal_states(a: dict, b: dict) -> bool:

@@ -67,7 +67,9 @@ def test_train_eval_and_report_print_what_they_promise(call, street):
     assert scores["miou"] == document["best_miou"]
     assert scores["protocol"]["labels"] == "at their own resolution"
 
-    code, out, _ = call("eval", "r/checkpoints/best.pt", "--at", "network", "--split", "train", "--json")
+    on_train = ("eval", "r/checkpoints/best.pt", "--at", "network", "--split", "train", "--allow-overlap", "--json")
+    code, out, _ = call(*on_train)
+    assert strict(out)["protocol"]["trained_on"] == 8
     assert sum(map(sum, strict(out)["confusion"])) <= 8 * 32 * 48
 
     code, out, _ = call("eval", "r/checkpoints/best.pt")

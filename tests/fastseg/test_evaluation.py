@@ -1,11 +1,13 @@
 """Evaluation: what is counted, at which resolution, and that neither padding nor sharing changes it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch import nn
 
 from fastseg.cli import main
@@ -199,8 +201,48 @@ def test_other_protocols_are_not_compared_unless_asked(two, tmp_path):
     state = torch.load(two[1], weights_only=True)
     state["config"]["data"]["split_scheme"] = "video"
     torch.save(state, tmp_path / "other.pt")
-    code, _, err = invoke(two[0], "--against", tmp_path / "other.pt")
+    code, _, err = invoke(two[0], "--against", tmp_path / "other.pt", "--allow-overlap")
     assert code == 2
     assert "not the same protocol" in err
-    assert "split_scheme: auto and video" in err
+    assert "split_scheme: own and video" in err
+    assert "trained_on: 0 and 2" in err  # one of four sequences, of two images
     assert invoke(two[0], "--mixed-protocols")[0] == 2
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_images_that_the_network_was_trained_on_are_refused_by_content_or_name_unless_admitted(
+    two, street, tmp_path, against
+):
+    other = tmp_path / "other"
+    shutil.copytree(street, other)
+    for old, new in (("train", "test"), ("trainannot", "testannot")):
+        (other / old).rename(other / new)
+    (other / "train.txt").unlink()
+    # Of eight images that were trained on, two are renamed, one is stored anew, one is replaced under another name, and
+    # four are new under new names.
+    images = sorted((other / "test").iterdir())
+    for number, path in enumerate(images):
+        if number >= 3:
+            Image.fromarray(np.full((96, 144, 3), number, np.uint8)).save(path)
+        if number == 2:
+            Image.open(path).save(path, compress_level=1)
+        else:
+            (other / "testannot" / path.name).rename(other / "testannot" / f"new{number}.png")
+            path.rename(path.with_name(f"new{number}.png"))
+    words = [two[0], *(["--against", two[1]] if against else []), "--data", other, "--split", "test"]
+    code, out, err = invoke(*words, "--json")
+    assert (code, out) == (2, "")
+    assert f"--split test: {two[0]} was trained on 3 of these 8 images, by name or content (" in err
+    code, out, err = invoke(*words, "--json", "--allow-overlap")
+    assert code == 0, err
+    document = json.loads(out)
+    assert (document["a"] if against else document)["protocol"]["trained_on"] == 3
+
+
+def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_is_scored_and_that_is_said(two, tmp_path):
+    assert "trained_on 0," in invoke(two[0])[1]
+    state = torch.load(two[0], weights_only=True)
+    del state["trained_on"]
+    torch.save(state, tmp_path / "old.pt")
+    assert "trained_on unknown," in invoke(tmp_path / "old.pt")[1]
+    assert evaluate(tmp_path / "old.pt")["protocol"]["trained_on"] is None

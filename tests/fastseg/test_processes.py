@@ -1,6 +1,7 @@
 """Several processes, over gloo on the CPU: the same run as one, on however many machines, whatever befalls them."""
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -14,10 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from fastseg import config as configs
 from fastseg import runs
 from fastseg.checkpoint import read
+from fastseg.cli import main
+from fastseg.data.synth import write
 from fastseg.evaluation import evaluate
 from fastseg.training import train
 

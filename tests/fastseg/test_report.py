@@ -23,7 +23,8 @@ from fastseg.errors import FastsegError, UsageError
 DASH = "\N{EN DASH}"
 CONFIG = '[data]\nsize = "360x480"\nname = "<i>&"\n'
 START = {
-    "event": "start", "time": "2026-01-02T03:04:05+00:00", "step": 0, "data": "synth", "split": {"train": 16, "val": 4},
+    "event": "start", "time": "2026-01-02T03:04:05+00:00", "step": 0, "data": "synth",
+    "split": {"scheme": "own", "train": 16, "val": 4},
     "total_steps": 40, "epochs": 10, "batch": 4, "world": 1, "device": "cpu", "dtype": "bf16", "loader": "cache",
     "optimizer": "sgd", "choices": {"loader": "cache: 11 MB: it fits", "dtype": "bf16"},
     "classes": [
@@ -258,14 +259,14 @@ def test_the_time_of_a_step_adds_up(run: Path) -> None:
     assert "Not timed yet" in page(run, START)
 
 
-def two(run: Path, **changes: str) -> list[Path]:
-    """The run, and another one with another learning rate and `changes` of its configuration."""
+def two(run: Path, scheme: str | None = None) -> list[Path]:
+    """The run, and another one with another learning rate, and perhaps another split."""
     page(run, START, train(4, seconds=60.0), val(4, 0.25), train(8, seconds=120.0), val(8, 0.5), end(8))
     other = run.with_name("other-run")
     other.mkdir()
-    lines = "".join(f'{key} = "{value}"\n' for key, value in changes.items())
-    (other / "config.toml").write_text(f"{CONFIG}{lines}[train]\nlr = 0.5\n")
-    page(other, START, train(4, seconds=30.0), val(4, 0.75))
+    (other / "config.toml").write_text(f"{CONFIG}[train]\nlr = 0.5\n")
+    start = START | {"split": START["split"] | ({"scheme": scheme} if scheme else {})}
+    page(other, start, train(4, seconds=30.0), val(4, 0.75))
     return [run, other]
 
 
@@ -293,8 +294,8 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(run: Path, tmp_path: Pat
 
 
 def test_runs_of_other_protocols_are_told_apart(run: Path, tmp_path: Path) -> None:
-    path = report.compare(two(run, split_scheme="video"), tmp_path / "compare.html")
-    said = f"Not the same protocol: these scores say nothing about one another. data.split_scheme: {DASH}, video."
+    path = report.compare(two(run, scheme="video"), tmp_path / "compare.html")
+    said = "Not the same protocol: these scores say nothing about one another. split: own, video."
     assert said in words(path.read_text(encoding="utf-8"))
 
 

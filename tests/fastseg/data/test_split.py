@@ -122,8 +122,89 @@ def test_a_sequence_is_what_stands_before_the_last_underscore(stem, video):
 
 
 def test_an_unknown_scheme_is_refused_with_the_choices():
-    with pytest.raises(UsageError, match=r"^--split-scheme fair: choose one of auto, segnet, random-60-40, video$"):
+    with pytest.raises(
+        UsageError, match=r"^--split-scheme fair: choose one of auto, tutorial, segnet, random-60-40, video$"
+    ):
         split.apply(dataset(["a_1"]), "fair")
+
+
+OWN = {"train": ["a_1", "a_2", "b_3"], "val": ["b_4"], "test": ["c_5", "c_6"]}
+
+
+def own_split(*left_out):
+    own = {name: stems for name, stems in OWN.items() if name not in left_out}
+    return dataset([stem for stems in own.values() for stem in stems], own)
+
+
+@pytest.mark.parametrize("scheme", ["auto", "tutorial"])
+def test_a_split_that_a_data_set_brings_is_kept(scheme):
+    data = own_split()
+    assert split.choose(data, scheme) == ("own", "the data set brings it")
+    assert split.apply(data, scheme) == data.splits
+
+
+def test_the_tutorials_draw_is_for_a_data_set_that_brings_no_split():
+    data = dataset(camvid_701())
+    assert split.choose(data, "tutorial") == ("random-60-40", "the data set brings no validation images")
+    assert split.apply(data, "tutorial", seed=5) == split.apply(data, "random-60-40", seed=5)
+    assert split.choose(data, "auto")[0] == "segnet"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "seed"), [*(("random-60-40", seed) for seed in range(20)), ("video", 0), ("video", 1)]
+)
+def test_a_scheme_that_is_asked_for_says_so_and_never_takes_from_the_data_sets_own_test_images(scheme, seed):
+    data = own_split()
+    parts = split.apply(data, scheme, seed)
+    assert parts["test"] == data.splits["test"]
+    assert sorted(names(parts["train"] + parts["val"])) == ["a_1", "a_2", "b_3", "b_4"]
+    why = "as asked, in place of the data set's own; the data set's own test images stay out"
+    assert split.choose(data, scheme) == (scheme, why)
+    assert split.choose(dataset(["a_1", "a_2"]), scheme) == (scheme, "as asked")
+
+
+def test_segnets_lists_take_no_image_that_the_data_set_tests_on():
+    held = "0001TP_006690"  # SegNet trains on it
+    parts = split.apply(dataset(camvid_701(), {"train": camvid_701()[1:], "test": [held]}), "segnet")
+    assert names(parts["test"]) == [held]
+    assert len(parts["train"]) == 366
+
+
+def test_training_images_alone_are_divided_by_the_tutorials_scheme_and_test_images_alone_are_kept():
+    data = own_split("val")
+    assert split.choose(data, "tutorial")[0] == "random-60-40"
+    assert {name: len(pairs) for name, pairs in split.apply(data, "tutorial").items()} == {
+        "train": 2,
+        "val": 1,
+        "test": 2,
+    }
+    assert split.apply(own_split("train", "val"), "tutorial") == {"test": own_split().splits["test"]}
+    assert "val" not in split.apply(data, "auto")
+
+
+def stored(folder, **files):
+    """Pairs of images with these bytes, by stem."""
+    folder.mkdir()
+    for stem, data in files.items():
+        (folder / f"{stem}.png").write_bytes(data)
+    return tuple(Pair(stem, f"{folder}/{stem}.png", f"{folder}/{stem}_L.png") for stem in files)
+
+
+def test_contents_are_the_beginning_of_sha_256(tmp_path):
+    # From FIPS 180-2's examples: "abc".
+    assert split.contents(stored(tmp_path / "a", x=b"abc", y=b""), 2) == ["ba7816bf8f01cfea", "e3b0c44298fc1c14"]
+
+
+def test_images_that_were_trained_on_are_found_by_content_and_by_name(tmp_path):
+    seen = stored(tmp_path / "train", s1=b"one", s2=b"two", s3=b"three")
+    trained = {"stems": names(seen), "contents": split.contents(seen, 1)}
+    # The bytes of s1 under another name, the photo s2 at another size, and one that is new.
+    pairs = stored(tmp_path / "elsewhere", other=b"one", s2=b"two, enlarged", new=b"four")
+    assert names(split.overlap(trained, pairs, pairs, 2)) == ["other", "s2"]
+    # In one data set, whose folders each count from 1, a name that returns is another photo; the same bytes are not.
+    test = stored(tmp_path / "test", s1=b"five", s2=b"three", s4=b"six")
+    assert names(split.overlap(trained, test, seen + test, 2)) == ["s2"]
+    assert split.overlap(trained, seen, seen + test, 2) == seen
 
 
 def test_a_digest_changes_with_names_sizes_and_number_but_not_with_the_folder(tmp_path):
