@@ -250,9 +250,14 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def usable_gpus() -> int:
+    """GPUs of this machine that torch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def check_gpus(wanted: int) -> None:
     """Raise UsageError where there are fewer GPUs than that."""
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = usable_gpus()
     if wanted > found:
         cure = f"use --gpus {found}" if found else "use --device cpu"
         raise UsageError(f"--gpus {wanted}: torch sees {found} usable NVIDIA GPUs here; {cure}")
@@ -296,8 +301,9 @@ def launch(
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces of connections that ended
     # torch's agents share one store among all starts of the workers, with the addresses of the processes before in it.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    with tempfile.TemporaryDirectory(prefix="fastseg-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fastseg-") as folder, contextlib.ExitStack() as last_things:
         os.environ[LAUNCHER] = folder
+        last_things.callback(os.environ.pop, LAUNCHER)  # what is said afterwards is not a worker's
         (Path(folder) / PID).write_text(str(os.getpid()))
         config = LaunchConfig(
             min_nodes=nodes,

@@ -32,7 +32,7 @@ class Place(NamedTuple):
 def place() -> Place | None:
     """Where the launcher put this process, or None where there is no launcher."""
     env = os.environ
-    if "RANK" in env:
+    if "RANK" in env and "WORLD_SIZE" in env:
         rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
         return Place(rank, size, int(env.get("LOCAL_RANK", 0)), int(env.get("LOCAL_WORLD_SIZE", size)))
     size = int(env.get("SLURM_STEP_NUM_TASKS", 1))

@@ -63,6 +63,11 @@ def last_checkpoint(run: Path) -> Path:
     return run / "checkpoints" / "last.pt"
 
 
+def last_start(run: Path) -> dict[str, Any]:
+    """What the log says of the run's last start; nothing where there was none."""
+    return next((event for event in reversed(read_log(run)) if event["event"] == "start"), {})
+
+
 def refuse_existing(run: Path, option: str = "--run") -> None:
     """Raise UsageError where a new run would write into something that is there already.
 

@@ -279,10 +279,7 @@ def stop(job: Job, run: Path, log: RunLog, number: int) -> None:
     job.writer.join()
     log.event("stopped", job.step, time=now(), signal=name)
     job.world.barrier()  # a process that ends early would take the one that writes with it
-    mine = place()
-    option = "--gpus" if job.spec.device.type == "cuda" else "--nproc"
-    processes = f" {option} {mine.size}" if mine and mine.size == mine.local_size else ""
-    raise StoppedError(f"{name}: {saved}; go on with: fastseg train --resume --run {run}{processes}")
+    raise StoppedError(f"{name}: {saved}; go on with: fastseg train --resume --run {run}")
 
 
 def optimise(job: Job, batch: Batch, lr: float) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from fastseg.errors import UsageError
+from fastseg.place import LAUNCHER, place
 
 Command = Callable[..., Any]
 
@@ -111,8 +112,8 @@ def train_changes(
     return changes_of(sets, flags)
 
 
-def number_of_processes(gpus: int | None, nproc: int | None, config: Any) -> int:
-    """How many --gpus and --nproc ask for.
+def number_of_processes(gpus: int | None, nproc: int | None, config: Any) -> int | None:
+    """How many --gpus and --nproc ask for on this machine; None where neither is given.
 
     Raises:
         UsageError: both, or not that many GPUs, or processes that would share one.
@@ -125,7 +126,37 @@ def number_of_processes(gpus: int | None, nproc: int | None, config: Any) -> int
         raise UsageError("--nproc: processes without GPUs; give --device cpu too, or --gpus")
     if gpus:
         check_gpus(gpus)
-    return gpus or nproc or 1
+    return gpus or nproc
+
+
+def starts_processes(gpus: int | None, nproc: int | None, nodes: int) -> bool:
+    """Whether starting this machine's processes is this command's own work, and not that of a launcher around it.
+
+    A SLURM task that is alone on its node starts them where --nnodes says that there is one on each.
+
+    Raises:
+        UsageError: a launcher has started another number than --gpus, --nproc and --nnodes ask for.
+    """
+    mine = place()
+    if mine is None:
+        return True
+    if LAUNCHER in os.environ:  # our own, whose workers have the arguments that it has
+        return False
+    if mine.by_slurm and mine.local_size == 1 and mine.size == nodes > 1:
+        return True
+    asked = gpus or nproc or mine.local_size
+    if asked == mine.local_size and nodes in (1, -(-mine.size // mine.local_size)):
+        return False
+    given = {"--gpus": gpus, "--nproc": nproc, "--nnodes": nodes if nodes > 1 else None}
+    options = " ".join(f"{name} {value}" for name, value in given.items() if value)
+    variables, way = "RANK and WORLD_SIZE", "torchrun --nproc-per-node"
+    if mine.by_slurm:
+        variables, way = "SLURM_PROCID and SLURM_STEP_NUM_TASKS", "srun --ntasks-per-node"
+    raise UsageError(
+        f"{options}: by {variables} a launcher has started {mine.size} in all, {mine.local_size} on this machine; "
+        f"let it start them ({way} {asked}) and leave {options} out, or unset these variables and run plain "
+        f"`fastseg train {options}`"
+    )
 
 
 def changes_of(sets: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def profile(
     needed = warmup + steps + session.AFTERWARDS
     changes = dict.fromkeys(("train.max_steps", "train.epochs", "train.validate_every"), needed)
     config = configs.override(config, changes | {"train.grow_from": 1.0})
-    processes = number_of_processes(gpus, nproc, config)
+    processes = number_of_processes(gpus, nproc, config) or 1
     if is_worker() and LAUNCHER not in os.environ:
         raise UsageError("profile: it starts its processes itself; leave torchrun or srun out, and use --gpus")
     if is_worker() or session.UNDER_NSYS in os.environ:

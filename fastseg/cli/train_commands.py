@@ -15,6 +15,7 @@ from fastseg.cli.options import (
     number_of_processes,
     print_json,
     run_options,
+    starts_processes,
     train_changes,
     train_options,
 )
@@ -64,6 +65,9 @@ def train(
 
     if nnodes > 1 and (rdzv_endpoint is None or run is None):
         raise UsageError("--nnodes: several machines need --rdzv-endpoint HOST:PORT, and --run in a folder they share")
+    if rdzv_endpoint and nnodes == 1:
+        raise UsageError("--rdzv-endpoint: where several machines meet; say how many with --nnodes")
+    starts = starts_processes(gpus, nproc, nnodes)
     changes = train_changes(resume=resume, **options) | (checkpoint_every or {})
 
     changed: dict[str, tuple[Any, Any]] = {}
@@ -79,7 +83,7 @@ def train(
         config, changed = runs.reopen(run, lambda old: configs.override(old, changes, "train --resume"))
     else:
         config = configs.override(configs.load_recipe(recipe), changes, "train")
-        if run is None and is_worker():
+        if run is None and not starts:
             raise UsageError("--run: torchrun and srun need it, so that all processes, and a restart, have one folder")
         if run is None and not before:
             run = runs.new_folder(config, recipe)
@@ -91,7 +95,10 @@ def train(
         resume = True
         if is_main():
             click.echo(f"fastseg: all processes start again, from the last checkpoint (restart {restarts()})", err=True)
-    processes = number_of_processes(gpus, nproc, config)
+    asked = number_of_processes(gpus, nproc, config)
+    if resume and starts and asked is None:
+        asked = processes_before(run, nnodes)
+    processes = asked or 1
     if dry_run:
         from fastseg.dry_run import dry_run as measure
         from fastseg.dry_run import show
@@ -111,7 +118,7 @@ def train(
         print_json(document) if as_json else click.echo(f"lr      {document['suggested']:.2g}\nplot    {find_lr}")
         return
     assert run is not None
-    if processes * nnodes > 1 and not is_worker():
+    if processes * nnodes > 1 and starts:
         # Another machine's launcher may have begun already.
         if not resume and nnodes == 1:
             runs.refuse_existing(run)
@@ -135,6 +142,30 @@ def train(
         print_json(document)
     else:
         click.echo(f"run     {run}\nreport  {run / 'report.html'}")
+
+
+def processes_before(run: Path, nodes: int) -> int:
+    """How many processes a run that goes on had on each of so many machines.
+
+    Raises:
+        UsageError: this machine has not as many GPUs, or cores.
+    """
+    from fastseg import runs
+    from fastseg.distributed import usable_gpus
+    from fastseg.environment import cores
+
+    start = runs.last_start(run)
+    before = start.get("world", 1)
+    if before == 1:
+        return 1
+    here, what = (cores(), "cores") if start["device"] == "CPU" else (usable_gpus(), "usable NVIDIA GPUs")
+    if before % nodes or before // nodes > here:
+        raise UsageError(
+            f"--resume: {run} had {before} processes, and this machine has {here} {what}; say with --gpus N, or with "
+            f"--device cpu --nproc N, how many take the {start['batch']} images of a step from here on"
+        )
+    click.echo(f"resumes with {before // nodes} processes{' on each machine' * (nodes > 1)}, as before", err=True)
+    return before // nodes
 
 
 @click.command(name="eval")

@@ -1,11 +1,15 @@
 """Devices and precision: what is chosen, and what is said of it."""
 
+import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastseg import distributed
+from fastseg.cli.options import starts_processes
+from fastseg.cli.train_commands import processes_before
 from fastseg.config import Runtime
 from fastseg.distributed import check_gpus, choose_device, choose_dtype
 from fastseg.errors import FastsegError, UsageError
@@ -73,7 +77,9 @@ def environment(monkeypatch):
 
     def replace(variables: dict[str, str]) -> None:
         for name in list(os.environ):
-            if name.startswith(("SLURM", "MASTER", "TORCHELASTIC")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            if name.startswith(("SLURM", "MASTER", "TORCHELASTIC")) or name in (
+                "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "FASTSEG_LAUNCHER",
+            ):  # fmt: skip
                 monkeypatch.delenv(name)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -98,6 +104,123 @@ def environment(monkeypatch):
 def test_the_launchers_variables_give_the_place(environment, variables, expected):
     environment(variables)
     assert place() == expected
+
+
+LONE = {"RANK": "0", "WORLD_SIZE": "1"}
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+NODES = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}
+NODES |= {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_JOB_ID": "421"}
+TASKS = NODES | {"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked", "starts"),
+    [
+        ({}, (None, 2, 1), True),
+        ({"RANK": "0"}, (None, 2, 1), True),  # alone it is no launcher's
+        (LONE, (None, None, 1), False),
+        (LONE, (None, 1, 1), False),
+        (LONE | {"FASTSEG_LAUNCHER": "/tmp/x"}, (None, 2, 1), False),
+        (TORCHRUN, (None, None, 1), False),
+        (TORCHRUN, (2, None, 1), False),
+        (TORCHRUN, (2, None, 2), False),
+        (TASKS, (None, None, 1), False),
+        (TASKS, (8, None, 2), False),
+        # One task per node: each of them starts those of its node.
+        (NODES, (8, None, 2), True),
+        (NODES, (None, None, 2), True),
+        (NODES, (None, None, 1), False),
+    ],
+)
+def test_processes_are_started_by_the_command_or_by_the_launcher_around_it(environment, variables, asked, starts):
+    environment(variables)
+    assert starts_processes(*asked) is starts
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked", "said"),
+    [
+        (
+            LONE,
+            (None, 2, 1),
+            "--nproc 2: by RANK and WORLD_SIZE a launcher has started 1 in all, 1 on this machine; let it start them "
+            "(torchrun --nproc-per-node 2) and leave --nproc 2 out, or unset these variables and run plain "
+            "`fastseg train --nproc 2`",
+        ),
+        (
+            TORCHRUN,
+            (8, None, 1),
+            "--gpus 8: by RANK and WORLD_SIZE a launcher has started 4 in all, 2 on this machine; ",
+        ),
+        (TORCHRUN, (None, None, 3), "--nnodes 3: by RANK and WORLD_SIZE a launcher has started 4 in all, 2 on this "),
+        (
+            NODES,
+            (8, None, 1),
+            "--gpus 8: by SLURM_PROCID and SLURM_STEP_NUM_TASKS a launcher has started 2 in all, 1 on this machine; "
+            "let it start them (srun --ntasks-per-node 8) and leave --gpus 8 out, or unset these variables and run "
+            "plain `fastseg train --gpus 8`",
+        ),
+        (
+            NODES,
+            (8, None, 4),
+            "--gpus 8 --nnodes 4: by SLURM_PROCID and SLURM_STEP_NUM_TASKS a launcher has started 2 in ",
+        ),
+        (
+            TASKS,
+            (4, None, 2),
+            "--gpus 4 --nnodes 2: by SLURM_PROCID and SLURM_STEP_NUM_TASKS a launcher has started 16 ",
+        ),
+    ],
+)
+def test_flags_that_a_launcher_contradicts_are_refused_with_both_ways_to_ask(environment, variables, asked, said):
+    environment(variables)
+    with pytest.raises(UsageError) as error:
+        starts_processes(*asked)
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+
+
+def begun(run: Path, **start: object) -> Path:
+    """The log of a run that began twice, last with these facts."""
+    run.mkdir()
+    lines = [{"event": "start", "step": 0, "world": 1, "device": "CPU"}, {"event": "start", "step": 4, **start}]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("start", "nodes", "gpus", "cores", "processes"),
+    [
+        ({"world": 8, "device": "NVIDIA H200"}, 1, 8, 2, 8),
+        ({"world": 16, "device": "NVIDIA H200"}, 2, 8, 2, 8),
+        ({"world": 2, "device": "CPU"}, 1, 0, 2, 2),
+        ({"world": 1, "device": "NVIDIA H200"}, 1, 0, 2, 1),
+    ],
+)
+def test_a_run_goes_on_with_its_own_number_of_processes(tmp_path, monkeypatch, start, nodes, gpus, cores, processes):
+    monkeypatch.setattr(distributed, "usable_gpus", lambda: gpus)
+    monkeypatch.setattr("fastseg.environment.cores", lambda: cores)
+    assert processes_before(begun(tmp_path / "run", batch=32, **start), nodes) == processes
+
+
+@pytest.mark.parametrize(
+    ("start", "nodes", "gpus", "here"),
+    [
+        ({"world": 8, "device": "NVIDIA H200"}, 1, 1, "1 usable NVIDIA GPUs"),
+        ({"world": 8, "device": "NVIDIA H200"}, 3, 8, "8 usable NVIDIA GPUs"),
+        ({"world": 4, "device": "CPU"}, 1, 8, "2 cores"),
+    ],
+)
+def test_a_machine_with_fewer_is_asked_for_a_number(tmp_path, monkeypatch, start, nodes, gpus, here):
+    monkeypatch.setattr(distributed, "usable_gpus", lambda: gpus)
+    monkeypatch.setattr("fastseg.environment.cores", lambda: 2)
+    run = begun(tmp_path / "run", batch=32, **start)
+    with pytest.raises(UsageError) as error:
+        processes_before(run, nodes)
+    assert str(error.value) == (
+        f"--resume: {run} had {start['world']} processes, and this machine has {here}; say with --gpus N, or with "
+        "--device cpu --nproc N, how many take the 32 images of a step from here on"
+    )
 
 
 @pytest.mark.parametrize(

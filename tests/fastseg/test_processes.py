@@ -161,6 +161,7 @@ def test_a_signal_saves_and_resume_ends_with_the_same_bits(street, tmp_path, und
     assert read(run / "checkpoints" / "last.pt")["step"] == stopped["step"] >= step
     code, _, err = end(fastseg(*cure.split()))
     assert code == 0, err
+    assert "resumes with 2 processes, as before" in err
     assert same_bits(undisturbed, run)
     assert losses(run) == losses(undisturbed)
 
@@ -215,8 +216,7 @@ def free_port() -> int:
 
 def test_slurm_tasks_find_one_another_and_train_the_same_run(street, tmp_path, undisturbed):
     run = tmp_path / "run"
-    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
-    job |= {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_NODEID": "0"}
+    job = SLURM | {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
     command = ["train", "--data", street, "--recipe", "fast", *sets(), "--device", "cpu", "--run", run]
     tasks = [
         fastseg(*command, env=ENVIRONMENT | job | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
@@ -245,6 +245,57 @@ def test_a_run_goes_on_with_another_number_of_processes_and_says_so(street, tmp_
     train(config, run, resume=True)
     first, second = events(run, "start")
     assert (first["world"], second["world"], first["batch"], second["batch"]) == (2, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "processes", "asked", "said"),
+    [
+        ("baseline", 1, [], "own: the data set brings it"),
+        ("baseline", 2, [], "own: the data set brings it"),
+        ("fast", 1, [], "own: the data set brings it"),
+        ("fast", 2, [], "own: the data set brings it"),
+        ("baseline", 1, ["--split-scheme", "random-60-40"], "random-60-40: as asked, in place of the data set's own; "),
+    ],
+)
+def test_no_recipe_trains_on_the_data_sets_own_test_images(tmp_path, recipe, processes, asked, said):
+    folder, run = tmp_path / "mine", tmp_path / "run"
+    write(folder, counts={"train": 6, "val": 4, "test": 4}, size=(32, 48))
+    held = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in (folder / "test").iterdir()}
+    command = ["train", "--data", folder, "--recipe", recipe, *asked, *sets(train__epochs=1, train__validate_every=1)]
+    command += ["--init", "none", "--batch", 1, "--device", "cpu", "--nproc", processes, "--run", run]
+    if processes == 1:
+        done = CliRunner().invoke(main, [*map(str, command)])
+        code, err = done.exit_code, done.stderr
+    else:
+        code, _, err = end(fastseg(*command))
+    assert code == 0, err
+    assert f"\nsplit      {said}" in err
+    recorded = json.loads((run / "split.json").read_text())
+    trained = read(run / "checkpoints" / "last.pt")["trained_on"]
+    assert (recorded["train"], recorded["train_contents"]) == (trained["stems"], trained["contents"])
+    assert len(trained["stems"]) == 6
+    assert not held.keys() & {*recorded["train"], *recorded["val"]}
+    assert not set(held.values()) & set(trained["contents"])
+    assert recorded["scheme"] == said.partition(":")[0]
+    document = evaluate(run / "checkpoints" / "last.pt", split="test")
+    assert [document["protocol"][key] for key in ("images", "trained_on")] == [4, 0]
+
+
+SLURM = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
+
+
+def test_slurms_one_task_per_node_starts_what_nproc_and_nnodes_ask_for(street, tmp_path):
+    port, run = free_port(), tmp_path / "run"
+    asked = ["--nproc", 2, "--nnodes", 2, "--rdzv-endpoint", f"localhost:{port}", "--run", run]
+    command = ["train", "--data", street, "--recipe", "fast", *sets(train__batch=1, train__epochs=1), "--device", "cpu"]
+    job = SLURM | {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}
+    tasks = [
+        fastseg(*command, *asked, env=ENVIRONMENT | job | {"SLURM_PROCID": str(node), "SLURM_NODEID": str(node)})
+        for node in range(2)
+    ]
+    ends = [end(task) for task in tasks]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert [(event["world"], event["batch"]) for event in events(run, "start")] == [(4, 4)]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
