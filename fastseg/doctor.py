@@ -112,6 +112,10 @@ def _gib(number: float) -> str:
 
 def _system() -> Iterator[Row]:
     yield Row("fastseg", OK, f"{fastseg.__version__} in {Path(fastseg.__file__).parent}")
+    if other := version_of("fastseg"):
+        text = f"{other} is installed beside {environment.DISTRIBUTION}: another project, with files in the same folder"
+        cure = f"pip uninstall fastseg {environment.DISTRIBUTION}; then {environment.install('dali')}"
+        yield Row("other fastseg", NOTE, text, cure)
     if sys.platform == "linux":
         yield Row("system", OK, platform.platform())
     else:
@@ -310,7 +314,7 @@ def _packages() -> Iterator[Row]:
         dali = [f"{version_of(name)} ({name})" for name in environment.PACKAGES if "dali" in name and version_of(name)]
         yield Row("DALI", OK, ", ".join(dali) or "installed")
     else:
-        yield Row("DALI", NOTE, "not installed: torchvision decodes", "pip install 'fastseg[dali]' (Linux)")
+        yield Row("DALI", NOTE, "not installed: torchvision decodes", f"{environment.install('dali')} (Linux)")
     if importlib.util.find_spec("triton"):
         yield Row("Triton", OK, version_of("triton") or "installed")
     else:
@@ -328,7 +332,7 @@ def _packages() -> Iterator[Row]:
         missing = [name for name in modules if importlib.util.find_spec(name) is None]
         if missing:
             text = f"{', '.join(missing)} not installed; for {use}"
-            yield Row(f"extra {extra}", NOTE, text, f"pip install 'fastseg[{extra}]'")
+            yield Row(f"extra {extra}", NOTE, text, environment.install(extra))
         else:
             yield Row(f"extra {extra}", OK, ", ".join(f"{name} {version_of(name)}" for name in modules))
 

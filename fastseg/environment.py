@@ -1,15 +1,21 @@
-"""What a figure was measured on: versions, processor, GPUs, command."""
+"""What a figure was measured on: versions, processor, GPUs, command; and where fastseg was installed from."""
 
 import contextlib
+import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+import urllib.parse
+import urllib.request
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 import fastseg
+
+DISTRIBUTION = "fastseg-trainer"  # what is installed; `fastseg` on the package index is another project
 
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton", "numpy", "pillow")
 
@@ -31,6 +37,27 @@ def version_of(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def origin() -> tuple[Path, bool] | None:
+    """The clone or wheel that fastseg was installed from, where that is still there, and whether in editable mode."""
+    # In a clone its own fastseg_trainer.egg-info may come first, which has no note of pip's (PEP 610).
+    notes = (found.read_text("direct_url.json") for found in distributions(name=DISTRIBUTION))
+    for note in map(json.loads, filter(None, notes)):
+        url = urllib.parse.urlsplit(note["url"])
+        path = Path(urllib.request.url2pathname(url.path))
+        if url.scheme == "file" and path.exists():
+            return path, note.get("dir_info", {}).get("editable", False)
+    return None
+
+
+def install(extra: str) -> str:
+    """What to type to get an extra of fastseg, which no package index has."""
+    found = origin()
+    if found is None:
+        return f"in a clone of fastseg: pip install '.[{extra}]'"
+    path, editable = found
+    return f"pip install {'-e ' * editable}{shlex.quote(f'{path}[{extra}]')}"
 
 
 def cores() -> int:

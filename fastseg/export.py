@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
+from fastseg.environment import install
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels.pool import torch_pool
 from fastseg.model import SegNet
@@ -145,7 +146,7 @@ def _onnx(module: Exportable, example: torch.Tensor, facts: dict[str, str], path
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
         raise UsageError(
-            f"export to ONNX needs onnx, onnxscript and onnxruntime ({error}): pip install 'fastseg[onnx]'"
+            f"export to ONNX needs onnx, onnxscript and onnxruntime ({error}): {install('onnx')}"
         ) from None
     program = torch.onnx.export(
         module, (example,), dynamo=True, input_names=["images"], output_names=["scores"], opset_version=OPSET,

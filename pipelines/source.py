@@ -20,6 +20,7 @@ import torch
 from fastseg.data.classes import UNKNOWN, VOID, ClassMap
 from fastseg.data.headers import Header, dali_obstacle
 from fastseg.data.layouts import Pair
+from fastseg.environment import install
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels.augment import augment, augment_by_slices
 from fastseg.pipelines.plan import BatchPlan, Plan, in_order
@@ -127,7 +128,7 @@ def choose_loader(requested: str, spec: Spec, *, epochs: bool = False, resize_la
     if obstacle is None:
         return "dali", "as asked" if requested == "dali" else "DALI is installed and reads these files exactly"
     if requested == "dali":
-        cure = "pip install 'fastseg[dali]' (Linux)" if missing else "use --loader torchvision"
+        cure = f"{install('dali')} (Linux)" if missing else "use --loader torchvision"
         raise UsageError(f"--loader dali: {obstacle}; {cure}")
     return "torchvision", obstacle
 

@@ -29,7 +29,7 @@ OTHERS = {"--standalone", "--nproc-per-node", "--max-restarts", "--run-path"}
 
 def test_the_pages_build_without_a_warning_and_all_references_resolve(tmp_path):
     for module in ("sphinx", "myst_parser", "furo", "sphinx_click"):
-        pytest.importorskip(module, reason=f"{module} is not installed: pip install 'fastseg[docs]'")
+        pytest.importorskip(module, reason=f"{module} is not installed: pip install '.[docs]'")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", "trees", "-b", "html", DOCS, "html"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

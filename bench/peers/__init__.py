@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from fastseg.environment import install
+
 SHIFT = 10
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
-# Name of a peer -> its module here, and what it imports beyond our own dependencies (`pip install 'fastseg[peers]'`).
+# Name of a peer -> its module here, and what it imports beyond our own dependencies (the extra `peers`).
 PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "torchvision DataLoader": ("torchvision_loader", ()),
     "albumentations DataLoader": ("albumentations_loader", ("albumentations", "cv2")),
@@ -32,7 +34,7 @@ def available() -> tuple[dict[str, Callable[..., Batches]], dict[str, str]]:
     for name, (module, packages) in PEERS.items():
         absent = [package for package in packages if importlib.util.find_spec(package) is None]
         if absent:
-            missing[name] = f"{', '.join(absent)} not installed: pip install 'fastseg[peers]'"
+            missing[name] = f"{', '.join(absent)} not installed: {install('peers')}"
         else:
             found[name] = importlib.import_module(f"{__name__}.{module}").batches
     return found, missing

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastseg.data.download import again, locked, transfer_bar
+from fastseg.environment import install
 from fastseg.errors import FastsegError, UsageError, first_line
 from fastseg.runs import write_json
 
@@ -117,7 +118,7 @@ class _Source:
             self.fs, root = url_to_fs(url, skip_instance_cache=True, **self._options())
         except ImportError as error:
             ours = self.protocol in ("s3", "s3a", "http", "https") or (error.name or "").partition(".")[0] == "fsspec"
-            cure = "pip install 'fastseg[remote]'" if ours else "install it with pip"
+            cure = install("remote") if ours else "install it with pip"
             raise FastsegError(f"--data {shown}: a package is missing ({first_line(error)}): {cure}") from None
         except ValueError as error:
             raise UsageError(f"--data {shown}: {first_line(error)}") from None

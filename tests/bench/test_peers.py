@@ -11,6 +11,7 @@ from PIL import Image
 
 from fastseg.bench import peers
 from fastseg.data.layouts import Pair, find
+from fastseg.environment import install
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 SIZE = (96, 144)
@@ -137,6 +138,6 @@ def test_what_is_missing_is_named(monkeypatch):
     found, missing = peers.available()
     assert list(found) == ["torchvision DataLoader"]
     assert missing == {
-        "albumentations DataLoader": "albumentations, cv2 not installed: pip install 'fastseg[peers]'",
-        "SPDL": "albumentations, cv2, spdl not installed: pip install 'fastseg[peers]'",
+        "albumentations DataLoader": f"albumentations, cv2 not installed: {install('peers')}",
+        "SPDL": f"albumentations, cv2, spdl not installed: {install('peers')}",
     }

@@ -286,15 +286,27 @@ def test_each_missing_package_comes_with_the_line_that_installs_it(monkeypatch, 
     rows = rows_of(doctor._packages)
     cures = {name: row.cure for name, row in rows.items() if row.state == NOTE and name != "apex"}
     assert cures == {
-        "DALI": "pip install 'fastseg[dali]' (Linux)",
+        "DALI": f"{environment.install('dali')} (Linux)",
         "Triton": "pip install triton",
         "nsys": "for GPUs: apt install nsight-systems-cli, from NVIDIA's repository",
-        "extra onnx": "pip install 'fastseg[onnx]'",
-        "extra remote": "pip install 'fastseg[remote]'",
+        "extra onnx": environment.install("onnx"),
+        "extra remote": environment.install("remote"),
     }
     assert rows["extra onnx"].text == "onnxscript not installed; for fastseg export --out NAME.onnx"
     program(tmp_path / "nsys", "print('NVIDIA Nsight Systems version 2026.1.1')\n")
     assert rows_of(doctor._packages)["nsys"] == ("nsys", OK, "NVIDIA Nsight Systems version 2026.1.1", None)
+
+
+def test_the_other_project_of_our_name_is_told_where_it_is_installed_beside_ours(tmp_path, monkeypatch):
+    assert "other fastseg" not in rows_of(doctor._system)
+    info = tmp_path / "fastseg-0.1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fastseg\nVersion: 0.1.2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    row = rows_of(doctor._system)["other fastseg"]
+    assert row.state == NOTE
+    assert row.text == "0.1.2 is installed beside fastseg-trainer: another project, with files in the same folder"
+    assert row.cure == f"pip uninstall fastseg fastseg-trainer; then {environment.install('dali')}"
 
 
 def test_a_torchvision_for_another_torch_is_a_problem_where_dali_does_not_decode(tmp_path, monkeypatch):
