@@ -51,4 +51,4 @@ wheels: .venv/done ## fill build/wheels for bench/device.sh on a GPU machine wit
 	$(BIN)/pip download --quiet --disable-pip-version-check -c constraints.txt -d build/wheels -r bench/device.txt
 
 clean: ## remove .venv and build products (runs/ stays)
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist *.egg-info

@@ -40,6 +40,9 @@ def test_the_pages_build_without_a_warning_and_all_references_resolve(tmp_path):
     for name in ("train", "evaluate", "load", "config.Train", "pipelines.open_source"):
         assert f"fastseg.{name}" in re.sub("<[^>]+>", "", built["api"])
     assert "passes over the training images" in built["api"]  # the meaning of train.epochs
+    assert 'href="readme.html#install"' in built["tutorial"]
+    assert "make demo" in re.sub("<[^>]+>", "", built["readme"])
+    assert not list((tmp_path / "html").glob("_downloads/**/*.md"))  # a link to a file that is a page as well
     assert "zip cut in half" in built["troubleshooting"]  # docs/faults.md
     assert "#SBATCH --requeue" in re.sub("<[^>]+>", "", built["distributed"])
 

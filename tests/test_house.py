@@ -273,6 +273,13 @@ def test_the_wheel_trains_from_another_folder(packed, tmp_path):
     assert (tmp_path / "first" / "report.html").is_file()
 
 
+def test_records_are_of_committed_trees():
+    records = {path.name: json.loads(path.read_text("utf-8")) for path in (ROOT / "bench" / "records").glob("20*.json")}
+    commits = {name: record["environment"].get("commit") for name, record in records.items() if "environment" in record}
+    assert len(commits) >= 5
+    assert [name for name, commit in commits.items() if commit and commit.endswith("-dirty")] == []
+
+
 def instructions(path: Path) -> list[tuple[str, str]]:
     """(instruction, its text) of a Dockerfile, comments left out and continued lines joined."""
     lines = [line for line in path.read_text("utf-8").splitlines() if not line.startswith("#")]

@@ -88,7 +88,8 @@ def test_every_option_that_the_readme_names_exists():
             *(["data", name] for name in data.commands),
         )
     )
-    # Options of torchrun and SLURM, and --run-path, which is torchrun's.
+    # Options of torchrun, SLURM, pip and Docker, and --run-path, which is torchrun's.
     others = {"--standalone", "--nproc-per-node", "--ntasks-per-node", "--run-path"}
+    others |= {"--no-deps", "--wheel-dir", "--rm", "--shm-size"}
     for option in set(re.findall(r"--[a-z][a-z-]+", README)) - others:
         assert option in text
