@@ -71,6 +71,7 @@ def train(
     changes = train_changes(resume=resume, **options) | (checkpoint_every or {})
 
     changed: dict[str, tuple[Any, Any]] = {}
+    earlier = 1
     if dry_run and find_lr:
         raise UsageError("--dry-run and --find-lr: give one of them")
     before = "--dry-run" if dry_run else "--find-lr" if find_lr else None
@@ -81,6 +82,8 @@ def train(
             found = ", ".join(f"--run {path}" for path in runs.resumable()) or "none in runs/"
             raise UsageError(f"--resume needs --run; unfinished runs: {found}")
         config, changed = runs.reopen(run, lambda old: configs.override(old, changes, "train --resume"))
+        if starts and not (gpus or nproc):
+            earlier = processes_before(run, nnodes)
     else:
         config = configs.override(configs.load_recipe(recipe), changes, "train")
         if run is None and not starts:
@@ -95,10 +98,7 @@ def train(
         resume = True
         if is_main():
             click.echo(f"fastseg: all processes start again, from the last checkpoint (restart {restarts()})", err=True)
-    asked = number_of_processes(gpus, nproc, config)
-    if resume and starts and asked is None:
-        asked = processes_before(run, nnodes)
-    processes = asked or 1
+    processes = number_of_processes(gpus, nproc, config) or earlier
     if dry_run:
         from fastseg.dry_run import dry_run as measure
         from fastseg.dry_run import show
