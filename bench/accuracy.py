@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from fastseg.bench.harness import Found, Result, exact, ratio, result
-from fastseg.bench.peers.plain_step import PlainSegNet
+from fastseg.bench.peers.plain_step import PlainSegNet, take
 from fastseg.bench.peers.torchvision_loader import batches
 from fastseg.config import load_recipe
 from fastseg.data.classes import VOID
@@ -104,10 +104,8 @@ def train_plainly(
         start = time.perf_counter()
         for _ in range(steps):
             images, labels = next(stream)
-            optimizer.zero_grad()
-            loss = loss_of(model(images.to(device).contiguous()), table[labels.to(device).long()])
-            loss.backward()
-            optimizer.step()
+            images, labels = images.to(device).contiguous(), table[labels.to(device).long()]
+            loss = take(model, optimizer, loss_of, images, labels)
         loss.item()  # waits for a GPU
         seconds += time.perf_counter() - start
         curve.append(Point(seconds, score(model, val, loader, alone).scores.miou))

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastseg.bench.drill import CLASSES, random_batch, step_on
 from fastseg.bench.harness import Found, exact, ratio, result, take_turns
 from fastseg.config import Runtime
 from fastseg.distributed import choose_dtype, join
@@ -24,10 +25,9 @@ from fastseg.kernels.confusion import confusion, torch_confusion
 from fastseg.kernels.cross_entropy import cross_entropy_sum, torch_cross_entropy_sum
 from fastseg.kernels.launch import halved
 from fastseg.kernels.pool import pool, torch_pool, torch_unpool, unpool
-from fastseg.model import BACKBONES, CHANNELS, SegNet
+from fastseg.model import BACKBONES, CHANNELS
 from fastseg.pipelines.source import MEAN, STD
 
-CLASSES = 11
 PUBLISHED = (360, 480)
 Bytes = tuple[int, int]
 
@@ -195,23 +195,18 @@ def cases(device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch
 
 def step_case(device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int) -> Case:
     """Forward, loss and backward of the whole network on random images, with either kind of operators."""
-    images = torch.randn(batch, 3, *size, device=device).to(dtype, memory_format=torch.channels_last)
-    labels = torch.randint(0, CLASSES, (batch, *size), dtype=torch.uint8, device=device)
-    weights = torch.ones(CLASSES, device=device)
+    images, labels = random_batch(device, dtype, size, batch)
 
-    def step(fused: bool) -> Callable[[], object]:
-        network = SegNet(CLASSES, fused=fused).to(device).to(memory_format=torch.channels_last)
-        entropy = cross_entropy_sum if fused else torch_cross_entropy_sum
+    def passes(fused: bool) -> Callable[[], object]:
+        step = step_on(device, dtype, batch, fused=fused)
 
         def call() -> None:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                scores = network(images)
-            entropy(scores, labels, weights).backward()
-            network.zero_grad()
+            step.backward(images, labels)
+            step.model.zero_grad()
 
         return call
 
-    return Case(step(True), step(False), None)
+    return Case(passes(True), passes(False), None)
 
 
 def _milliseconds(call: Callable[[], object], device: torch.device) -> Callable[[], float]:

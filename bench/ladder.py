@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fastseg.bench.data import SECONDS, Case, decoding, full_batches
+from fastseg.bench.drill import Drill
 from fastseg.bench.harness import Found, exact, ratio, result, take_turns
-from fastseg.bench.model import Step
 from fastseg.distributed import choose_dtype
 from fastseg.inputs import make_plan, reading
 from fastseg.pipelines.plan import Plan
@@ -31,7 +31,7 @@ def _files(spec: Spec, batch: int) -> Iterator[object]:
             yield list(pool.map(lambda path: Path(path).read_bytes(), [p for x in pairs for p in (x.image, x.label)]))
 
 
-def _training(spec: Spec, plan: Plan, loader: str, step: Step, waits: list[list[float]]) -> Iterator[object]:
+def _training(spec: Spec, plan: Plan, loader: str, step: Drill, waits: list[list[float]]) -> Iterator[object]:
     """Training on batches of the data path; waits for them are noted in a new list, as shares of their steps."""
     batches = iter(TrainSource(spec, plan, loader))
     noted: list[float] = []
@@ -62,7 +62,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
     streaming, chosen = choose_loader("auto", spec)[0], choose_loader("auto", spec, epochs=True)[0]
     together = min(decoded_at_once(batch), len(spec.pairs))
     own = {header.image_size for header in spec.headers}
-    step = Step(spec.device, dtype, size, batch)
+    step = Drill(spec.device, dtype, size, batch)
     waits: list[list[float]] = []
 
     def source(loader: str) -> Iterator[object]:
@@ -80,8 +80,8 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
         makers["the same from the cache"] = (functools.partial(source, chosen), batch)
         for _ in itertools.islice(source(chosen), -(-len(spec.pairs) // batch)):
             pass  # fills it
-    makers["forward"] = (lambda: _calls(lambda: step.forward(step.images)), batch)
-    makers["+ backward"] = (lambda: _calls(lambda: step.backward(step.images, step.labels)), batch)
+    makers["forward"] = (lambda: _calls(lambda: step.step.forward(step.images)), batch)
+    makers["+ backward"] = (lambda: _calls(lambda: step.step.backward(step.images, step.labels)), batch)
     makers["+ optimiser"] = (lambda: _calls(lambda: step(step.images, step.labels)), batch)
     makers["together"] = (lambda: _training(spec, plan, chosen, step, waits), batch)
     seconds = SECONDS / 5 if quick else SECONDS

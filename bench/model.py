@@ -1,24 +1,19 @@
 """`fastseg bench model`: the network's size and work, and images per second of a training step without a data path."""
 
 import functools
-import time
 from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastseg.bench.drill import CLASSES, Drill, calls_of
 from fastseg.bench.harness import Found, exact, ratio, result, take_turns
 from fastseg.bench.peers import plain_step
 from fastseg.bench.roofline import GPUS, Peaks, layers, measured_peaks, seconds
-from fastseg.config import Runtime, Train
+from fastseg.config import Runtime
 from fastseg.distributed import choose_dtype, join
-from fastseg.kernels import launch
-from fastseg.kernels.cross_entropy import cross_entropy_sum, torch_cross_entropy_sum
-from fastseg.memory import momenta, peak_bytes
 from fastseg.model import SegNet
-from fastseg.optim import make_optimizer
 
-CLASSES = 11
 QUICK_SECONDS = 8.0  # of a quick measurement, which makes many short rounds of it where steps are short
 
 
@@ -28,64 +23,8 @@ def count_flops(size: tuple[int, int]) -> int:
         model = SegNet(CLASSES)
         images = torch.empty(1, 3, *size)
     with FlopCounterMode(display=False) as counter:
-        model(images).sum().backward()
+        torch.autograd.grad(model(images).sum(), list(model.parameters()))
     return counter.get_total_flops()
-
-
-def calls_of(device: torch.device) -> int:
-    """Steps per measurement: one on a CPU, 20 on a GPU, where one is too short to time."""
-    return 20 if device.type == "cuda" else 1
-
-
-class Step:
-    """A training step, in one precision, with the operators that `auto` chooses; on one random batch unless given."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int) -> None:
-        torch.manual_seed(0)
-        fused = launch.choose("auto", device)[0] == "fused"
-        self.model = SegNet(CLASSES, fused=fused).to(device).to(memory_format=torch.channels_last)
-        self.optimizer, _, _ = make_optimizer(self.model, Train(), device)
-        self.device, self.dtype = device, dtype
-        self.images = torch.randn(batch, 3, *size, device=device, dtype=dtype).contiguous(
-            memory_format=torch.channels_last
-        )
-        self.labels = torch.randint(0, CLASSES, (batch, *size), device=device, dtype=torch.uint8)
-        self.weights = torch.ones(CLASSES, device=device)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Scores of images, as training gets them."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.model(images)
-
-    def backward(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """Forward, loss and backward."""
-        entropy = cross_entropy_sum if self.model.fused else torch_cross_entropy_sum
-        (entropy(self.forward(images), labels, self.weights) / labels.numel()).backward()
-
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self.backward(images, labels)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def images_per_second(self) -> float:
-        """Over `calls_of` steps."""
-        steps = calls_of(self.device)
-        self.wait()
-        start = time.perf_counter()
-        for _ in range(steps):
-            self(self.images, self.labels)
-        self.wait()
-        return steps * len(self.images) / (time.perf_counter() - start)
-
-    def peak_memory(self) -> int:
-        """The most bytes that tensors take in a step."""
-        held = [*self.model.parameters(), *self.model.buffers(), *momenta(self.optimizer), self.images, self.labels]
-        return peak_bytes(lambda: self(self.images, self.labels), held, self.device)
-
-    def wait(self) -> None:
-        """Until the device has done what it was told."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def peaks_here(device: torch.device, dtypes: list[torch.dtype], trials: int) -> Peaks | None:
@@ -101,7 +40,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
     best, _ = choose_dtype("auto", world.device.type)
     dtypes = {str(t).removeprefix("torch."): t for t in ((best,) if quick else (torch.float32, best))}
     mixed = str(best).removeprefix("torch.")
-    steps = {kind: Step(world.device, dtype, size, batch) for kind, dtype in dtypes.items()}
+    steps = {kind: Drill(world.device, dtype, size, batch) for kind, dtype in dtypes.items()}
     cases: dict[str, Callable[[], float]] = {kind: step.images_per_second for kind, step in steps.items()}
     plain = functools.partial(plain_step.images_per_second, world.device, size, batch, CLASSES, calls_of(world.device))
     cases["plain"] = plain()
@@ -122,7 +61,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
         results.append(result(row, "GFLOP/s", [f * flops / 1e9 for f in figures]))
         if peaks is None:
             continue
-        fused = steps[kind].model.fused
+        fused = steps[kind].step.model.fused
         parts = layers(size, batch, classes=CLASSES, value_bytes=dtype.itemsize, fused=fused)
         times = list(seconds(parts, peaks, kind))
         total = sum(least for least, _ in times)

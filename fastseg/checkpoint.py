@@ -1,11 +1,10 @@
 """Checkpoints: one file that holds all it takes to go on or to predict, written whole or not at all.
 
-Schema 1: schema, step, weights ("model"; batch-norm statistics included), averaged weights ("ema" or None), optimiser
-kind and state, gradient scaler, best score and how many validations ago, training seconds, CPU threads, the resolved
-config, class names and colours, mean and std of the input, the training split's digest, names and contents of its
-images, the number of processes, the step of the last log line and each one's loss since. The file loads with
-`weights_only=True`. No random state is in it, since nothing in a step draws a number: the sample plan is a function of
-seed and step, the learning rate of the step.
+Schema 2: schema, how far the run is (`training.run.Progress`), weights ("model"; batch-norm statistics included),
+averaged weights ("ema" or None), optimiser kind and state, gradient scaler, CPU threads and number of processes, the
+resolved config, class names and colours, mean and std of the input, the training split's digest, names and contents of
+its images. The file loads with `weights_only=True`. No random state is in it, since nothing in a step draws a number:
+the sample plan is a function of seed and step, the learning rate of the step.
 """
 
 import errno
@@ -26,7 +25,7 @@ from fastseg.pipelines.source import MEAN, STD
 from fastseg.runs import whole
 from fastseg.texts import brief
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -127,7 +126,6 @@ def read(path: Path) -> dict[str, Any]:
         raise FastsegError(f"{path}: not a checkpoint of fastseg (for a torchvision VGG's weights use --init FILE)")
     if type(state["schema"]) is not int or state["schema"] != SCHEMA:
         raise FastsegError(f"{path}: checkpoint schema {brief(state['schema'])}, this fastseg reads {SCHEMA}")
-    state.setdefault("trained_on", None)  # checkpoints of before 0.1 do not say
     wrong = [key for key, fits in _CONTENTS.items() if key not in state or not fits(state[key])]
     if wrong or len(state["colors"]) != len(state["classes"]):
         wrong = wrong or ["color for each class"]
@@ -139,15 +137,15 @@ def _is_weights(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
 
-# What each use of a checkpoint relies on; what else it takes to go on with a run is looked at by `job.restore`.
+# What each use of a checkpoint relies on; `training.state.restore` looks at what else it takes to go on with a run.
 _CONTENTS: dict[str, Callable[[Any], bool]] = {
-    "step": lambda value: type(value) is int and value >= 0,
+    "progress": lambda value: isinstance(value, dict) and type(value.get("step")) is int and value["step"] >= 0,
     "model": _is_weights,
     "ema": lambda value: value is None or _is_weights(value),
     "config": lambda value: _is_weights(value) and all(map(_is_weights, value.values())),
     "classes": lambda value: isinstance(value, list) and 0 < len(value) < UNKNOWN and all(map(_is_text, value)),
     "colors": lambda value: isinstance(value, list) and all(map(_is_color, value)),
-    "trained_on": lambda value: value is None or _are_images(value),
+    "trained_on": lambda value: isinstance(value, dict) and _are_images(value),
 }
 
 
@@ -159,10 +157,9 @@ def _is_color(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v < 256 for v in value)
 
 
-def _are_images(value: Any) -> bool:
-    if not isinstance(value, dict) or value.keys() != {"stems", "contents"}:
-        return False
-    columns = [column for column in value.values() if isinstance(column, list) and all(map(_is_text, column))]
+def _are_images(value: dict) -> bool:
+    stems, contents = value.get("stems"), value.get("contents")
+    columns = [column for column in (stems, contents) if isinstance(column, list) and all(map(_is_text, column))]
     return len(columns) == 2 and len(columns[0]) == len(columns[1])
 
 

@@ -47,8 +47,8 @@ def of_run(run: Path) -> list[Finding]:
 
 def _data(start: dict[str, Any], lines: Sequence[dict[str, Any]], machine: dict[str, Any]) -> Iterator[Finding]:
     """How long training waits for data, and why it does."""
-    threads = re.search(r"decoding on (\d+) thread", start["choices"]["loader"])
-    used, there = int(threads[1]) * start["world"] if threads else 0, machine.get("cores", 0)
+    facts = start["choices"]["loader"]["facts"]
+    used, there = facts["threads"] * start["world"], machine.get("cores", 0)
     later = [line for line in lines[BEGINNING:] if line["epoch"] > 1]
     wait = _wait(lines[BEGINNING:])
     decoded = max(line["decoded_per_s"] for line in lines)
@@ -67,10 +67,9 @@ def _data(start: dict[str, Any], lines: Sequence[dict[str, Any]], machine: dict[
         yield Finding(f"{said}; only the first epoch does, which fills the cache", at_most, cure)
     elif start["loader"] == "cache":
         yield Finding(f"{said}, although the data are cached: the CPU is busy with something else", at_most)
-    elif "no cache, since" in start["choices"]["loader"]:
-        why = start["choices"]["loader"].partition("no cache, since ")[2].partition(";")[0]
+    elif facts["no_cache"]:
         yield Finding(
-            f"{said}; nothing is kept, since {why}",
+            f"{said}; nothing is kept, since {facts['no_cache']}",
             at_most,
             "--cache-dir on a disk with room, or more --set runtime.threads",
         )

@@ -1,26 +1,17 @@
-"""Processes and devices: who we are among how many, on which device, and how a run's processes are started.
+"""Processes and devices: who we are among how many, and on which device.
 
-One process per device. Whatever starts them (fastseg itself, torchrun, SLURM's srun) says so in the environment;
+One process per device. Whatever starts them (`launcher`, torchrun, SLURM's srun) says so in the environment;
 without that a run is one process. Gradients travel over NCCL between GPUs and gloo between CPUs; what else processes
 tell one another between steps goes through gloo groups on the CPU, so that nobody waits for a GPU to hear it.
 """
 
 import contextlib
 import datetime
-import logging
 import os
-import shutil
-import signal
-import socket
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import click
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -29,11 +20,8 @@ from fastseg.config import Runtime
 from fastseg.environment import cores
 from fastseg.errors import FastsegError, LostError, UsageError, first_line
 from fastseg.memory import keep_freed
-from fastseg.place import LAUNCHER, PID, Place, place, slurm_meeting_point, verdicts
+from fastseg.place import Place, place, slurm_meeting_point
 
-# torch's agent passes these on to the workers; by default it dies of the last two and leaves them behind.
-SIGNALS_TO_WORKERS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
-RESTARTS = 3
 # Seconds for all that still live to notice a failure that one of them has noticed.
 ROLL_CALL = 5.0
 
@@ -48,6 +36,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    threads: int = 1  # on the CPU, of this process
     side: dist.ProcessGroup | None = None
     store: dist.Store | None = None
     timeout: int = 600  # seconds that processes wait for one another
@@ -206,13 +195,14 @@ def join(runtime: Runtime) -> tuple[World, str]:
             torch.use_deterministic_algorithms(True)
     else:
         keep_freed()
-    torch.set_num_threads(runtime.threads or max(1, cores() // mine.local_size))
+    threads = runtime.threads or max(1, cores() // mine.local_size)
+    torch.set_num_threads(threads)
     if mine.size == 1:
-        return World(0, 1, device), why
-    return _meet(mine, device, runtime.collective_timeout), why
+        return World(0, 1, device, threads), why
+    return _meet(mine, device, threads, runtime.collective_timeout), why
 
 
-def _meet(mine: Place, device: torch.device, timeout: int) -> World:
+def _meet(mine: Place, device: torch.device, threads: int, timeout: int) -> World:
     """The world of several processes, once all of them are there."""
     if device.type == "cuda" and not dist.is_nccl_available():
         raise FastsegError(
@@ -241,7 +231,7 @@ def _meet(mine: Place, device: torch.device, timeout: int) -> World:
     except (dist.DistError, RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise LostError(f"{mine.size} processes could not meet at {where} ({first_line(error)})") from None
-    return World(mine.rank, mine.size, device, side, store, timeout)
+    return World(mine.rank, mine.size, device, threads, side, store, timeout)
 
 
 def leave() -> None:
@@ -261,125 +251,3 @@ def check_gpus(wanted: int) -> None:
     if wanted > found:
         cure = f"use --gpus {found}" if found else "use --device cpu"
         raise UsageError(f"--gpus {wanted}: torch sees {found} usable NVIDIA GPUs here; {cure}")
-
-
-def launch(
-    processes: int,
-    arguments: Sequence[str],
-    *,
-    nodes: int = 1,
-    endpoint: str | None = None,
-    timeout: int = 600,
-    under: Sequence[str] = (),
-) -> int:
-    """Run `python -m fastseg ARGUMENTS` in that many processes on this machine, and wait for them.
-
-    torch's elastic agent starts them, all of them again when one fails (at most RESTARTS times), and passes signals on.
-
-    Args:
-        nodes: machines that take part, each with its own launcher.
-        endpoint: HOST:PORT where they meet; needed for several.
-        timeout: seconds to wait for the other machines.
-        under: a command, such as a profiler's, that runs each of them.
-
-    Returns:
-        0, or the exit code of the error that a worker has printed; 128 + N where signal N left no time to save.
-
-    Raises:
-        FastsegError: a process failed too often (it has said why), or the machines did not meet.
-    """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous.api import RendezvousError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    # Workers say what happened in a line of their own; the agent's tables of files and ranks would bury it.
-    for name in logging.root.manager.loggerDict:
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces of connections that ended
-    # torch's agents share one store among all starts of the workers, with the addresses of the processes before in it.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    with tempfile.TemporaryDirectory(prefix="fastseg-") as folder, contextlib.ExitStack() as last_things:
-        os.environ[LAUNCHER] = folder
-        last_things.callback(os.environ.pop, LAUNCHER)  # what is said afterwards is not a worker's
-        (Path(folder) / PID).write_text(str(os.getpid()))
-        config = LaunchConfig(
-            min_nodes=nodes,
-            max_nodes=nodes,
-            nproc_per_node=processes,
-            run_id="fastseg",
-            rdzv_backend="c10d",
-            rdzv_endpoint=endpoint or "localhost:0",
-            rdzv_configs={"join_timeout": timeout, "read_timeout": min(timeout, 60)},
-            max_restarts=RESTARTS,
-            monitor_interval=0.5,
-            signals_to_handle=SIGNALS_TO_WORKERS,
-            shutdown_timeout=60,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
-        )
-        _end_at_the_second_signal(folder)
-        if endpoint is not None:
-            _refuse_foreign_server(endpoint)
-            click.echo(f"waiting for {nodes} machines at {endpoint}, at most {timeout} s", err=True)
-        try:
-            command = [*under, sys.executable, "-m", "fastseg", *arguments]
-            elastic_launch(config, command[0])(*command[1:])
-        except (ChildFailedError, SignalException) as error:
-            if found := verdicts(Path(folder)):
-                return found[0][0]
-            if isinstance(error, SignalException):
-                click.echo(f"fastseg: {_ended(error.sigval)}", err=True)
-                return 128 + error.sigval
-            rank, failure = error.get_first_failure()
-            raise FastsegError(
-                f"process {rank} failed with exit code {failure.exitcode}, after {RESTARTS} restarts of all processes"
-            ) from None
-        except (RendezvousError, dist.DistError) as error:
-            raise FastsegError(
-                f"--rdzv-endpoint {endpoint}: {nodes} machines could not meet there ({first_line(error)}); "
-                "give HOST:PORT of one of them, a port that is free there and open to the others"
-            ) from None
-    return 0
-
-
-def _refuse_foreign_server(endpoint: str) -> None:
-    """Raise FastsegError where another program has the port; torch would wait for ever for it to speak."""
-    host, _, port = endpoint.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError):
-        return  # nobody is there yet, or torch says what is wrong
-
-    def connect() -> None:
-        with contextlib.suppress(dist.DistError):
-            dist.TCPStore(host, int(port), is_master=False, timeout=datetime.timedelta(seconds=5))
-
-    attempt = threading.Thread(target=connect, daemon=True)
-    attempt.start()
-    attempt.join(10)
-    if attempt.is_alive():
-        raise FastsegError(f"--rdzv-endpoint {endpoint}: another program uses this port; give a free one")
-
-
-def _ended(number: int) -> str:
-    return f"{signal.Signals(number).name}: ended without saving; the last checkpoint counts, if there is one"
-
-
-def _end_at_the_second_signal(folder: str) -> None:
-    """Leave when a second signal comes, and with us the workers; torch's agent would wait for them again."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer)
-
-    def watch() -> None:
-        asked = 0
-        while asked < 2:
-            number = os.read(reader, 1)[0]
-            asked += number != signal.SIGUSR2  # a worker's
-        click.echo(f"fastseg: {_ended(number)}", err=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        os._exit(128 + number)
-
-    threading.Thread(target=watch, daemon=True, name="signals").start()

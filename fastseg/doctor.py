@@ -348,7 +348,7 @@ def _torchvision(*, needed: bool) -> Iterator[Row]:
 
 
 def _apex() -> Iterator[Row]:
-    from fastseg.optim import find_apex
+    from fastseg.training.optim import find_apex
 
     sgd, found = find_apex()
     if sgd is not None:
@@ -370,9 +370,9 @@ def _choices() -> Iterator[Row]:
 
     from fastseg.config import Config
     from fastseg.distributed import choose_device, choose_dtype
-    from fastseg.job import choose_kernels
-    from fastseg.optim import make_optimizer
     from fastseg.profiling.session import choose_profiler
+    from fastseg.training.optim import make_optimizer
+    from fastseg.training.setup import choose_kernels
 
     config = Config()
     kind, why = choose_device("auto")

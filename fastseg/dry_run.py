@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from fastseg.config import Config
@@ -18,12 +17,14 @@ from fastseg.environment import available_memory
 from fastseg.errors import FastsegError
 from fastseg.evaluation import BATCH, score
 from fastseg.inputs import make_plan
-from fastseg.job import Job, set_up, start_block
 from fastseg.memory import momenta, peak_bytes
 from fastseg.pipelines.growing import stages, work_left
-from fastseg.pipelines.source import Batch, Spec, TrainSource, choose_loader
+from fastseg.pipelines.source import Spec, TrainSource, choose_loader
 from fastseg.runlog import duration
-from fastseg.training import optimise
+from fastseg.training.opening import start_block
+from fastseg.training.run import Run
+from fastseg.training.setup import set_up
+from fastseg.training.step import Step
 
 TIMED = {"cpu": 1, "cuda": 10}  # steps, after one that is not
 READ = 64  # images whose way from files is timed
@@ -46,23 +47,24 @@ def dry_run(config: Config, processes: int) -> dict[str, Any]:
     Raises:
         FastsegError: data or options that cannot be trained on, as a run's would be.
     """
-    train, job = config.train, set_up(config, None)
-    plan = make_plan(config, len(job.spec.pairs), processes)
+    train, run = config.train, set_up(config, None)
+    plan = make_plan(config, len(run.spec.pairs), processes)
     own = plan.batch // (processes * train.accumulate)
-    available = free_bytes(job.spec.device)
-    rows, largest = measure_all(job, sorted({1, own, 2 * own}), available)
+    available = free_bytes(run.spec.device)
+    size = run.spec.crop or run.spec.size
+    rows, largest = measure_all(run.step, size, train.accumulate, sorted({1, own, 2 * own}), available)
     shown = {own, largest} | {2**n for n in range(MOST.bit_length()) if 2**n <= max(largest, own)}
     table = [estimate(rows, batch) for batch in sorted(shown) if batch <= max(MOST, own)]
     mine = estimate(rows, own)
 
     steps = min(plan.total_steps(train.epochs), train.max_steps or math.inf)
-    ends = {plan.total_steps(epoch): epoch for epoch in range(1, train.epochs + 1)}
+    ends = plan.epoch_ends(train.epochs)
     validations = sum(n == steps or (n < steps and epoch % train.validate_every == 0) for n, epoch in ends.items())
-    validation_seconds = validation(job) if validations else 0.0
+    validation_seconds = validation(run) if validations else 0.0
     images = train.accumulate * processes
-    work = work_left(stages(train, job.spec.size, int(steps)), 0, job.spec.size)
+    work = work_left(stages(train, run.spec.size, int(steps)), 0, run.spec.size)
     return {
-        "start": {name: value for name, value in start_block(job, Path()).items() if name not in OWN},
+        "start": {name: value for name, value in start_block(run, Path()).items() if name not in OWN},
         "processes": processes,
         "accumulate": train.accumulate,
         "steps": steps,
@@ -80,14 +82,16 @@ def dry_run(config: Config, processes: int) -> dict[str, Any]:
         ],
         "largest_batch": largest,
         "available_bytes": available,
-        "data_img_per_s": reading_speed(job),
+        "data_img_per_s": reading_speed(run),
         "validations": validations,
         "validation_seconds": validation_seconds,
         "total_seconds": work * mine.seconds + validations * validation_seconds,
     }
 
 
-def measure_all(job: Job, batches: list[int], available: int) -> tuple[list[Row], int]:
+def measure_all(
+    step: Step, size: tuple[int, int], accumulate: int, batches: list[int], available: int
+) -> tuple[list[Row], int]:
     """A row for each batch, up to the first that does not fit; and the largest batch that fits.
 
     Raises:
@@ -98,43 +102,39 @@ def measure_all(job: Job, batches: list[int], available: int) -> tuple[list[Row]
         if len(rows) > 1 and estimate(rows, batch).memory > available:
             break
         try:
-            rows.append(measure(job, batch))
+            rows.append(measure(step, size, accumulate, batch))
         except torch.OutOfMemoryError:
             if not rows:
-                size = "{}x{}".format(*(job.spec.crop or job.spec.size))
-                raise FastsegError(f"--size: the GPU has no room for one image of {size}; use a smaller one") from None
-            job.optimizer.zero_grad(set_to_none=True)
+                shown = "{}x{}".format(*size)
+                raise FastsegError(f"--size: the GPU has no room for one image of {shown}; use a smaller one") from None
+            step.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             return rows, min(batch - 1, largest_that_fits(rows, available))
     return rows, largest_that_fits(rows, available)
 
 
-def measure(job: Job, batch: int) -> Row:
+def measure(step: Step, size: tuple[int, int], accumulate: int, batch: int) -> Row:
     """A step with so many images per backward pass, timed after one that warms up and one whose memory is watched.
 
     Raises:
         torch.OutOfMemoryError: a GPU is too small for it.
     """
-    device, images = job.spec.device, batch * job.config.train.accumulate
-    job = dataclasses.replace(job, plan=dataclasses.replace(job.plan, batch=images * job.world.size))
-    size = job.spec.crop or job.spec.size
-    noise = Batch(
-        torch.randn(images, *size, 3, device=device).to(job.spec.dtype).permute(0, 3, 1, 2),
-        torch.randint(len(job.spec.classes.names), (images, *size), device=device, dtype=torch.uint8),
-        np.arange(images),
-    )
+    device, count = step.world.device, batch * accumulate
+    step = dataclasses.replace(step, micro_batch=batch)
+    images = torch.randn(count, *size, 3, device=device).to(step.dtype).permute(0, 3, 1, 2)
+    labels = torch.randint(len(step.weights), (count, *size), device=device, dtype=torch.uint8)
 
-    def steps(count: int) -> float:
+    def steps(number: int) -> float:
         start = time.perf_counter()
-        for _ in range(count):
-            loss = optimise(job, noise, lr=0.0)
+        for _ in range(number):
+            loss = step.step(images, labels, lr=0.0).loss
         loss.item()  # waits for the device
-        return (time.perf_counter() - start) / count
+        return (time.perf_counter() - start) / number
 
     steps(1)
-    held = [*job.model.parameters(), *job.model.buffers(), *momenta(job.optimizer), noise.images, noise.labels]
-    if job.average:
-        held += [*job.average.model.parameters(), *job.average.model.buffers()]
+    held = [*step.model.parameters(), *step.model.buffers(), *momenta(step.optimizer), images, labels]
+    if step.average:
+        held += [*step.average.model.parameters(), *step.average.model.buffers()]
     memory = peak_bytes(lambda: steps(1), held, device)
     return Row(batch, steps(TIMED[device.type]), memory, measured=True)
 
@@ -181,25 +181,25 @@ def streamed(spec: Spec, loader: str) -> tuple[Spec, str]:
     return spec, choose_loader("auto", spec)[0] if loader == "cache" else loader
 
 
-def reading_speed(job: Job) -> float:
+def reading_speed(run: Run) -> float:
     """Images per second of the data path alone, in the first epoch."""
-    spec, loader = streamed(job.spec, job.loader)
-    batches = iter(TrainSource(spec, job.plan, loader))
+    spec, loader = streamed(run.spec, run.loader)
+    batches = iter(TrainSource(spec, run.plan, loader))
     next(batches)  # starts threads
-    count = max(1, READ // job.plan.batch)
+    count = max(1, READ // run.plan.batch)
     start = time.perf_counter()
     for _ in range(count):
         next(batches)
-    return count * job.plan.batch / (time.perf_counter() - start)
+    return count * run.plan.batch / (time.perf_counter() - start)
 
 
-def validation(job: Job) -> float:
+def validation(run: Run) -> float:
     """Seconds of a validation, from one batch of it."""
-    spec, loader = streamed(job.val_spec, job.val_loader)
+    spec, loader = streamed(run.val_spec, run.val_loader)
     few = dataclasses.replace(spec, pairs=spec.pairs[:BATCH], headers=spec.headers[:BATCH])
     start = time.perf_counter()
-    score(job.evaluated, few, loader, job.world, fused=job.model.fused)
-    return (time.perf_counter() - start) * math.ceil(len(job.val_spec.pairs) / BATCH)
+    score(run.step.evaluated, few, loader, run.world, fused=run.step.model.fused)
+    return (time.perf_counter() - start) * math.ceil(len(run.val_spec.pairs) / BATCH)
 
 
 def show(document: dict[str, Any]) -> str:

@@ -128,12 +128,12 @@ def score(
 
 
 def protocol(
-    config: Config, spec: Spec, split: str, scheme: str, seen: int | None, loader: str, kernels: str, at: str, tta: str
+    config: Config, spec: Spec, split: str, scheme: str, seen: int, loader: str, kernels: str, at: str, tta: str
 ) -> dict:
     """What a score needs beside it to be compared with another.
 
     Args:
-        seen: how many of the images the network was trained on; None where its checkpoint does not say.
+        seen: how many of the images the network was trained on.
     """
     return {
         "data": config.data.path,
@@ -243,9 +243,8 @@ def _evaluate(
             f"{dataset.root}: its classes ({', '.join(dataset.classes.names)}) are not those of {checkpoint} "
             f"({', '.join(state['classes'])})"
         )
-    spec = make_spec(config, dataset, splits, split, device=world.device, dtype=dtype)
-    trained = state["trained_on"]
-    seen = None if trained is None else overlap(trained, spec.pairs, dataset.pool, spec.threads)
+    spec = make_spec(config, dataset, splits, split, device=world.device, dtype=dtype, threads=world.threads)
+    seen = overlap(state["trained_on"], spec.pairs, dataset.pool, spec.threads)
     if seen and not allow_overlap:
         raise UsageError(
             f"--split {split}: {checkpoint} was trained on {len(seen)} of these {len(spec.pairs)} images, by name or "
@@ -260,8 +259,8 @@ def _evaluate(
         evaluated = Mirrored(network) if tta == "mirror" else network
         found = score(evaluated, spec, loader, world, at=at, fused=network.fused, boundaries=True)
     scheme, _ = choose_split(dataset, config.data.split_scheme)
-    told = protocol(config, spec, split, scheme, None if seen is None else len(seen), loader, kernels, at, tta)
-    told |= {"init": config.model.init, "step": state["step"], "averaged": bool(state["ema"])}
+    told = protocol(config, spec, split, scheme, len(seen), loader, kernels, at, tta)
+    told |= {"init": config.model.init, "step": state["progress"]["step"], "averaged": bool(state["ema"])}
     return _document(found, spec) | {"protocol": told}, found, world
 
 

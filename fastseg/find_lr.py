@@ -11,9 +11,8 @@ from typing import Any
 
 from fastseg.config import Config
 from fastseg.errors import FastsegError
-from fastseg.job import set_up
 from fastseg.pipelines.source import TrainSource
-from fastseg.training import optimise
+from fastseg.training.setup import set_up
 
 FROM, TO, STEPS = 1e-5, 10.0, 100
 SMOOTHING = 0.9  # of the loss, an exponential average, as single batches differ
@@ -26,12 +25,13 @@ def find_lr(config: Config) -> dict[str, Any]:
     Raises:
         FastsegError: data or options that cannot be trained on, or a loss that never falls.
     """
-    job = set_up(config, None)
-    batches = iter(TrainSource(job.spec, job.plan, job.loader))
+    run = set_up(config, None)
+    batches = iter(TrainSource(run.spec, run.plan, run.loader))
     rates, losses, smooth, mean = [], [], [], 0.0
     for step in range(STEPS):
         rate = FROM * (TO / FROM) ** (step / (STEPS - 1))
-        loss = float(optimise(job, next(batches), rate))
+        batch = next(batches)
+        loss = float(run.step.step(batch.images, batch.labels, rate).loss)
         if not math.isfinite(loss):
             break
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss

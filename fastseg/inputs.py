@@ -34,9 +34,19 @@ def open_data(config: Config) -> tuple[Dataset, Splits]:
 
 
 def make_spec(
-    config: Config, dataset: Dataset, splits: Splits, split: str, *, device: torch.device, dtype: torch.dtype
+    config: Config,
+    dataset: Dataset,
+    splits: Splits,
+    split: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    threads: int,
 ) -> Spec:
     """What to read for one split, after a look at every file's header.
+
+    Args:
+        threads: that decode.
 
     Raises:
         FastsegError: the split does not exist, or a file is unreadable or does not match its partner, by name.
@@ -46,7 +56,6 @@ def make_spec(
         have = ", ".join(f"{name} ({len(p)} pairs)" for name, p in splits.items()) or "none"
         cure = "; --split-scheme video or random-60-40 draws one" if split != "test" and dataset.pool else ""
         raise FastsegError(f"{dataset.root}: no {split} split; it has {have}{cure}")
-    threads = torch.get_num_threads()
     headers = read_headers(pairs, threads)
     problems = [header.problem for header in headers if header.problem]
     if problems:
@@ -131,7 +140,8 @@ def reading(path: str, *, splits: tuple[str, ...] = ("train", "val"), **options:
     dataset, found = open_data(config)
     wanted = [split for split in splits if found.get(split)] or list(splits)
     return config, {
-        split: make_spec(config, dataset, found, split, device=world.device, dtype=torch.float32) for split in wanted
+        split: make_spec(config, dataset, found, split, device=world.device, dtype=torch.float32, threads=world.threads)
+        for split in wanted
     }
 
 

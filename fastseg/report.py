@@ -208,8 +208,7 @@ def _summary(events: list[Event], silent: bool) -> dict[str, Any]:
         ),
         "speed_svg": two_curves(train, Curve("img_per_s", "throughput", "img/s"), Curve("data_wait", "data wait", "%")),
         "silent_minutes": SILENT_SECONDS // 60,
-        # "value: why" -> (value, why)
-        "choices": {name: text.partition(": ")[::2] for name, text in start.get("choices", {}).items()},
+        "choices": {name: (choice["value"], choice["why"]) for name, choice in start.get("choices", {}).items()},
     }
 
 

@@ -9,13 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
-from fastseg.data.split import digest
-from fastseg.environment import environment
+from fastseg.data.split import contents, digest
+from fastseg.environment import cores, environment
 from fastseg.errors import FastsegError, UsageError
 from fastseg.inputs import open_data
-from fastseg.runs import last_checkpoint, read_log
+from fastseg.runs import read_log
 
 # Relative difference of the loss over a log interval that sums rounded in another order explain.
 SPREAD = 0.01
@@ -82,10 +81,8 @@ def repro(run: Path, steps: int | None) -> dict[str, Any]:
 def _same_data(run: Path, config: configs.Config) -> None:
     """Raise FastsegError where the training images are not those that the run began with."""
     _, splits = open_data(config)
-    stems = json.loads((run / "split.json").read_text(encoding="utf-8"))["train"]
-    same = [pair.stem for pair in splits["train"]] == stems
-    saved = last_checkpoint(run)
-    if same and saved.is_file():
-        same = checkpoints.read(saved)["digest"] == digest(splits["train"])
-    if not same:
+    kept = json.loads((run / "split.json").read_text(encoding="utf-8"))
+    pairs = splits["train"]
+    same = [pair.stem for pair in pairs] == kept["train"] and contents(pairs, cores()) == kept["train_contents"]
+    if not same or kept.get("digest") not in (None, digest(pairs)):  # runs of before 0.1 have none
         raise FastsegError(f"repro: the training images of {config.data.path} are not those that {run} began with")

@@ -92,6 +92,10 @@ class Plan:
         """Batches in that many epochs, at least one."""
         return max(1, round(self.steps_per_epoch * epochs))
 
+    def epoch_ends(self, epochs: int) -> dict[int, int]:
+        """{number of steps: epoch that has ended with them}, of so many epochs."""
+        return {self.total_steps(epoch): epoch for epoch in range(1, epochs + 1)}
+
     def global_batch(self, step: int) -> BatchPlan:
         """The whole batch of step `step`, in order."""
         per_epoch = self.num_samples // self.batch * self.batch if self.drop_remainder else self.num_samples

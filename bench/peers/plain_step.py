@@ -50,6 +50,23 @@ class PlainSegNet(nn.Module):
         return x
 
 
+def take(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_of: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """One step on images [B, 3, H, W] and labels int64[B, H, W]; returns its loss."""
+    optimizer.zero_grad()
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        loss = loss_of(model(images), labels)
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
 def images_per_second(
     device: torch.device,
     size: tuple[int, int],
@@ -68,12 +85,7 @@ def images_per_second(
     def measure() -> float:
         start = time.perf_counter()
         for _ in range(steps):
-            optimizer.zero_grad()
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss = loss_of(model(images), labels)
-            loss.backward()
-            optimizer.step()
-            loss.item()  # as it is printed; waits for a GPU
+            take(model, optimizer, loss_of, images, labels, dtype).item()  # as it is printed; waits for a GPU
         return steps * batch / (time.perf_counter() - start)
 
     return measure

@@ -48,7 +48,8 @@ def profile(
     """
     from fastseg import config as configs
     from fastseg import runs
-    from fastseg.distributed import choose_device, launch
+    from fastseg.distributed import choose_device
+    from fastseg.launcher import launch
     from fastseg.profiling import session, text
 
     config = configs.override(configs.load_recipe(recipe), train_changes(**options), "profile")

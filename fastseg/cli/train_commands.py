@@ -61,7 +61,7 @@ def train(
     """Train a network; the run folder keeps its configuration, log, checkpoints and report."""
     from fastseg import config as configs
     from fastseg import runs
-    from fastseg.distributed import launch
+    from fastseg.launcher import launch
 
     if nnodes > 1 and (rdzv_endpoint is None or run is None):
         raise UsageError("--nnodes: several machines need --rdzv-endpoint HOST:PORT, and --run in a folder they share")
@@ -233,8 +233,7 @@ def evaluate(
     console.print(
         f"mIoU {percent(document['miou'])}, 95 % of samples of these images: {percent(low)} to {percent(high)}"
     )
-    told = ((key, "unknown" if value is None else value) for key, value in document["protocol"].items())
-    console.print(", ".join(f"{key} {value}" for key, value in told), markup=False)
+    console.print(", ".join(f"{key} {value}" for key, value in document["protocol"].items()), markup=False)
 
 
 @click.command()

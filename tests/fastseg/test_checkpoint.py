@@ -11,7 +11,7 @@ from fastseg.checkpoint import Writer, build_model, load_optimizer, read, save
 from fastseg.config import Config, Train, override
 from fastseg.errors import FastsegError
 from fastseg.model import SegNet
-from fastseg.optim import make_optimizer
+from fastseg.training.optim import make_optimizer
 
 
 def channels_last_segnet(seed: int = 0) -> SegNet:
@@ -23,7 +23,14 @@ def state_of(model: SegNet, **changes) -> dict:
     config = override(Config(), {"model.depth": 1}).as_dict()
     classes = {"classes": ["a", "b", "c"], "colors": [[0, 0, 0], [9, 9, 9], [255, 0, 1]]}
     images = {"trained_on": {"stems": ["x"], "contents": ["ba7816bf8f01cfea"]}}
-    return {"step": 7, "model": model.state_dict(), "ema": None, "config": config, **classes, **images} | changes
+    return {
+        "progress": {"step": 7},
+        "model": model.state_dict(),
+        "ema": None,
+        "config": config,
+        **classes,
+        **images,
+    } | changes
 
 
 def equal_states(a: dict, b: dict) -> bool:
@@ -35,9 +42,9 @@ def test_what_was_saved_is_read(tmp_path):
     save(path, state_of(model, best_miou=0.5))
     found = torch.load(path, weights_only=True)
     assert equal_states(found["model"], model.state_dict())
-    assert {key: found[key] for key in ("schema", "step", "ema", "best_miou")} == {
-        "schema": 1,
-        "step": 7,
+    assert {key: found[key] for key in ("schema", "progress", "ema", "best_miou")} == {
+        "schema": 2,
+        "progress": {"step": 7},
         "ema": None,
         "best_miou": 0.5,
     }
@@ -53,7 +60,7 @@ def test_what_was_saved_is_read(tmp_path):
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_save_that_fails_keeps_the_checkpoint_before_it(tmp_path, monkeypatch, failure):
     path = tmp_path / "last.pt"
-    save(path, state_of(channels_last_segnet(), step=1))
+    save(path, state_of(channels_last_segnet(), progress={"step": 1}))
     before = path.read_bytes()
 
     def half(_, file):
@@ -72,7 +79,7 @@ def test_a_save_that_fails_keeps_the_checkpoint_before_it(tmp_path, monkeypatch,
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before_it(tmp_path):
-    path, state = tmp_path / "last.pt", state_of(channels_last_segnet(), step=1)
+    path, state = tmp_path / "last.pt", state_of(channels_last_segnet(), progress={"step": 1})
     save(path, state)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))  # what the system refuses as it does a full disk
@@ -82,7 +89,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before_it(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
-    assert read(path)["step"] == 1
+    assert read(path)["progress"]["step"] == 1
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -112,11 +119,11 @@ def test_a_missing_checkpoint_says_where_runs_keep_them(tmp_path):
         (nn.Conv2d(1, 1, 1), "not a file of torch.save, or with objects"),
         ({"features.0.weight": torch.zeros(1)}, "not a checkpoint of fastseg .*use --init FILE"),
         (torch.zeros(3), "not a checkpoint of fastseg"),
-        (state_of(SegNet(3, depth=1), colors=[[1, 2, 3]]) | {"schema": 1}, "damaged, .* no color for each class as"),
-        ({"schema": 99}, "checkpoint schema 99, this fastseg reads 1"),
+        (state_of(SegNet(3, depth=1), colors=[[1, 2, 3]]) | {"schema": 2}, "damaged, .* no color for each class as"),
+        ({"schema": 99}, "checkpoint schema 99, this fastseg reads 2"),
         (
-            {"schema": 1, "step": "7"},
-            "damaged, or not written by fastseg: no step, model, ema, config, classes, colors as",
+            {"schema": 2, "progress": {"step": "7"}},
+            "damaged, or not written by fastseg: no progress, model, ema, config, classes, colors, trained_on as",
         ),
     ],
 )

@@ -15,7 +15,7 @@ from fastseg.errors import UsageError
 # The published baseline: SegNet on CamVid as in MATLAB's semantic segmentation example.
 PUBLISHED = {
     "data.size": (360, 480),
-    "data.split_scheme": "random-60-40",
+    "data.split_scheme": "tutorial",  # random-60-40 where a data set brings no split
     "augment.mirror": True,
     "augment.translate": 10,
     "augment.crop": (0, 0),

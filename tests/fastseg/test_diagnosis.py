@@ -13,7 +13,7 @@ from fastseg.errors import FastsegError, UsageError
 START = {"event": "start", "step": 0, "device": "CPU", "dtype": "bfloat16", "kernels": "torch", "world": 1}
 START |= {
     "loader": "torchvision",
-    "choices": {"loader": "torchvision: as asked; decoding on 9 threads, 2 x 16 images ahead"},
+    "choices": {"loader": {"facts": {"threads": 9, "no_cache": None}}},
 }
 
 
@@ -44,9 +44,7 @@ def test_a_run_that_waits_for_data_it_does_not_keep(tmp_path):
 
 
 def test_what_does_not_fit_is_named_with_the_cure(tmp_path):
-    choice = (
-        "dali: no cache, since 60 GB are needed and 40 free; DALI is installed; decoding on 2 threads, 32 images ahead"
-    )
+    choice = {"facts": {"threads": 2, "no_cache": "60 GB are needed and 40 free"}}
     (finding,) = diagnosis.of_run(run(tmp_path / "r", start={"loader": "dali", "choices": {"loader": choice}}))
     assert "nothing is kept, since 60 GB are needed and 40 free" in finding.text
     assert "--cache-dir" in finding.cure
@@ -55,7 +53,7 @@ def test_what_does_not_fit_is_named_with_the_cure(tmp_path):
 def test_a_cache_that_is_being_filled_is_told_from_one_that_is_too_slow(tmp_path):
     start = {
         "loader": "cache",
-        "choices": {"loader": "cache: 28 MB in shared memory; decoding on 2 threads, 32 images ahead"},
+        "choices": {"loader": {"facts": {"threads": 2, "no_cache": None}}},
     }
     waits, epochs = (0.9, 0.9, 0.8, 0.02, 0.02), (0.2, 0.4, 0.9, 1.5, 2.0)
     (filling,) = diagnosis.of_run(run(tmp_path / "a", start=start, waits=waits, epochs=epochs))
@@ -127,5 +125,5 @@ def test_the_command_speaks_and_writes_json(tmp_path):
     assert [sorted(finding) for finding in found] == [["cure", "expected", "text"]]
     wrong = CliRunner().invoke(main, ["doctor", "--run", str(folder), "--bench", str(folder)])
     assert (wrong.exit_code, wrong.stderr) == (2, "fastseg: doctor: give --run RUN or --bench FILE\n")
-    records = sorted((Path(__file__).parents[2] / "bench" / "records").glob("*-ladder.json"))
+    records = sorted((Path(__file__).parents[2] / "bench" / "records").glob("*-cpu-all.json"))
     assert CliRunner().invoke(main, ["doctor", "--bench", str(records[-1])]).exit_code == 0

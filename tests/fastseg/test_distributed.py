@@ -241,7 +241,7 @@ def test_a_slurm_task_that_sees_one_gpu_uses_it(environment, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", seen.append)
-    monkeypatch.setattr(distributed, "_meet", lambda mine, device, timeout: (mine.rank, device, timeout))
+    monkeypatch.setattr(distributed, "_meet", lambda mine, device, threads, timeout: (mine.rank, device, timeout))
     world, _ = distributed.join(Runtime(collective_timeout=7))
     assert world == (5, torch.device("cuda:0"), 7)
     assert seen == [torch.device("cuda:0")]

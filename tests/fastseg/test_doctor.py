@@ -345,17 +345,17 @@ def test_torchs_libraries_by_their_own_versions():
 
 def test_auto_is_what_training_says_first(street, tmp_path, monkeypatch, no_gpu):
     from fastseg import config as configs
-    from fastseg.job import set_up
+    from fastseg.training.setup import set_up
 
     monkeypatch.chdir(tmp_path)
     changes = {"data.path": str(street), "data.size": "32x48", "model.depth": 1, "runtime.dtype": "auto"}
     choices = set_up(configs.override(configs.Config(), changes), None).choices
     rows = rows_of(doctor._choices)
     for name in ("device", "dtype", "kernels", "optimizer"):
-        assert rows[f"auto {name}"].text == choices[name]
+        assert rows[f"auto {name}"].text == str(choices[name])
     # 367 images of 360 x 480 pixels, three bytes each and one of its label: 253.7 MB.
     assert rows["auto loader"].text.startswith("cache: 254 MB in ")
-    assert rows["auto loader"].text.partition(" filled by ")[2].split()[0] in choices["loader"]
+    assert rows["auto loader"].text.partition(" filled by ")[2].split()[0] in str(choices["loader"])
 
 
 def test_no_path_of_the_home_folder_leaves_the_machine(monkeypatch):

@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 from fastseg.config import Train
 from fastseg.errors import UsageError
 from fastseg.model import SegNet
-from fastseg.optim import Average, make_optimizer, parameter_groups, schedule
+from fastseg.training.optim import Average, make_optimizer, parameter_groups, schedule
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")  # of the second only the name is needed
 

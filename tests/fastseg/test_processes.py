@@ -80,7 +80,9 @@ def same_bits(a: Path, b: Path) -> bool:
     old, new = (read(run / "checkpoints" / "last.pt") for run in (a, b))
     momenta = [{k: v["momentum_buffer"] for k, v in s["optimizer"]["state"]["state"].items()} for s in (old, new)]
     pairs = [(old["model"], new["model"]), (old["ema"], new["ema"]), momenta]
-    return old["step"] == new["step"] and all(torch.equal(x[key], y[key]) for x, y in pairs for key in x | y)
+    return old["progress"]["step"] == new["progress"]["step"] and all(
+        torch.equal(x[key], y[key]) for x, y in pairs for key in x | y
+    )
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
@@ -158,7 +160,7 @@ def test_a_signal_saves_and_resume_ends_with_the_same_bits(street, tmp_path, und
     (told,) = [line for line in err.splitlines() if line.startswith("fastseg: ")]
     told, _, cure = told.partition("; go on with: fastseg ")
     assert told == f"fastseg: {number.name}: saved after step {stopped['step']}"
-    assert read(run / "checkpoints" / "last.pt")["step"] == stopped["step"] >= step
+    assert read(run / "checkpoints" / "last.pt")["progress"]["step"] == stopped["step"] >= step
     code, _, err = end(fastseg(*cure.split()))
     assert code == 0, err
     assert "resumes with 2 processes, as before" in err

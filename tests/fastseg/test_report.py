@@ -26,7 +26,8 @@ START = {
     "event": "start", "time": "2026-01-02T03:04:05+00:00", "step": 0, "data": "synth",
     "split": {"scheme": "own", "train": 16, "val": 4},
     "total_steps": 40, "epochs": 10, "batch": 4, "world": 1, "device": "cpu", "dtype": "bf16", "loader": "cache",
-    "optimizer": "sgd", "choices": {"loader": "cache: 11 MB: it fits", "dtype": "bf16"},
+    "optimizer": "sgd",
+    "choices": {"loader": {"value": "cache", "why": "11 MB: it fits"}, "dtype": {"value": "bf16", "why": ""}},
     "classes": [
         {"name": "<b>&", "color": [128, 64, 0], "weight": 0.5, "pixels": 7654321},
         {"name": "Pole", "color": [1, 2, 3], "weight": None, "pixels": 0},
@@ -210,7 +211,7 @@ def test_configuration_is_verbatim(run: Path) -> None:
     assert html.unescape(found[1]).strip() == CONFIG.strip()
 
 
-def test_choices_are_split_at_the_first_colon(run: Path) -> None:
+def test_choices_come_with_their_reasons(run: Path) -> None:
     text = page(run, START)
     assert row(text, "loader") == ["cache", "11 MB: it fits"]
     assert row(text, "dtype") == ["bf16", DASH]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastseg import checkpoint, runs, training, validation
+from fastseg import checkpoint, runs, training
 from fastseg import config as configs
 from fastseg.checkpoint import Writer, read
 from fastseg.config import Config
 from fastseg.errors import FastsegError, StoppedError, UsageError
 from fastseg.evaluation import Found, evaluate
-from fastseg.job import Job, set_up
-from fastseg.pipelines.source import Batch, TrainSource
-from fastseg.training import optimise, train
+from fastseg.pipelines.source import TrainSource
+from fastseg.training import train
+from fastseg.training.run import Progress
+from fastseg.training.setup import set_up
+from fastseg.training.step import Step
 
 TINY = {"data.size": "32x48", "model.depth": 1, "train.batch": 2, "train.epochs": 3, "train.grow_from": 1.0}
 TINY |= {"runtime.log_every": 2}
@@ -36,7 +39,7 @@ def tiny(street: Path, **changes: object) -> Config:
 def same_bits(a: Path, b: Path) -> bool:
     """True where two checkpoints hold equal weights, momentum and averages."""
     old, new = read(a / "checkpoints" / "last.pt"), read(b / "checkpoints" / "last.pt")
-    assert old["step"] == new["step"]
+    assert old["progress"]["step"] == new["progress"]["step"]
     groups = [(old["model"], new["model"]), (old["ema"] or {}, new["ema"] or {})]
     groups.append({k: v["momentum_buffer"] for k, v in s["optimizer"]["state"]["state"].items()} for s in (old, new))
     return all(torch.equal(x[key], y[key]) for x, y in groups for key in x | y)
@@ -80,15 +83,15 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(street, tmp_path, mon
     # 8 images in batches of 2: epochs of 4 steps. A step before the first checkpoint, one inside an epoch, both edges.
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(tiny(street), whole)
-    calls = iter(range(100))
+    calls, real = iter(range(100)), Step.step
 
-    def dying(job, batch, lr):
+    def dying(self, images, labels, lr):
         if next(calls) == step:
             raise Killed
-        return optimise(job, batch, lr)
+        return real(self, images, labels, lr)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "optimise", dying)
+        patch.setattr(Step, "step", dying)
         with pytest.raises(Killed):
             train(tiny(street), killed)
     config, changed = runs.reopen(killed, lambda old: old)
@@ -108,19 +111,21 @@ def test_a_run_whose_images_grow_goes_on_with_the_size_of_its_step(street, tmp_p
     config = tiny(street, train__epochs=4, train__grow_from=0.5, train__checkpoint_steps=1)
     train(config, whole)
 
-    def dying(job, batch, lr):
+    real = Step.step
+
+    def dying(self, images, labels, lr):
         if next(calls) == step:
             raise Killed
-        return noting(job, batch, lr)
+        return noting(self, images, labels, lr)
 
-    def noting(job, batch, lr):
-        seen.append(tuple(batch.images.shape[2:]))
-        return optimise(job, batch, lr)
+    def noting(self, images, labels, lr):
+        seen.append(tuple(images.shape[2:]))
+        return real(self, images, labels, lr)
 
-    monkeypatch.setattr(training, "optimise", dying)
+    monkeypatch.setattr(Step, "step", dying)
     with pytest.raises(Killed):
         train(config, killed)
-    monkeypatch.setattr(training, "optimise", noting)
+    monkeypatch.setattr(Step, "step", noting)
     train(config, killed, resume=True)
     assert seen == [(16, 24)] * 5 + [(24, 36)] * 5 + [(32, 48)] * 6
     assert same_bits(whole, killed)
@@ -149,37 +154,39 @@ def test_training_twice_gives_the_same_bits_on_two_threads(street, tmp_path):
     assert same_bits(tmp_path / "a", tmp_path / "b")
 
 
-def job_of(street: Path, **changes: object) -> Job:
-    """A job whose batch norms keep their statistics, so that batches can be split without changing the network.
+def step_of(street: Path, **changes: object) -> Step:
+    """A run's step whose batch norms keep their statistics, so that batches can be split without changing the network.
 
     In fp32, whatever the machine does well: these tests compare sums.
     """
-    job = set_up(tiny(street, train__weight_decay=0.0, runtime__dtype="fp32", **changes), None)
-    job.model.eval()
-    return job
+    step = set_up(tiny(street, train__weight_decay=0.0, runtime__dtype="fp32", **changes), None).step
+    step.model.eval()
+    return step
 
 
-def some_batch(void: float) -> Batch:
-    """4 images of noise; that share of the labels' rows is void, from the first image on."""
+def some_batch(void: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """4 images of noise and their labels, of whose rows that share is void, from the first image on."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(0, 11, (4, 32, 48), generator=generator, dtype=torch.uint8)
     labels.view(-1)[: int(void * labels.numel())] = 255
-    return Batch(torch.randn(4, 3, 32, 48, generator=generator), labels, np.arange(4))
+    return torch.randn(4, 3, 32, 48, generator=generator), labels
 
 
 @pytest.mark.parametrize("void", [0.0, 0.3])
 def test_the_loss_is_the_weighted_mean_over_the_batch(street, void):
-    job, batch = job_of(street, train__batch=4), some_batch(void)
-    target = batch.labels.long().masked_fill(batch.labels == 255, -100)
-    expected = F.cross_entropy(job.model(batch.images), target, job.weights)
-    torch.testing.assert_close(optimise(job, batch, 0.0), expected.detach(), rtol=1e-5, atol=0)
+    step, (images, labels) = step_of(street, train__batch=4), some_batch(void)
+    target = labels.long().masked_fill(labels == 255, -100)
+    expected = F.cross_entropy(step.model(images), target, step.weights)
+    taken = step.step(images, labels, 0.0)
+    torch.testing.assert_close(taken.loss, expected.detach(), rtol=1e-5, atol=0)
+    assert (bool(taken.void), taken.skipped, taken.sound) == (False, False, True)
 
 
 def test_accumulation_takes_the_step_of_the_whole_batch(street):
     # The first of two backward passes has far fewer labelled pixels: a mean of two means would differ.
-    whole, halves = job_of(street, train__batch=4), job_of(street, train__batch=2, train__accumulate=2)
-    for job in (whole, halves):
-        optimise(job, some_batch(0.45), 0.1)
+    whole, halves = step_of(street, train__batch=4), step_of(street, train__batch=2, train__accumulate=2)
+    for step in (whole, halves):
+        step.step(*some_batch(0.45), 0.1)
     for a, b in zip(whole.model.parameters(), halves.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
@@ -190,18 +197,18 @@ def test_a_run_may_end_inside_an_epoch_and_is_saved_there(street, tmp_path, caps
     found = train(tiny(street, train__schedule="constant", train__max_steps=6), part)  # an epoch is 4 steps
     assert found["steps"] == 6
     assert [event["step"] for event in events(part, "val")] == [4]
-    assert read(part / "checkpoints" / "last.pt")["step"] == 6
+    assert read(part / "checkpoints" / "last.pt")["progress"]["step"] == 6
     losses = [[event["loss"] for event in events(run, "train")][:3] for run in (whole, part)]
     assert losses[0] == losses[1]
     assert "6, as train.max_steps says" in capsys.readouterr().err
 
 
 def test_crops_are_trained_on_and_whole_images_validated(street, tmp_path, monkeypatch, capsys):
-    seen, real = [], training.optimise
-    monkeypatch.setattr(training, "optimise", lambda job, batch, lr: seen.append(batch) or real(job, batch, lr))
+    seen, real = [], Step.step
+    monkeypatch.setattr(Step, "step", lambda self, *given: seen.append(given) or real(self, *given))
     run = tmp_path / "run"
     train(tiny(street, augment__crop="16x20", train__epochs=1), run)
-    assert {(*batch.images.shape, *batch.labels.shape) for batch in seen} == {(2, 3, 16, 20, 2, 16, 20)}
+    assert {(*images.shape, *labels.shape) for images, labels, _ in seen} == {(2, 3, 16, 20, 2, 16, 20)}
     # Four validation images of 96x144, not of a crop's size.
     assert sum(row["pixels"] for row in events(run, "val")[-1]["classes"]) > 4 * 96 * 144 / 2
     assert "trains on 16x20 windows of 32x48" in capsys.readouterr().err
@@ -221,25 +228,24 @@ def test_the_log_says_when_the_first_batch_came_and_how_much_was_decoded(street,
 
 
 def test_a_batch_of_only_void_pixels_has_loss_0_and_changes_nothing(street):
-    job = job_of(street, train__batch=4)
-    before = [p.clone() for p in job.model.parameters()]
-    assert optimise(job, some_batch(1.0), 0.1) == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, job.model.parameters(), strict=True))
+    step = step_of(street, train__batch=4)
+    before = [p.clone() for p in step.model.parameters()]
+    taken = step.step(*some_batch(1.0), 0.1)
+    assert (float(taken.loss), bool(taken.void)) == (0, True)
+    assert all(torch.equal(a, b) for a, b in zip(before, step.model.parameters(), strict=True))
 
 
 def test_clipping_bounds_the_step(street):
-    job = job_of(street, train__batch=4, train__clip=0.01, train__momentum=0.0, train__nesterov=False)
-    before = [p.detach().clone() for p in job.model.parameters()]
-    optimise(job, some_batch(0.0), 1.0)
-    moved = sum(float((a - b.detach()).square().sum()) for a, b in zip(before, job.model.parameters(), strict=True))
+    step = step_of(street, train__batch=4, train__clip=0.01, train__momentum=0.0, train__nesterov=False)
+    before = [p.detach().clone() for p in step.model.parameters()]
+    step.step(*some_batch(0.0), 1.0)
+    moved = sum(float((a - b.detach()).square().sum()) for a, b in zip(before, step.model.parameters(), strict=True))
     assert moved**0.5 == pytest.approx(0.01, rel=1e-3)
 
 
 def test_the_network_trains_in_training_mode_after_a_validation(street, tmp_path, monkeypatch):
-    modes = []
-    monkeypatch.setattr(
-        training, "optimise", lambda job, *rest: (modes.append(job.model.training), optimise(job, *rest))[1]
-    )
+    modes, real = [], Step.step
+    monkeypatch.setattr(Step, "step", lambda self, *given: modes.append(self.model.training) or real(self, *given))
     train(tiny(street, train__epochs=2), tmp_path / "run")
     assert modes == [True] * 8
 
@@ -252,8 +258,8 @@ def scripted(monkeypatch, mious: list[float]) -> None:
         hits = round(1000 * next(scores))
         return Found(np.pad([[[hits, 1000 - hits], [0, 0]]], ((0, 0), (0, 9), (0, 9))), None, [])
 
-    monkeypatch.setattr(validation, "score", fake)
-    monkeypatch.setattr(validation, "shown", lambda job, found: [])
+    monkeypatch.setattr("fastseg.training.validation.score", fake)
+    monkeypatch.setattr("fastseg.training.validation.shown", lambda run, found: [])
 
 
 def test_patience_stops_after_validations_without_a_better_score(street, tmp_path, monkeypatch):
@@ -261,7 +267,7 @@ def test_patience_stops_after_validations_without_a_better_score(street, tmp_pat
     result = train(tiny(street, train__epochs=9, train__patience=2), tmp_path / "run")
     assert [e["best"] for e in events(tmp_path / "run", "val")] == [True, True, False, False]
     assert (result["steps"], result["best_miou"]) == (16, pytest.approx(0.3))  # 0.6 for one class, 0 for the other
-    assert read(tmp_path / "run" / "checkpoints" / "best.pt")["step"] == 8
+    assert read(tmp_path / "run" / "checkpoints" / "best.pt")["progress"]["step"] == 8
 
 
 def test_the_best_score_is_kept_across_a_resume(street, tmp_path, monkeypatch):
@@ -270,7 +276,7 @@ def test_the_best_score_is_kept_across_a_resume(street, tmp_path, monkeypatch):
     train(tiny(street, train__epochs=1), run)
     config, _ = runs.reopen(run, lambda old: configs.override(old, {"train.epochs": 3}))
     assert train(config, run, resume=True)["best_miou"] == pytest.approx(0.4)
-    assert read(run / "checkpoints" / "best.pt")["step"] == 4
+    assert read(run / "checkpoints" / "best.pt")["progress"]["step"] == 4
 
 
 def test_a_run_folder_holds_what_it_promises(street, tmp_path, capsys):
@@ -354,7 +360,8 @@ def test_the_fused_operators_train_and_evaluate_the_same_run(street, tmp_path):
     plain, fused = (events(tmp_path / kernels, "train") for kernels in ("torch", "fused"))
     assert [e["loss"] for e in fused] == pytest.approx([e["loss"] for e in plain], rel=1e-3)
     (start,) = events(tmp_path / "fused", "start")
-    assert start["choices"]["kernels"] == "fused: as asked, their PyTorch reference on a CPU"
+    why = "as asked, their PyTorch reference on a CPU"
+    assert start["choices"]["kernels"] == {"value": "fused", "why": why, "facts": {}}
     found = evaluate(tmp_path / "fused" / "checkpoints" / "last.pt")
     assert found["protocol"]["kernels"] == "fused"
     assert found["miou"] == events(tmp_path / "fused", "val")[-1]["miou"]
@@ -363,7 +370,7 @@ def test_the_fused_operators_train_and_evaluate_the_same_run(street, tmp_path):
 def test_a_finished_run_is_not_trained_further(street, tmp_path, monkeypatch):
     run = tmp_path / "run"
     first = train(tiny(street), run)
-    monkeypatch.setattr(training, "optimise", None)
+    monkeypatch.setattr(Step, "step", None)
     assert train(runs.reopen(run, lambda old: old)[0], run, resume=True) == first
 
 
@@ -425,7 +432,7 @@ def test_a_signal_between_two_log_lines_loses_no_loss(street, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(tiny(street, runtime__log_every=4), whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "optimise", signalled(signal.SIGUSR1, at=2))
+        patch.setattr(Step, "step", signalled(signal.SIGUSR1, at=2))
         with pytest.raises(StoppedError, match="SIGUSR1: saved after step 3; go on with: fastseg train --resume"):
             train(tiny(street, runtime__log_every=4), parts)
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
@@ -439,13 +446,14 @@ def test_a_signal_between_two_log_lines_loses_no_loss(street, tmp_path):
 
 
 def signalled(number: int, at: int):
-    """`optimise` that gets a signal in step `at`, counted from 0, and a second one at once: they count as one."""
+    """`Step.step` that gets a signal in step `at`, counted from 0, and a second one at once: they count as one."""
+    calls, real = iter(range(100)), Step.step
 
-    def step(job, batch, lr):
-        if job.step == at:
+    def step(self, images, labels, lr):
+        if next(calls) == at:
             for _ in range(2):
                 os.kill(os.getpid(), number)
-        return optimise(job, batch, lr)
+        return real(self, images, labels, lr)
 
     return step
 
@@ -455,7 +463,7 @@ def test_a_checkpoint_inside_an_epoch_is_written_at_its_steps(street, tmp_path, 
     submit = Writer.submit
 
     def watched(writer, path, state):
-        seen.append((path.name, state["step"], state["since"]))
+        seen.append((path.name, state["progress"]["step"], state["progress"]["since"]))
         submit(writer, path, state)
 
     monkeypatch.setattr(Writer, "submit", watched)
@@ -509,8 +517,8 @@ def test_a_run_whose_last_checkpoint_fails_has_not_ended(street, tmp_path, monke
     [
         ({"digest": None}, "the training images of .* have changed"),
         ({"optimizer": None}, "holds weights alone"),
-        ({"losses": None}, r"last\.pt is damaged"),
-        ({"stale": "x"}, r"last\.pt is damaged"),
+        ({"progress": {"step": 4}}, r"last\.pt is damaged"),
+        ({"progress": asdict(Progress()) | {"stale": "x"}}, r"last\.pt is damaged"),
         ({"optimizer": {"state": {}}}, r"last\.pt is damaged"),
     ],
 )
@@ -533,7 +541,8 @@ def test_a_report_that_cannot_be_written_does_not_stop_a_run_that_goes_on(street
         if len(written) < 3:
             raise FastsegError("the report could not be written")
 
-    monkeypatch.setattr(training, "REPORT_SECONDS", 0.0)
-    monkeypatch.setattr(training, "write_report", failing)
+    monkeypatch.setattr("fastseg.training.loop.REPORT_SECONDS", 0.0)
+    for module in ("loop", "__init__"):
+        monkeypatch.setattr(f"fastseg.training.{module}.write_report".replace(".__init__", ""), failing)
     assert train(tiny(street, train__epochs=2), tmp_path / "run")["steps"] == 8
     assert capsys.readouterr().err.count("the report could not be written") == 2

@@ -8,21 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
-from fastseg import validation
 from fastseg.config import load_recipe, override
 from fastseg.evaluation import Found
 from fastseg.inputs import make_spec, open_data
 from fastseg.overlays import PANEL_WIDTH, WRONG, Shown, disagreement, write_sheet, write_strips
-from fastseg.parts import PARTS, PartsClock
 from fastseg.pipelines.source import Batch
 from fastseg.ranges import stage
+from fastseg.training import validation
+from fastseg.training.meter import PARTS, PartsClock
 
 
 @pytest.fixture
 def spec(street):
     config = override(load_recipe("fast"), {"data.path": str(street), "data.size": "32x48"})
     dataset, splits = open_data(config)
-    return make_spec(config, dataset, splits, "train", device=torch.device("cpu"), dtype=torch.float32)
+    return make_spec(config, dataset, splits, "train", device=torch.device("cpu"), dtype=torch.float32, threads=2)
 
 
 def right(*shares: float | None) -> np.ndarray:
@@ -52,8 +52,9 @@ def test_the_worst_the_best_and_others_are_shown(spec, monkeypatch, shares, want
         return Found(confusions, None, [(n, np.full((2, 2), n)) for n in range(keep)])
 
     monkeypatch.setattr(validation, "score", score)
-    job = SimpleNamespace(val_spec=spec, spec=spec, evaluated=None, model=SimpleNamespace(fused=False))
-    found = validation.shown(job, Found(confusions, None, []))
+    step = SimpleNamespace(evaluated=None, model=SimpleNamespace(fused=False))
+    run = SimpleNamespace(val_spec=spec, spec=spec, step=step)
+    found = validation.shown(run, Found(confusions, None, []))
     assert [(item.sample, item.kind) for item in found] == wanted
     assert asked == [spec.pairs[index].stem for index, _ in wanted]
     assert [item.prediction[0, 0] for item in found] == list(range(len(wanted)))
@@ -89,19 +90,20 @@ def test_samples_for_a_page_are_made_smaller_and_small_ones_are_left(spec, tmp_p
 
 def test_the_time_of_parts_is_summed_and_what_lies_inside_is_theirs(monkeypatch):
     clock = iter([1.0, 4.0, 10.0, 11.0, 20.0, 22.5])
-    monkeypatch.setattr("fastseg.parts.time.perf_counter", lambda: next(clock))
-    with PartsClock(torch.device("cpu")) as parts:
-        parts.begin()
-        with stage("forward"), stage("encoder 1"):
-            pass
-        with stage("validation"):
-            pass
-        with stage("loss"):
-            pass
-        with stage("forward"):
-            pass
-        assert parts.end() == dict.fromkeys(PARTS, 0.0) | {"forward": 5.5, "loss": 1.0}
-        with stage("forward"):  # nobody looks any more
-            pass
-        parts.begin()
+    monkeypatch.setattr("fastseg.training.meter.time.perf_counter", lambda: next(clock))
+    parts = PartsClock(torch.device("cpu"))
+    parts.begin()
+    with stage("forward"), stage("encoder 1"):
+        pass
+    with stage("validation"):
+        pass
+    with stage("loss"):
+        pass
+    with stage("forward"):
+        pass
+    assert parts.end() == dict.fromkeys(PARTS, 0.0) | {"forward": 5.5, "loss": 1.0}
+    with stage("forward"):  # nobody looks any more
+        pass
+    parts.begin()
+    parts.close()
     assert stage("forward") is stage("loss")  # a run that ends before its second log line

@@ -4,6 +4,7 @@ worker.py frozen|late|bug DATA RUN [ACCUMULATE]
 """
 
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -12,50 +13,51 @@ import time
 from torch import nn
 
 from fastseg import cli, training
+from fastseg.training.step import Step
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 WHAT, DATA, RUN = sys.argv[1:4]
 
-optimise, set_up = training.optimise, training.set_up
 samples: list[list[str]] = []
 changes = {"data.size": "32x48", "model.depth": 1, "train.epochs": 10, "train.validate_every": 10}
 changes |= {"runtime.log_every": 1, "runtime.device": "cpu", "train.global_batch": 4, "train.schedule": "constant"}
 changes |= {"train.grow_from": 1.0}
+set_up, step, steps = training.set_up, Step.step, itertools.count()
 
 
 def frozen(*arguments):
-    """A job whose batch norms never use a batch's statistics."""
-    job = set_up(*arguments)
-    for module in job.model.modules():
+    """A run whose batch norms never use a batch's statistics."""
+    run = set_up(*arguments)
+    for module in run.step.model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval().train = lambda mode=True, same=module: same
-    return job
+    return run
 
 
-def observed(job, batch, lr):
-    samples.append([hashlib.sha256(label.numpy().tobytes()).hexdigest() for label in batch.labels])
-    return optimise(job, batch, lr)
+def observed(self, images, labels, lr):
+    samples.append([hashlib.sha256(label.numpy().tobytes()).hexdigest() for label in labels])
+    return step(self, images, labels, lr)
 
 
-def late(job, batch, lr):
-    if RANK == 1 and job.step == 3:
+def late(self, images, labels, lr):
+    if RANK == 1 and next(steps) == 3:
         time.sleep(60)
-    return optimise(job, batch, lr)
+    return step(self, images, labels, lr)
 
 
-def bug(job, batch, lr):
+def bug(self, images, labels, lr):
     raise ZeroDivisionError("a bug")
 
 
 if WHAT == "frozen":
-    training.set_up, training.optimise = frozen, observed
+    training.set_up, Step.step = frozen, observed
     # In fp32 on machines that do bf16 well, too: bf16 would hide whether sums are equal.
     changes |= {"train.accumulate": sys.argv[4], "train.lr": 1e-4, "runtime.dtype": "fp32"}
 elif WHAT == "late":
-    training.optimise = late
+    Step.step = late
     changes |= {"runtime.collective_timeout": 10}
 elif WHAT == "bug":
-    training.optimise = bug
+    Step.step = bug
 
 settings = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
 try:

@@ -443,7 +443,7 @@ def network_state() -> dict[str, Any]:
     weights = {name: value * 0 for name, value in SegNet(2, depth=1).state_dict().items()}
     texts = {"classes": ["road", "lake"], "colors": [[1, 2, 3], [4, 5, 6]], "mean": [0.0] * 3, "std": [1.0] * 3}
     texts |= {"trained_on": {"stems": ["a", "b"], "contents": ["0" * 16, "f" * 16]}}
-    return {"schema": 1, "step": 7, "model": weights, "ema": None, "config": tree, **texts, "best": 0.5}
+    return {"schema": 2, "progress": {"step": 7}, "model": weights, "ema": None, "config": tree, **texts, "best": 0.5}
 
 
 @functools.cache

@@ -121,7 +121,8 @@ class Work:
 def state(step: int) -> dict:
     """A checkpoint of 0.8 MB."""
     about = {"config": Config().as_dict(), "classes": ["a"], "colors": [[0, 0, 0]], "ema": None}
-    return about | {"step": step, "model": {"weight": torch.full((200, 1000), float(step))}}
+    about |= {"trained_on": {"stems": [], "contents": []}}
+    return about | {"progress": {"step": step}, "model": {"weight": torch.full((200, 1000), float(step))}}
 
 
 class Save(Work):
@@ -148,7 +149,9 @@ class Save(Work):
     @staticmethod
     def holds(folder: Path, step: int) -> bool:
         found = read(folder / "last.pt")
-        return found["step"] == step and torch.equal(found["model"]["weight"], state(step)["model"]["weight"])
+        return found["progress"]["step"] == step and torch.equal(
+            found["model"]["weight"], state(step)["model"]["weight"]
+        )
 
 
 class Submit(Save):
@@ -309,7 +312,7 @@ def same_run(a: Path, b: Path) -> bool:
     old, new = (read(run / "checkpoints" / "last.pt") for run in (a, b))
     losses = [[(e["step"], e["loss"]) for e in runs.read_log(run) if e["event"] == "train"] for run in (a, b)]
     weights = all(torch.equal(old["model"][key], new["model"][key]) for key in old["model"] | new["model"])
-    return weights and old["step"] == new["step"] and losses[0] == losses[1]
+    return weights and old["progress"]["step"] == new["progress"]["step"] and losses[0] == losses[1]
 
 
 @pytest.fixture(scope="module")
@@ -479,8 +482,10 @@ from pathlib import Path
 from fastseg.checkpoint import save
 from fastseg.config import Config
 about = {"config": Config().as_dict(), "classes": ["a"], "colors": [[0, 0, 0]], "ema": None}
+about |= {"trained_on": {"stems": [], "contents": []}}
 for step in range(1, 10**9):
-    save(Path(sys.argv[1]), about | {"step": step, "model": {"weight": torch.full((200, 1000), float(step))}})
+    weights = {"weight": torch.full((200, 1000), float(step))}
+    save(Path(sys.argv[1]), about | {"progress": {"step": step}, "model": weights})
 """
 
 
@@ -497,7 +502,7 @@ def test_kill_9_while_saving_keeps_a_whole_checkpoint(tmp_path, row):
             break  # else the save had ended before the kill
     else:
         raise AssertionError("no kill came while a checkpoint was being saved")
-    step = read(path)["step"]
+    step = read(path)["progress"]["step"]
     assert Save.holds(path.parent, step)
     path.with_name(".best.pt.partial").write_bytes(b"half of another one")
     runs.cut_back(run, step)  # as --resume does

@@ -21,12 +21,13 @@ from fastseg.distributed import World
 from fastseg.errors import FastsegError, StoppedError
 from fastseg.evaluation import score
 from fastseg.inputs import reading
-from fastseg.job import set_up
 from fastseg.metrics import Scores
-from fastseg.optim import one_cycle
 from fastseg.pipelines.source import TrainSource
 from fastseg.runs import read_log
-from fastseg.training import optimise, train
+from fastseg.training import train
+from fastseg.training.loop import advance
+from fastseg.training.optim import one_cycle
+from fastseg.training.setup import set_up
 
 TINY = ["--recipe", "fast", "--size", "32x48", "--epochs", "1", "--batch", "2", "--set", "model.depth=1"]
 
@@ -97,7 +98,7 @@ def test_counts_depend_on_neither_batch_nor_processes(street, row):
 @pytest.fixture
 def half(monkeypatch):
     """Training in fp16 with its gradient scaler, on the CPU, where fastseg would refuse it as slow."""
-    monkeypatch.setattr("fastseg.job.choose_dtype", lambda *_: (torch.float16, "for a test"))
+    monkeypatch.setattr("fastseg.training.setup.choose_dtype", lambda *_: (torch.float16, "for a test"))
 
 
 def tiny(street, **changes):
@@ -121,7 +122,7 @@ def test_fp16_with_a_learning_rate_of_a_million(street, tmp_path, half, capfd, r
     said = capfd.readouterr().err.splitlines()
     assert "no checkpoint after step 8, whose loss is no number; the one before it is kept" in said
     kept = read(tmp_path / "run" / "checkpoints" / "last.pt")
-    assert kept["step"] == 4
+    assert kept["progress"]["step"] == 4
     assert all(torch.isfinite(value).all() for value in kept["model"].values())
     assert lines(tmp_path / "run", "train")[-1]["skipped_steps"] == 19
     row("fp16 with learning rate 10^6", str(error.value), "lower train.lr")
@@ -140,16 +141,16 @@ def test_an_end_among_steps_whose_loss_is_no_number(street, tmp_path, half, monk
 
     def remember(*arguments):
         nonlocal parameters
-        job = set_up(*arguments)
-        parameters = job.model.parameters()
-        return job
+        made = set_up(*arguments)
+        parameters = made.step.model.parameters()
+        return made
 
     parameters: Iterator[torch.Tensor] = iter(())
     monkeypatch.setattr("fastseg.training.set_up", remember)
     config = tiny(street, train__epochs=2, data__size="16x24")
     with pytest.raises(StoppedError if number else FastsegError) as error:
         train(config, tmp_path / "run", after_step=spoil)
-    assert read(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 4
+    assert read(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["step"] == 4
     assert not lines(tmp_path / "run", "end")
     if number:
         assert str(error.value).startswith(
@@ -163,17 +164,17 @@ def test_an_end_among_steps_whose_loss_is_no_number(street, tmp_path, half, monk
 def test_a_skipped_step_leaves_batch_norm_as_it_was(street, half, monkeypatch):
     scaler = torch.amp.GradScaler
     monkeypatch.setattr("torch.amp.GradScaler", lambda device, enabled: scaler(device, 2.0**40, enabled=enabled))
-    job = set_up(tiny(street, data__size="16x24", train__ema=0.9), None)
-    batch = next(iter(TrainSource(job.spec, job.plan, "torchvision")))
-    before = {name: value.clone() for name, value in job.model.state_dict().items()}
+    run = set_up(tiny(street, data__size="16x24", train__ema=0.9), None)
+    batch = next(iter(TrainSource(run.spec, run.plan, "torchvision")))
+    before = {name: value.clone() for name, value in run.step.model.state_dict().items()}
     batch.images[0, 0, 0, 0] = torch.inf
-    optimise(job, batch, lr=0.1)
-    assert (job.skipped, job.skipped_in_a_row, job.sound) == (1, 1, False)
-    for state in (job.model.state_dict(), job.average.model.state_dict()):
+    advance(run, batch, lr=0.1)
+    assert (run.progress.skipped_steps, run.skipped_in_a_row, run.sound) == (1, 1, False)
+    for state in (run.step.model.state_dict(), run.step.average.model.state_dict()):
         assert all(torch.equal(state[name], before[name]) for name in before)
     batch.images[0, 0, 0, 0] = 0.0
-    optimise(job, batch, lr=0.1)
-    assert (job.skipped, job.sound) == (2, True)  # the scale alone was too large
+    advance(run, batch, lr=0.1)
+    assert (run.progress.skipped_steps, run.sound) == (2, True)  # the scale alone was too large
 
 
 def test_steps_that_fp16_skips_do_not_move_the_schedule(street, tmp_path, half, monkeypatch, row):
@@ -186,7 +187,7 @@ def test_steps_that_fp16_skips_do_not_move_the_schedule(street, tmp_path, half, 
     for line in found:
         assert line["lr"] == one_cycle(line["step"] - 1 - skipped, 20, 0.05, configs.load_recipe("fast").train.warmup)
         skipped = line["skipped_steps"]
-    assert read(tmp_path / "run" / "checkpoints" / "last.pt")["skipped"] == skipped
+    assert read(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["skipped_steps"] == skipped
     row("fp16 whose first loss scale is too large", "skipped steps are counted in the log, the learning rate waits")
 
 

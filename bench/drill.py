@@ -1,0 +1,68 @@
+"""Training's own step on random images, for benches that time it or parts of it."""
+
+import time
+
+import torch
+
+from fastseg.config import Train
+from fastseg.distributed import World
+from fastseg.kernels import launch
+from fastseg.memory import momenta, peak_bytes
+from fastseg.model import SegNet
+from fastseg.training.setup import make_step
+from fastseg.training.step import Step
+
+CLASSES = 11
+RATE = 1e-3  # learning rate of steps on noise
+
+
+def calls_of(device: torch.device) -> int:
+    """Steps per measurement: one on a CPU, 20 on a GPU, where one is too short to time."""
+    return 20 if device.type == "cuda" else 1
+
+
+class Drill:
+    """Training's own step, with the operators that `auto` chooses, on one random batch unless others are given."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int) -> None:
+        torch.manual_seed(0)
+        self.step = step_on(device, dtype, batch, fused=launch.choose("auto", device)[0] == "fused")
+        self.images, self.labels = random_batch(device, dtype, size, batch)
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.step.step(images, labels, RATE)
+
+    def images_per_second(self) -> float:
+        """Over `calls_of` steps."""
+        steps = calls_of(self.images.device)
+        self.wait()
+        start = time.perf_counter()
+        for _ in range(steps):
+            self(self.images, self.labels)
+        self.wait()
+        return steps * len(self.images) / (time.perf_counter() - start)
+
+    def peak_memory(self) -> int:
+        """The most bytes that tensors take in a step."""
+        model, momentum = self.step.model, momenta(self.step.optimizer)
+        held = [*model.parameters(), *model.buffers(), *momentum, self.images, self.labels]
+        return peak_bytes(lambda: self(self.images, self.labels), held, self.images.device)
+
+    def wait(self) -> None:
+        """Until the device has done what it was told."""
+        if self.images.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def step_on(device: torch.device, dtype: torch.dtype, batch: int, *, fused: bool) -> Step:
+    """A step of the whole network in one process, with equal weights of classes."""
+    model = SegNet(CLASSES, fused=fused).to(device).to(memory_format=torch.channels_last)
+    return make_step(model, Train(), World(0, 1, device), dtype, torch.ones(CLASSES, device=device), batch)[0]
+
+
+def random_batch(
+    device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [B, 3, H, W], channels-last, and labels uint8[B, H, W]."""
+    images = torch.randn(batch, 3, *size, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    return images, torch.randint(0, CLASSES, (batch, *size), device=device, dtype=torch.uint8)

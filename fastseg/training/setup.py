@@ -1,0 +1,149 @@
+"""From a configuration, or from a checkpoint, to a run."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastseg.choice import Choice
+from fastseg.config import Config, Train
+from fastseg.data.split import choose as choose_split
+from fastseg.data.split import contents
+from fastseg.data.stats import Counts, class_weights, count
+from fastseg.distributed import World, choose_dtype, join
+from fastseg.errors import FastsegError, UsageError
+from fastseg.inputs import make_plan, make_spec, open_data
+from fastseg.kernels import launch
+from fastseg.model import SegNet, initialise
+from fastseg.pipelines.source import DECODED_AHEAD, Spec, choose_loader, decoded_at_once
+from fastseg.training.optim import Average, make_optimizer
+from fastseg.training.run import Run
+from fastseg.training.state import restore
+from fastseg.training.step import Step
+
+
+def set_up(config: Config, state: dict[str, Any] | None) -> Run:
+    """The run of a configuration: new, or where checkpoint `state` left it.
+
+    Raises:
+        FastsegError: data or options that cannot be trained on, by name.
+    """
+    world, device_why = join(config.runtime)
+    with world.named_failures():
+        return _assemble(config, state, world, device_why)
+
+
+def _assemble(config: Config, state: dict[str, Any] | None, world: World, device_why: str) -> Run:
+    runtime, device, train = config.runtime, world.device, config.train
+    dtype, dtype_why = choose_dtype(runtime.dtype, device.type)
+    dataset, splits = open_data(config)
+    spec, val_spec = (
+        make_spec(config, dataset, splits, s, device=device, dtype=dtype, threads=world.threads)
+        for s in ("train", "val")
+    )
+    loader, loader_why = choose_loader(runtime.loader, spec, epochs=True)
+    val_loader, _ = choose_loader(runtime.loader, val_spec, epochs=True, resize_labels=False)
+    plan = make_plan(config, len(spec.pairs), world.size)
+    # What was batch x processes becomes a number: the run keeps its batches when it goes on with other processes.
+    config = dataclasses.replace(config, train=dataclasses.replace(train, global_batch=plan.batch))
+    kernels, kernels_why = choose_kernels(config, device)
+    counts = count_together(spec, world)
+
+    torch.manual_seed(runtime.seed)
+    model = SegNet(len(spec.classes.names), config.model.backbone, config.model.depth, fused=kernels == "fused")
+    if state is None:
+        initialise(model, config.model.init)
+    if runtime.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    weights = torch.tensor(class_weights(counts, train.weighting), dtype=torch.float32, device=device)
+    step, optimizer = make_step(model, train, world, dtype, weights, plan.batch // (world.size * train.accumulate))
+    ahead = [DECODED_AHEAD, decoded_at_once(plan.batch // world.size)]
+    run = Run(
+        config=config,
+        world=world,
+        spec=spec,
+        loader=loader,
+        val_spec=val_spec,
+        val_loader=val_loader,
+        plan=plan,
+        step=step,
+        pixels=counts.pixels.tolist(),
+        choices={
+            "split": Choice(*choose_split(dataset, config.data.split_scheme)),
+            "loader": Choice(loader, loader_why, {"threads": spec.threads, "ahead": ahead, "no_cache": None}),
+            "device": Choice(device.type, device_why),
+            "dtype": Choice(str(dtype).removeprefix("torch."), dtype_why),
+            "kernels": Choice(kernels, kernels_why),
+            "optimizer": optimizer,
+        },
+        trained_on=trained_on(spec) if world.is_main else {},
+        left_out=len(dataset.problems),
+        loss=torch.zeros((), device=device),
+        void=torch.zeros((), dtype=torch.int64, device=device),
+    )
+    if state is not None:
+        restore(run, state)
+    if len(steps := set(world.gather(run.progress.step))) > 1:
+        raise FastsegError(
+            f"processes see checkpoints of different steps ({', '.join(f'{step:g}' for step in sorted(steps))}): "
+            "give --run in a folder that all machines share"
+        )
+    step.wrapped = world.wrap(model, train.accumulate, runtime.bucket_mib, runtime.compress)
+    return run
+
+
+def make_step(
+    model: SegNet, train: Train, world: World, dtype: torch.dtype, weights: torch.Tensor, micro_batch: int
+) -> tuple[Step, Choice]:
+    """The step of a network as `train` wants it, in this one process, and the optimiser that was chosen for it."""
+    optimizer, name, why = make_optimizer(model, train, world.device)
+    step = Step(
+        model=model,
+        wrapped=model,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16),
+        average=Average(model, train.ema) if train.ema else None,
+        weights=weights,
+        world=world,
+        dtype=dtype,
+        micro_batch=micro_batch,
+        clip=train.clip,
+    )
+    return step, Choice(name, why)
+
+
+def trained_on(spec: Spec) -> dict[str, list[str]]:
+    """The names of a split's images and what is in their files: `overlap` finds them again, wherever they are."""
+    return {"stems": [pair.stem for pair in spec.pairs], "contents": contents(spec.pairs, spec.threads)}
+
+
+def count_together(spec: Spec, world: World) -> Counts:
+    """`count` of a split, each process taking its share of the labels."""
+    mine = count(spec.pairs[world.rank :: world.size], spec.classes, spec.threads, unknown=spec.unknown)
+    packed = np.array([mine.images, mine.void_pixels, *mine.pixels, *mine.image_pixels])
+    images, void, *rest = world.sum(torch.from_numpy(packed).to(spec.device)).tolist()
+    pixels, image_pixels = np.array(rest).reshape(2, -1)
+    return Counts(images, pixels, image_pixels, void)
+
+
+def choose_kernels(config: Config, device: torch.device) -> tuple[str, str]:
+    """ "fused" or "torch", and why.
+
+    Raises:
+        UsageError: what was asked for does not go together.
+    """
+    runtime = config.runtime
+    if runtime.sync_bn and device.type != "cuda":
+        raise UsageError("--sync-bn: torch synchronises batch norm between GPUs only; leave it out with --device cpu")
+    if runtime.sync_bn:
+        if runtime.kernels == "fused":
+            raise UsageError("--sync-bn: the fused batch norm is each GPU's own; use --set runtime.kernels=torch")
+        kernels, why = "torch", "PyTorch's batch norm can be synchronised"
+    else:
+        kernels, why = launch.choose(runtime.kernels, device)
+    if runtime.deterministic and device.type == "cuda" and kernels == "torch":
+        raise UsageError("--deterministic: PyTorch's unpooling and loss on a GPU are not; use runtime.kernels = fused")
+    return kernels, why

@@ -1,0 +1,148 @@
+"""One optimiser step: what learns in it, and how it is taken. Training, benches and tools all take this one.
+
+The loss of a step is sum(weight * cross-entropy) / sum(weight) over the global batch: all processes and all backward
+passes of the step together, so that neither their number nor accumulation changes the objective.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fastseg.distributed import World
+from fastseg.kernels.cross_entropy import (
+    cross_entropy_sum,
+    torch_cross_entropy_sum,
+    torch_weight_sum,
+    weight_sum,
+)
+from fastseg.model import SegNet
+from fastseg.ranges import stage
+from fastseg.training.optim import Average
+
+
+class Taken(NamedTuple):
+    """What a step did.
+
+    Attributes:
+        loss: this process's part of the loss, a scalar on the device.
+        void: whether the global batch had no labelled pixel, a bool on the device.
+        skipped: the gradient scaler left the step out, since gradients were not finite.
+        sound: False where the loss was no number either, so that the weights may be wrong; it is looked at only where a
+            step was skipped.
+    """
+
+    loss: torch.Tensor
+    void: torch.Tensor
+    skipped: bool = False
+    sound: bool = True
+
+
+@dataclass
+class Step:
+    """What learns, and how one optimiser step of it is taken.
+
+    Attributes:
+        model: the network, on the world's device in channels-last memory.
+        wrapped: the same under DistributedDataParallel, where there are several processes.
+        scaler: of the loss under fp16; else it is not enabled.
+        average: of the weights, or None.
+        weights: float32[C], of the classes in the loss.
+        dtype: of convolutions and activations; weights are fp32.
+        micro_batch: images per backward pass; a process's share of a batch is cut into passes of so many.
+        clip: the largest norm of the gradient; 0 leaves it alone.
+        scale: of the loss, after the last step.
+    """
+
+    model: SegNet
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: Average | None
+    weights: torch.Tensor
+    world: World
+    dtype: torch.dtype
+    micro_batch: int
+    clip: float = 0.0
+    scale: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scale = self.scaler.get_scale()
+
+    @property
+    def evaluated(self) -> SegNet:
+        """The network that is evaluated: the averaged weights where there are any."""
+        return self.average.model if self.average else self.model  # type: ignore[return-value]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Scores [B, C, H, W] of images [B, 3, H, W], as training gets them."""
+        with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.wrapped(images)
+
+    def backward(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward, loss and backward on this process's share of the global batch; gradients are added up, and scaled.
+
+        Args:
+            images: [B, 3, H, W], channels-last.
+            labels: uint8[B, H, W].
+
+        Returns:
+            `loss` and `void`, as `Taken` has them.
+        """
+        fused = self.model.fused
+        sum_weights, sum_losses = (
+            (weight_sum, cross_entropy_sum) if fused else (torch_weight_sum, torch_cross_entropy_sum)
+        )
+        with stage("sum of weights"):
+            # A batch of only void pixels has weight 0 and cross-entropy 0: its loss is 0, not 0 / 0.
+            total = self.world.sum(sum_weights(labels, self.weights))
+            void = total == 0
+            total = total.clamp(min=1e-12)
+        loss = torch.zeros((), device=self.world.device)
+        parts = list(zip(images.split(self.micro_batch), labels.split(self.micro_batch), strict=True))
+        for position, (some_images, some_labels) in enumerate(parts):
+            with self.world.gradient_sync(self.wrapped, position == len(parts) - 1):
+                with stage("forward"):
+                    logits = self.forward(some_images)
+                with stage("loss"):
+                    part = sum_losses(logits, some_labels, self.weights) / total
+                with stage("backward"):
+                    # DistributedDataParallel takes the mean over processes; the parts of the loss are to be summed.
+                    self.scaler.scale(part * self.world.size).backward()
+            loss += part.detach()
+        return loss, void
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor, lr: float) -> Taken:
+        """One optimiser step on this process's share of the global batch, as `backward` takes it.
+
+        A step that the gradient scaler skips leaves no trace: batch norm gets back the statistics that it had before,
+        which one infinite value would spoil for good. Too large a scale makes gradients infinite, and passes.
+        """
+        statistics = [buffer.clone() for buffer in self.model.buffers()] if self.scaler.is_enabled() else []
+        loss, void = self.backward(images, labels)
+        with stage("optimiser"):
+            if self.clip:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            taken = self._judged(loss, void)
+            if taken.skipped:
+                for buffer, kept in zip(self.model.buffers(), statistics, strict=True):
+                    buffer.copy_(kept)
+            elif self.average:
+                self.average.update(self.model)
+        return taken
+
+    def _judged(self, loss: torch.Tensor, void: torch.Tensor) -> Taken:
+        """Whether the scaler skipped the step; fp16 waits for the device, since the next rate hangs on it."""
+        if not self.scaler.is_enabled():
+            return Taken(loss, void)
+        before, self.scale = self.scale, self.scaler.get_scale()
+        skipped = self.scale < before
+        return Taken(loss, void, skipped, not skipped or math.isfinite(self.world.sum(loss.clone())))
