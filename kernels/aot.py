@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ ARCHITECTURES = (80, 90, 100)
 DTYPES = ("fp32", "fp16", "bf16")
 BATCH, HEIGHT, WIDTH, CHANNELS, CLASSES = 4, 360, 480, 64, 11
 
-# What arguments point to; those of a training step's dtype are not listed.
+# What each kernel's arguments point to; feature maps are of the training step's dtype.
+MAPS = ("x_ptr", "y_ptr", "values_ptr", "out_ptr", "gradient_ptr", "d_x_ptr", "scores_ptr", "logits_ptr")
 POINTERS = {
+    **dict.fromkeys(MAPS, "*{dtype}"),
     **dict.fromkeys(("codes_ptr", "labels_ptr", "labels_out_ptr", "images_ptr", "predictions_ptr"), "*u8"),
     **dict.fromkeys(("weight_ptr", "weights_ptr", "bias_ptr", "mean_ptr", "variance_ptr", "std_ptr"), "*fp32"),
     **dict.fromkeys(("upstream_ptr", "parts_ptr", "means_ptr", "squares_ptr", "d_weight_ptr", "d_bias_ptr"), "*fp32"),
@@ -84,19 +87,38 @@ def cases() -> dict[str, tuple[Any, dict[str, int]]]:
     return found
 
 
+def stated(kernel: Any, name: str, table: Mapping[str, Any], where: str) -> Any:
+    """What `table`, which stands at `where` in this module, says of a kernel's parameter.
+
+    Raises:
+        LookupError: nothing; it is not guessed, since a kernel of other types or shapes is another kernel.
+    """
+    if name not in table:
+        raise LookupError(f"{kernel.__name__}: nothing says what {name} is; add it to {where} in kernels/aot.py")
+    return table[name]
+
+
 def build(kernel: Any, values: dict[str, int], dtype: str, architecture: int) -> dict[str, Any]:
-    """Compile to machine code; what it takes and how wide its memory accesses are."""
-    constants = {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
+    """Compile to machine code; what it takes and how wide its memory accesses are.
+
+    Args:
+        values: the kernel's whole-number arguments.
+
+    Raises:
+        LookupError: a parameter that `values`, POINTERS and FLOATS do not state.
+    """
+    numbers = "its case in cases(), or to FLOATS,"
+    constants = {p.name: stated(kernel, p.name, values, numbers) for p in kernel.params if p.is_constexpr}
     signature, attributes = {}, {}
     for position, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
-            signature[name] = POINTERS.get(name, f"*{dtype}")
+            signature[name] = stated(kernel, name, POINTERS, "POINTERS").format(dtype=dtype)
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
         # What Triton's launcher finds out by itself: allocations begin at multiples of 16 bytes.
-        if name.endswith("_ptr") or (signature[name] == "i32" and values[name] % 16 == 0):
+        if name.endswith("_ptr") or (signature[name] == "i32" and stated(kernel, name, values, numbers) % 16 == 0):
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", architecture, 32)

@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton
+import triton.language as tl
 
 import fastseg.kernels
+from fastseg.kernels import aot
 from fastseg.kernels.launch import INTERPRETED
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(INTERPRETED, reason="builds the same machine code in the run without TRITON_INTERPRET"),
-]
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="builds the same machine code in the run without TRITON_INTERPRET")
 
 # All accesses to feature maps are 16 bytes wide; what else these kernels touch is per channel, or a byte per element.
 MAPS = {
@@ -41,6 +41,35 @@ def built() -> list[dict]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@triton.jit
+def shift_kernel(x_ptr, shift_ptr, pixels, factor, PIXELS: tl.constexpr):
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    value = tl.load(x_ptr + pixel, pixel < pixels, 0.0) * factor + tl.load(shift_ptr)
+    tl.store(x_ptr + pixel, value, pixel < pixels)
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "where"),
+    [
+        ({"pixels": 64, "factor": 2, "PIXELS": 16}, "shift_ptr", "POINTERS"),
+        ({"pixels": 64, "PIXELS": 16}, "factor", r"its case in cases\(\), or to FLOATS,"),
+        ({"pixels": 64, "factor": 2}, "PIXELS", r"its case in cases\(\), or to FLOATS,"),
+    ],
+)
+def test_what_nothing_says_of_a_kernel_is_not_guessed(monkeypatch, values, name, where):
+    if name != "shift_ptr":
+        monkeypatch.setitem(aot.POINTERS, "shift_ptr", "*fp32")
+    message = f"^shift_kernel: nothing says what {name} is; add it to {where} in kernels/aot.py$"
+    with pytest.raises(LookupError, match=message):
+        aot.build(shift_kernel, values, "fp32", 90)
+
+
+def test_every_pointer_in_the_table_is_a_kernels():
+    names = {name for kernel, _ in aot.cases().values() for name in kernel.arg_names if name.endswith("_ptr")}
+    assert set(aot.POINTERS) == names
+
+
+@pytest.mark.slow
 def test_all_kernels_build_for_all_architectures_and_dtypes(built):
     sources = Path(fastseg.kernels.__file__).parent.glob("*_triton.py")
     kernels = [line for path in sources for line in path.read_text().splitlines() if line.startswith("def ")]
@@ -51,10 +80,12 @@ def test_all_kernels_build_for_all_architectures_and_dtypes(built):
         assert rows == {(sm, dtype) for sm in (80, 90, 100) for dtype in ("fp32", "fp16", "bf16")}, name
 
 
+@pytest.mark.slow
 def test_no_kernel_spills_or_asks_for_more_shared_memory_than_there_is_by_default(built):
     assert [row for row in built if row["spilled"] or row["shared"] > 48 * 1024] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", MAPS)
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_feature_maps_are_read_and_written_16_bytes_at_a_time(built, kernel, dtype):
@@ -63,6 +94,7 @@ def test_feature_maps_are_read_and_written_16_bytes_at_a_time(built, kernel, dty
     assert all(row["v4"] for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_augmented_images_are_written_16_bytes_at_a_time(built, dtype):
     rows = [row for row in built if (row["kernel"], row["dtype"]) == ("augment", dtype)]
