@@ -14,6 +14,7 @@ from fastseg.bench import model as bench_model
 from fastseg.bench import scaling as bench_scaling
 from fastseg.bench import stream as bench_stream
 from fastseg.bench.harness import WARMUP, Found, document
+from fastseg.config import parse_size
 from fastseg.distributed import choose_device
 from fastseg.environment import environment
 from fastseg.errors import UsageError
@@ -39,7 +40,7 @@ def run(
     what: str,
     *,
     data: str,
-    size: tuple[int, int] | None,
+    size: str | tuple[int, int] | None,
     batch: int,
     rounds: int,
     device: str,
@@ -50,7 +51,8 @@ def run(
     """Measure and return the document that `fastseg bench --json` prints.
 
     Args:
-        size: of the network's input; None takes the published 360x480 on a GPU, and 120x160 on a CPU.
+        size: of the network's input, as (height, width) or text; None takes the published 360x480 on a GPU, and 120x160
+            on a CPU.
         counts: numbers of processes, for `scaling`; None takes 1, 2, 4 ... of the GPUs that are there, or one process.
         accuracy: what else `bench.accuracy.measure` takes.
         quick: shorter measurements, three of each, and not of everything.
@@ -62,7 +64,7 @@ def run(
         raise UsageError(f"bench {what}: choose one of {', '.join(BENCHES)}, scaling, accuracy, compare, all")
     kind, _ = choose_device(device)
     counts = counts or default_counts(kind)
-    size = size or (bench_kernels.PUBLISHED if kind == "cuda" else (120, 160))
+    size = parse_size(size or (bench_kernels.PUBLISHED if kind == "cuda" else "120x160"))
     rounds = accuracy["seeds"] if accuracy else 3 if quick else rounds
     benches: dict[str, Callable[..., Found]] = {
         **BENCHES,
@@ -80,7 +82,7 @@ def run(
     protocol = {
         "bench": what or "ladder, scaling",
         "data": data,
-        "size": "{}x{}".format(*size),
+        "size": str(size),
         "batch": batch,
         "device": kind,
     }

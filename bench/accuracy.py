@@ -22,7 +22,7 @@ from torch import nn
 from fastseg.bench.harness import Found, Result, exact, ratio, result
 from fastseg.bench.peers.plain_step import PlainSegNet, take
 from fastseg.bench.peers.torchvision_loader import batches
-from fastseg.config import load_recipe
+from fastseg.config import Size, load_recipe
 from fastseg.data.classes import VOID
 from fastseg.data.stats import class_weights, count
 from fastseg.distributed import World
@@ -79,15 +79,13 @@ def train_recipe(recipe: str, data: str, size: str, seed: int, device: str) -> l
         return points(run)
 
 
-def train_plainly(
-    data: str, size: tuple[int, int], seed: int, device: torch.device, target: float, cap: float
-) -> list[Point]:
+def train_plainly(data: str, size: Size, seed: int, device: torch.device, target: float, cap: float) -> list[Point]:
     """The curve of the plain loop, until it reaches the target or has trained for `cap` seconds.
 
     Raises:
         UsageError: labels of colours, which the plain loop's loader does not know.
     """
-    _, specs = reading(data, size="{}x{}".format(*size), device=device.type)
+    _, specs = reading(data, size=size, device=device.type)
     spec, val = specs["train"], specs["val"]
     if spec.classes.is_color:
         raise UsageError(f"bench accuracy: {data} has labels of colours; the plain loop reads indices alone")
@@ -116,7 +114,7 @@ def train_plainly(
 def measure(
     *,
     data: str,
-    size: tuple[int, int],
+    size: Size,
     device: str,
     targets: Sequence[float],
     recipes: Sequence[str],
@@ -130,7 +128,7 @@ def measure(
         seeds: runs of each recipe, with seeds 0, 1, ...; the plain loop runs once.
         cap: seconds of training after which the plain loop ends.
     """
-    shown = "{}x{}".format(*size)
+    shown = str(size)
     curves = {recipe: [train_recipe(recipe, data, shown, seed, device) for seed in range(seeds)] for recipe in recipes}
     plain = train_plainly(data, size, 0, torch.device(device), max(targets), cap)
     rows: list[Result] = []

@@ -24,6 +24,7 @@ import torch
 
 from fastseg.bench import peers
 from fastseg.bench.harness import Found, Result, exact, ratio, result, take_turns
+from fastseg.config import Size
 from fastseg.errors import FastsegError
 from fastseg.inputs import make_plan, reading
 from fastseg.pipelines.plan import Plan, in_order
@@ -149,7 +150,7 @@ def decoding(spec: Spec, tier: str, batch: int) -> Batches:
         yield images, labels[0]
 
 
-def copy_bound(size: tuple[int, int], batch: int, seconds: float) -> Callable[[], float]:
+def copy_bound(size: Size, batch: int, seconds: float) -> Callable[[], float]:
     """Images per second of writing batches of that size and nothing else: what memory allows."""
     pixels, out = (torch.zeros(batch, *size, 3) for _ in range(2))
 
@@ -163,9 +164,9 @@ def copy_bound(size: tuple[int, int], batch: int, seconds: float) -> Callable[[]
     return measure
 
 
-def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str, quick: bool) -> Found:
+def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quick: bool) -> Found:
     """Rows per tier and peer, and how our tiers compare with the best peer."""
-    config, specs = reading(data, splits=("train",), size="{}x{}".format(*size), batch=batch, device=device)
+    config, specs = reading(data, splits=("train",), size=size, batch=batch, device=device)
     spec = specs["train"]
     plan = make_plan(config, len(spec.pairs), 1)
     cases: dict[str, Case] = {}
@@ -193,7 +194,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
         for _ in range(epoch):
             next(filling)
     samples = take_turns({**cases, "copying": copy_bound(size, batch, seconds)}, rounds)
-    shown = f"{size[0]}x{size[1]}"
+    shown = str(size)
     rates = [result(f"data {name} {shown}", "img/s", figures) for name, figures in samples.items()]
     costs = [
         result(f"data {name} {shown}, CPU", "ms/img", [1e3 * s for s in c.cpu_seconds[1:]]) for name, c in cases.items()

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from fastseg.config import Train
+from fastseg.config import Size, Train
 from fastseg.distributed import World
 from fastseg.kernels import launch
 from fastseg.memory import momenta, peak_bytes
@@ -24,7 +24,7 @@ def calls_of(device: torch.device) -> int:
 class Drill:
     """Training's own step, with the operators that `auto` chooses, on one random batch unless others are given."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, size: Size, batch: int) -> None:
         torch.manual_seed(0)
         self.step = step_on(device, dtype, batch, fused=launch.choose("auto", device)[0] == "fused")
         self.images, self.labels = random_batch(device, dtype, size, batch)
@@ -60,9 +60,7 @@ def step_on(device: torch.device, dtype: torch.dtype, batch: int, *, fused: bool
     return make_step(model, Train(), World(0, 1, device), dtype, torch.ones(CLASSES, device=device), batch)[0]
 
 
-def random_batch(
-    device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def random_batch(device: torch.device, dtype: torch.dtype, size: Size, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [B, 3, H, W], channels-last, and labels uint8[B, H, W]."""
     images = torch.randn(batch, 3, *size, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     return images, torch.randint(0, CLASSES, (batch, *size), device=device, dtype=torch.uint8)

@@ -17,7 +17,7 @@ from torch import nn
 
 from fastseg.bench.drill import CLASSES, random_batch, step_on
 from fastseg.bench.harness import Found, exact, ratio, result, take_turns
-from fastseg.config import Runtime
+from fastseg.config import Runtime, Size
 from fastseg.distributed import choose_dtype, join
 from fastseg.kernels.augment import augment, torch_augment
 from fastseg.kernels.bn_relu import bn_relu, bn_relu_pool
@@ -28,7 +28,7 @@ from fastseg.kernels.pool import pool, torch_pool, torch_unpool, unpool
 from fastseg.model import BACKBONES, CHANNELS
 from fastseg.pipelines.source import MEAN, STD
 
-PUBLISHED = (360, 480)
+PUBLISHED = Size(360, 480)
 Bytes = tuple[int, int]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from fastseg.bench.data import SECONDS, Case, decoding, full_batches
 from fastseg.bench.drill import Drill
 from fastseg.bench.harness import Found, exact, ratio, result, take_turns
+from fastseg.config import Size
 from fastseg.distributed import choose_dtype
 from fastseg.inputs import make_plan, reading
 from fastseg.pipelines.plan import Plan
@@ -51,9 +52,9 @@ def _calls(call: Callable[[], object]) -> Iterator[object]:
         yield call()
 
 
-def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str, quick: bool) -> Found:
+def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quick: bool) -> Found:
     """Each rung's throughput, what binds, and how much a faster data path or network could give."""
-    shown = "{}x{}".format(*size)
+    shown = str(size)
     config, specs = reading(data, splits=("train",), size=shown, batch=batch, device=device)
     spec = specs["train"]
     dtype, _ = choose_dtype("auto", spec.device.type)
@@ -72,7 +73,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
         "read files": (functools.partial(_files, spec, together), together)
     }
     if len(own) == 1 and own != {size}:
-        as_it_is = dataclasses.replace(spec, size=own.pop())
+        as_it_is = dataclasses.replace(spec, size=Size(*own.pop()))
         makers["+ decode"] = (functools.partial(decoding, as_it_is, streaming, together), together)
     makers["+ decode, resize"] = (functools.partial(decoding, spec, streaming, together), together)
     makers["+ augment"] = (functools.partial(source, streaming), batch)

@@ -10,14 +10,14 @@ from fastseg.bench.drill import CLASSES, Drill, calls_of
 from fastseg.bench.harness import Found, exact, ratio, result, take_turns
 from fastseg.bench.peers import plain_step
 from fastseg.bench.roofline import GPUS, Peaks, layers, measured_peaks, seconds
-from fastseg.config import Runtime
+from fastseg.config import Runtime, Size
 from fastseg.distributed import choose_dtype, join
 from fastseg.model import SegNet
 
 QUICK_SECONDS = 8.0  # of a quick measurement, which makes many short rounds of it where steps are short
 
 
-def count_flops(size: tuple[int, int]) -> int:
+def count_flops(size: Size) -> int:
     """Floating-point operations of forward and backward for one image, a multiply-add as two; nothing is computed."""
     with torch.device("meta"):
         model = SegNet(CLASSES)
@@ -34,7 +34,7 @@ def peaks_here(device: torch.device, dtypes: list[torch.dtype], trials: int) -> 
     return measured_peaks(dtypes, trials)
 
 
-def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str, quick: bool) -> Found:
+def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quick: bool) -> Found:
     """Parameters, FLOPs, and the step's throughput in fp32 and in the device's mixed precision beside its roofline."""
     world, _ = join(Runtime(device=device))
     best, _ = choose_dtype("auto", world.device.type)
@@ -47,7 +47,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
     if best != torch.float32 and not quick:
         cases["autocast"] = plain(best)
     samples = take_turns(cases, rounds, QUICK_SECONDS if quick else 0.0)
-    name, flops = f"{size[0]}x{size[1]}", count_flops(size)
+    name, flops = str(size), count_flops(size)
     results = [
         exact("model parameters", "", sum(p.numel() for p in SegNet(CLASSES).parameters())),
         exact(f"model work {name}, forward+backward", "GFLOP/img", flops / 1e9),

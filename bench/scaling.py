@@ -20,7 +20,7 @@ from pathlib import Path
 from fastseg.bench.harness import Found, Result, exact, result
 from fastseg.bench.model import CLASSES
 from fastseg.bench.roofline import GPUS, layers, seconds
-from fastseg.config import Runtime
+from fastseg.config import Runtime, Size
 from fastseg.distributed import choose_device
 from fastseg.environment import cores
 from fastseg.errors import FastsegError, UsageError
@@ -70,7 +70,7 @@ def train(options: list[str], steps: int, log_every: int) -> list[float] | None:
     return [line["img_per_s"] for line in lines[BEGINNING:]]
 
 
-def expectation(size: tuple[int, int], batch: int) -> list[Result]:
+def expectation(size: Size, batch: int) -> list[Result]:
     """What CARDS times CARD might do, after what that assumes: a prediction, not a measurement."""
     parts = layers(size, batch, classes=CLASSES, value_bytes=2, fused=True)
     step = sum(time for time, _ in seconds(parts, GPUS[CARD], "bfloat16")) / REACHED
@@ -90,7 +90,7 @@ def expectation(size: tuple[int, int], batch: int) -> list[Result]:
 
 
 def measure(
-    *, data: str, size: tuple[int, int], batch: int, rounds: int, device: str, counts: Sequence[int], quick: bool
+    *, data: str, size: Size, batch: int, rounds: int, device: str, counts: Sequence[int], quick: bool
 ) -> Found:
     """Throughput and efficiency per number of processes, and what 8 H100 might do.
 
@@ -102,7 +102,7 @@ def measure(
     on_gpu = choose_device(device)[0] == "cuda"
     log_every = 20 if on_gpu else 1
     steps = (BEGINNING + (3 if quick else rounds)) * log_every
-    shown, most = "{}x{}".format(*size), counts[-1]
+    shown, most = str(size), counts[-1]
 
     @functools.cache  # weak and strong scaling share the last point
     def point(count: int, each: int) -> list[float] | None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from fastseg.bench.harness import Found, exact, ratio, result
+from fastseg.config import Size
 from fastseg.errors import UsageError
 from fastseg.inputs import make_plan, reading
 from fastseg.pipelines.source import TrainSource, choose_loader
@@ -28,10 +29,10 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str, quick: bool) -> Found:
+def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quick: bool) -> Found:
     """Speed and memory over an epoch, at POINTS points or after each batch; `rounds` and `quick` do not matter."""
-    shown, crop = ("{}x{}".format(*sides) for sides in (size, [max(1, side // 2) for side in size]))
-    config, specs = reading(data, splits=("train",), size=shown, crop=crop, batch=batch, device=device)
+    crop = Size(*(max(1, side // 2) for side in size))
+    config, specs = reading(data, splits=("train",), size=size, crop=crop, batch=batch, device=device)
     spec = specs["train"]
     plan = make_plan(config, len(spec.pairs), 1)
     loader, _ = choose_loader("auto", spec)
@@ -47,7 +48,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
         rates.append(each * batch / (time.perf_counter() - start))
         images.append(point * each * batch)
         sizes.append(resident_mib())
-    name, half = f"stream {loader} {shown}", len(rates) // 2
+    name, half = f"stream {loader} {size}", len(rates) // 2
     rows = [exact(f"{name}, RSS after {n} images", "MiB", mib) for n, mib in zip(images, sizes, strict=True)]
     return Found(
         [result(name, "img/s", rates), *rows],

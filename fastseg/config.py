@@ -9,7 +9,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import tomli_w
 
@@ -20,19 +20,28 @@ from fastseg.texts import brief, parse_toml, read_toml, shown
 
 RECIPES = Path(__file__).parent / "recipes"
 
-Size = tuple[int, int]
+
+class Size(NamedTuple):
+    """Pixels of an image; its text is HEIGHTxWIDTH, as in options and files."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
 
 
-def parse_size(text: str, least: int = 1) -> Size:
-    """(height, width) of "HEIGHTxWIDTH".
+def parse_size(value: str | tuple[int, int], least: int = 1) -> Size:
+    """The size of "HEIGHTxWIDTH" or (height, width).
 
     Raises:
         ValueError: not two whole numbers, `least` or more and of at most five digits, with an x between them.
     """
+    text = value if isinstance(value, str) else "x".join(map(brief, value))
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(p.isdecimal() and len(p) <= 5 and int(p) >= least for p in parts):
         raise ValueError(f"{brief(text)} is no size: write HEIGHTxWIDTH, such as 360x480")
-    return int(parts[0]), int(parts[1])
+    return Size(*map(int, parts))
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
@@ -46,6 +55,12 @@ class _Checked:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):  # type: ignore[arg-type]
             value, choices, least = getattr(self, f.name), f.metadata["choices"], f.metadata["least"]
+            if f.type is Size:
+                try:
+                    object.__setattr__(self, f.name, parse_size(value, least))
+                except ValueError as error:
+                    raise ValueError(f"{f.name}: {error}") from None
+                continue
             if choices and value not in choices:
                 near = difflib.get_close_matches(str(value), choices, 1)
                 hint = f" (did you mean {near[0]}?)" if near else ""
@@ -60,7 +75,7 @@ class _Checked:
 @dataclass(frozen=True, kw_only=True)
 class Data(_Checked):
     path: str = _option("camvid", "camvid, synth, a data set's folder, or a .toml file that describes one")
-    size: Size = _option((360, 480), "the network's input, HEIGHTxWIDTH in pixels")
+    size: Size = _option(Size(360, 480), "the network's input, HEIGHTxWIDTH in pixels", least=1)
     split_scheme: str = _option(
         "auto",
         "which pairs train: auto and tutorial keep the data set's own split; where it brings none, auto takes SegNet's "
@@ -74,12 +89,14 @@ class Data(_Checked):
 class Augment(_Checked):
     mirror: bool = _option(True, "mirror half of the training samples left-right")
     translate: int = _option(10, "largest shift each way, in pixels at 360 rows; scales with the height", least=0)
-    crop: Size = _option((0, 0), "train on random windows of this size, for large images; 0x0: whole images")
+    crop: Size = _option(
+        Size(0, 0), "train on random windows of this size, for large images; 0x0: whole images", least=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.crop[0] > 0) != (self.crop[1] > 0):
-            raise ValueError("crop = {}x{}: two positive numbers, or 0x0 for whole images".format(*self.crop))
+            raise ValueError(f"crop = {self.crop}: two positive numbers, or 0x0 for whole images")
 
     def max_shift(self, size: Size) -> tuple[int, int]:
         """The largest shift (rows, columns) in pixels at this input size."""
@@ -180,7 +197,7 @@ class Config:
         """Plain values by section, as TOML and checkpoints hold them."""
         tree = dataclasses.asdict(self)
         for section, name in (("data", "size"), ("augment", "crop")):
-            tree[section][name] = "{}x{}".format(*tree[section][name])
+            tree[section][name] = str(tree[section][name])
         return tree
 
     def dumps(self) -> str:
@@ -192,12 +209,9 @@ SECTIONS: dict[str, type] = get_type_hints(Config)
 
 
 def _converted(value: Any, wanted: Any, key: str) -> Any:
-    if wanted == Size:
-        if isinstance(value, str):
-            try:
-                return parse_size(value, least=0 if key.endswith("crop") else 1)
-            except ValueError as error:
-                raise UsageError(f"{key}: {error}") from None
+    if wanted is Size:
+        if isinstance(value, str | tuple):  # which its section parses
+            return value
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:  # a checkpoint may hold what TOML may not
         raise UsageError(f"{key}: wants a number of at most 64 bits")
     elif wanted is float and type(value) is int:

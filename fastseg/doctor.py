@@ -27,6 +27,8 @@ from fastseg.errors import first_line
 if TYPE_CHECKING:
     import torch  # else it is imported by those who look at it, since it may be what is missing
 
+    from fastseg.config import Size
+
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
 TRIAL = 64 << 20  # bytes that are written and read to see how fast a disk is
@@ -399,7 +401,7 @@ def _choice(name: str, choose: Callable[[], tuple[str, str]]) -> Iterator[Row]:
     yield Row(name, OK, f"{chosen}: {why}")
 
 
-def _loader(size: tuple[int, int], device: "torch.device") -> tuple[str, str]:
+def _loader(size: "Size", device: "torch.device") -> tuple[str, str]:
     """The data path for a data set like CamVid: as many files of that (height, width), none of which is opened."""
     import torch
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastseg.config import Config
+from fastseg.config import Config, Size
 from fastseg.environment import available_memory
 from fastseg.errors import FastsegError
 from fastseg.evaluation import BATCH, score
@@ -89,9 +89,7 @@ def dry_run(config: Config, processes: int) -> dict[str, Any]:
     }
 
 
-def measure_all(
-    step: Step, size: tuple[int, int], accumulate: int, batches: list[int], available: int
-) -> tuple[list[Row], int]:
+def measure_all(step: Step, size: Size, accumulate: int, batches: list[int], available: int) -> tuple[list[Row], int]:
     """A row for each batch, up to the first that does not fit; and the largest batch that fits.
 
     Raises:
@@ -105,15 +103,14 @@ def measure_all(
             rows.append(measure(step, size, accumulate, batch))
         except torch.OutOfMemoryError:
             if not rows:
-                shown = "{}x{}".format(*size)
-                raise FastsegError(f"--size: the GPU has no room for one image of {shown}; use a smaller one") from None
+                raise FastsegError(f"--size: the GPU has no room for one image of {size}; use a smaller one") from None
             step.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             return rows, min(batch - 1, largest_that_fits(rows, available))
     return rows, largest_that_fits(rows, available)
 
 
-def measure(step: Step, size: tuple[int, int], accumulate: int, batch: int) -> Row:
+def measure(step: Step, size: Size, accumulate: int, batch: int) -> Row:
     """A step with so many images per backward pass, timed after one that warms up and one whose memory is watched.
 
     Raises:

@@ -143,7 +143,7 @@ def protocol(
         "trained_on": seen,
         "digest": digest(spec.pairs),
         "classes": len(spec.classes.names),
-        "input": "{}x{}".format(*spec.size),
+        "input": str(spec.size),
         "labels": "at their own resolution" if at == "original" else "resized to the input (nearest)",
         "upsampling": "bilinear scores, then argmax",
         "void": "ignored",

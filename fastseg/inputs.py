@@ -9,7 +9,7 @@ import torch
 
 from fastseg import config as configs
 from fastseg import data
-from fastseg.config import Config, Data, Runtime, Size, Train
+from fastseg.config import Config, Data, Runtime, Train
 from fastseg.data.headers import read_headers
 from fastseg.data.layouts import Dataset, find
 from fastseg.data.split import Splits, apply
@@ -85,7 +85,7 @@ def make_plan(config: Config, num_samples: int, world: int) -> Plan:
     """
     size, crop = config.data.size, config.augment.crop
     if any(c > s for c, s in zip(crop, size, strict=True)):
-        raise UsageError("augment.crop: {}x{} is larger than data.size, {}x{}".format(*crop, *size))
+        raise UsageError(f"augment.crop: {crop} is larger than data.size, {size}")
     parts = config.train.accumulate * world
     batch = config.train.global_batch or config.train.batch * parts
     if batch % parts:
@@ -149,7 +149,7 @@ def open_source(
     path: str | Path,
     split: str = "train",
     *,
-    size: Size = Data.size,
+    size: str | tuple[int, int] = Data.size,
     batch: int = Train.batch,
     seed: int = Runtime.seed,
     device: str = Runtime.device,
@@ -162,7 +162,7 @@ def open_source(
 
     Args:
         path: what `fastseg train --data` takes.
-        size: (height, width) that images and labels are resized to, in pixels.
+        size: (height, width) that images and labels are resized to, in pixels, or text such as "360x480".
         device: "auto", "cpu" or "cuda": where batches are wanted.
         loader: "auto", "dali", "cache" or "torchvision".
 
@@ -173,7 +173,7 @@ def open_source(
         FastsegError: no such data set or split, or a file that is unreadable; while batches are taken, also a label
             value outside the class map.
     """
-    options = {"size": "{}x{}".format(*size), "batch": batch, "seed": seed, "device": device}
+    options = {"size": size, "batch": batch, "seed": seed, "device": device}
     config, specs = reading(str(path), splits=(split,), **options)
     spec = specs[split]
     loader, _ = choose_loader(loader, spec, epochs=split == "train")

@@ -9,11 +9,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from fastseg.config import Augment, Train
+from fastseg.config import Augment, Size, Train
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.source import Batch, Spec, TrainSource, choose_loader
-
-Size = tuple[int, int]
 
 
 class Stage(NamedTuple):
@@ -29,7 +27,7 @@ def stages(train: Train, size: Size, total_steps: int) -> list[Stage]:
     for number, scale in enumerate((train.grow_from, (train.grow_from + 1) / 2), 1):
         until = round(total_steps * train.grow_share * number / 2)
         if scale < 1 and (found[-1].until if found else 0) < until < total_steps:
-            found.append(Stage(until, (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))))
+            found.append(Stage(until, Size(*(max(1, round(side * scale)) for side in size))))
     return [*found, Stage(total_steps, size)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from fastseg.config import Size
 from fastseg.errors import UsageError
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.source import STD, Spec, TrainSource, choose_loader, evaluation_batches
@@ -36,7 +37,7 @@ def parity(spec: Spec, plan: Plan) -> list[dict]:
         for stage in ("decode", "resize", "augment"):
             if stage == "decode" and len(own) > 1:
                 continue
-            seen = dataclasses.replace(spec, size=next(iter(own))) if stage == "decode" else spec
+            seen = dataclasses.replace(spec, size=Size(*next(iter(own)))) if stage == "decode" else spec
             pairs = zip(batches(seen, plan, tier, stage), batches(seen, plan, REFERENCE, stage), strict=True)
             images, labels, pixels = 0.0, 0, 0
             for (image, label), (wanted_image, wanted_label) in pairs:

@@ -114,10 +114,11 @@ def check_of(image: np.ndarray, label: np.ndarray) -> int:
 
 def shape_of(spec: "Spec", *, resize_labels: bool) -> Shape | None:
     """What a store of this split would hold, or None where its labels differ in size and are not resized."""
+    size = (*spec.size,)  # a plain pair, as `key_of` has always written it
     sizes = {header.label_size for header in spec.headers}
     if resize_labels:
-        sizes = {spec.size}
-    return Shape(len(spec.pairs), spec.size, sizes.pop()) if len(sizes) == 1 else None
+        sizes = {size}
+    return Shape(len(spec.pairs), size, sizes.pop()) if len(sizes) == 1 else None
 
 
 def key_of(spec: "Spec", shape: Shape) -> str:

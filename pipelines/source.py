@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from fastseg.config import Size
 from fastseg.data.classes import UNKNOWN, VOID, ClassMap
 from fastseg.data.headers import Header, dali_obstacle
 from fastseg.data.layouts import Pair
@@ -63,11 +64,11 @@ class Spec:
     pairs: Sequence[Pair]
     headers: Sequence[Header]
     classes: ClassMap
-    size: tuple[int, int]
+    size: Size
     device: torch.device
     dtype: torch.dtype
     threads: int
-    crop: tuple[int, int] | None = None
+    crop: Size | None = None
     unknown_void: bool = False
     cache_dir: str = ""
 

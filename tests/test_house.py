@@ -189,7 +189,7 @@ def test_a_source_of_batches_is_the_plans_for_training_and_in_order_otherwise(st
     plan = Plan(num_samples=8, batch=3, seed=7, mirror=True, max_shift=(1, 1))  # 10 pixels at 360 rows are 1 at 48
     assert taken[:3].tolist() == plan.global_batch(0).indices.tolist()
 
-    found = list(open_source(street, "val", **how))
+    found = list(open_source(street, "val", **(how | {"size": "48x72"})))
     assert [batch.indices.tolist() for batch in found] == [[0, 1, 2], [3]]
     assert [tuple(batch.images.shape) for batch in found] == [(3, 3, 48, 72), (1, 3, 48, 72)]
     assert [tuple(batch.labels.shape) for batch in found] == [(3, 48, 72), (1, 48, 72)]

@@ -5,12 +5,15 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastseg.errors import UsageError
 from fastseg.place import LAUNCHER, place
+
+if TYPE_CHECKING:
+    from fastseg.config import Size
 
 Command = Callable[..., Any]
 
@@ -34,15 +37,13 @@ class FileType(click.Path):
 
 
 class SizeType(click.ParamType):
-    """HEIGHTxWIDTH -> (height, width)."""
+    """HEIGHTxWIDTH -> Size(height, width)."""
 
     name = "HxW"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "Size":
         from fastseg.config import parse_size
 
-        if isinstance(value, tuple):
-            return value
         try:
             return parse_size(value)
         except ValueError as error:

@@ -54,10 +54,10 @@ def files(run: Run) -> str:
 
 def network(run: Run) -> str:
     """The network and the sizes that it sees."""
-    model, size = run.config.model, "{}x{}".format(*run.config.data.size)
-    seen = ", ".join([f"input {size}", *("{}x{} until step {}".format(*s.size, s.until) for s in run.stages[:-1])])
+    model, size = run.config.model, run.config.data.size
+    seen = ", ".join([f"input {size}", *(f"{stage.size} until step {stage.until}" for stage in run.stages[:-1])])
     if run.spec.crop:
-        seen = "trains on {}x{} windows of {}".format(*run.spec.crop, size)
+        seen = f"trains on {run.spec.crop} windows of {size}"
     return f"SegNet, {model.backbone}, depth {model.depth}, init {model.init}, {seen}"
 
 

@@ -124,7 +124,7 @@ def test_memory_that_cannot_be_measured_is_an_error():
 
 
 def test_a_streamed_epoch_is_measured_from_end_to_end(street, threads):
-    found = bench.run("stream", data=str(street), size=(96, 144), batch=1, rounds=3, device="cpu")
+    found = bench.run("stream", data=str(street), size="96x144", batch=1, rounds=3, device="cpu")
     rate, *sizes = found["results"]
     assert (rate["n"], rate["unit"]) == (8, "img/s")
     name = rate["name"]

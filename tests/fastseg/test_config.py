@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastseg import config as configs
-from fastseg.config import Augment, Config, Train, assignments, override, parse_size
+from fastseg.config import Augment, Config, Data, Size, Train, assignments, override, parse_size
 from fastseg.errors import UsageError
 
 # The published baseline: SegNet on CamVid as in MATLAB's semantic segmentation example.
@@ -77,8 +77,8 @@ def test_a_recipe_reads_back_as_it_was_written(recipe, tmp_path):
 )
 @settings(max_examples=30, deadline=None)
 def test_any_config_reads_back_as_it_was_written(tmp_path_factory, path, lr, size, mirror):
-    changes = {"data.path": path, "train.lr": lr, "data.size": "{}x{}".format(*size), "augment.mirror": mirror}
-    changes["augment.crop"] = "{}x{}".format(*size) if mirror else "0x0"
+    changes = {"data.path": path, "train.lr": lr, "data.size": size, "augment.mirror": mirror}
+    changes["augment.crop"] = size if mirror else "0x0"
     config = override(Config(), changes)
     assert (config.data.path, config.train.lr, config.data.size, config.augment.mirror) == (path, lr, size, mirror)
     file = tmp_path_factory.mktemp("config") / "config.toml"
@@ -97,6 +97,27 @@ def test_the_largest_shift_scales_with_the_height(translate, size, shift):
 @pytest.mark.parametrize(("text", "size"), [("360x480", (360, 480)), ("1X2", (1, 2))])
 def test_a_size_is_height_by_width(text, size):
     assert parse_size(text) == size
+    assert (parse_size(text).height, parse_size(text).width) == size
+
+
+def test_a_size_is_printed_as_it_is_written():
+    assert [str(Size(360, 480)), f"{Size(5, 7)}"] == ["360x480", "5x7"]
+    assert Size(360, 480) == (360, 480)
+
+
+@pytest.mark.parametrize("size", ["32x48", (32, 48), Size(32, 48)])
+def test_a_size_may_be_given_as_text_or_as_numbers(size):
+    config = override(Config(), {"data.size": size, "augment.crop": size})
+    for found in (config.data.size, config.augment.crop, Data(size=size).size):
+        assert (type(found), found) == (Size, (32, 48))
+    assert config.as_dict()["data"]["size"] == config.as_dict()["augment"]["crop"] == "32x48"
+    assert all(type(config.as_dict()[section][key]) is str for section, key in (("data", "size"), ("augment", "crop")))
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5,), (1, 2, 3), (-1, 2), (1.5, 2), ("36", "48"), (True, 2), (10**5000, 2)])
+def test_numbers_that_are_no_size_are_refused_as_their_text_is(size):
+    with pytest.raises(UsageError, match=r"^--set: data\.size: .* is no size: write HEIGHTxWIDTH, such as 360x480$"):
+        override(Config(), {"data.size": size})
 
 
 @pytest.mark.parametrize(

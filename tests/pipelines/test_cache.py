@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fastseg.config import Size
 from fastseg.data.classes import VOID, camvid_indexed
 from fastseg.data.decode import decode_image, decode_label
 from fastseg.data.headers import read_headers
@@ -150,6 +151,11 @@ def test_anything_that_changes_the_contents_changes_the_key(spec, tmp_path):
     keys.append(key_of(one, shape))
     assert len(set(keys)) == len(keys)
     assert key_of(dataclasses.replace(spec, device=torch.device("meta"), threads=1), shape) == keys[0]
+
+
+def test_a_size_leaves_the_key_of_a_plain_pair(spec):
+    named = dataclasses.replace(spec, size=Size(*SIZE))
+    assert key_of(named, shape_of(named, resize_labels=True)) == key_of(spec, Shape(8, (32, 48), (32, 48)))
 
 
 def test_a_changed_source_is_decoded_anew(street, tmp_path, spec):

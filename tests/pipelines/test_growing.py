@@ -57,7 +57,7 @@ def test_batches_are_those_of_each_stages_own_source(street, loader, start):
     source.check()
     for step, batch in enumerate(found, start):
         (size,) = [stage.size for stage in parts if step < stage.until][:1] or [(48, 72)]
-        _, own = reading(str(street), splits=("train",), size="{}x{}".format(*size))
+        _, own = reading(str(street), splits=("train",), size=size)
         own_plan = Plan(num_samples=8, batch=2, seed=3, mirror=True, max_shift=augment.max_shift(size))
         wanted = next(iter(TrainSource(own["train"], own_plan, "torchvision", step)))
         assert batch.images.shape[2:] == size
