@@ -115,9 +115,9 @@ class Model(_Checked):
 class Train(_Checked):
     epochs: int = _option(100, "passes over the training images", least=1)
     max_steps: int = _option(0, "end after so many optimiser steps, inside an epoch too; 0: after the epochs", least=0)
-    batch: int = _option(4, "images per device and backward pass", least=1)
+    batch: int = _option(4, "images per device and backward pass; 0: follows from global_batch", least=0)
     accumulate: int = _option(1, "backward passes per optimiser step", least=1)
-    global_batch: int = _option(0, "images per step of all devices together; sets batch. 0: batch x devices", least=0)
+    global_batch: int = _option(0, "images per step of all devices together; 0: batch x devices", least=0)
     drop_remainder: bool = _option(False, "end each epoch with its last full batch, instead of batches across epochs")
     weighting: str = _option("median-frequency", "class weights of the loss", WEIGHTINGS)
     optimizer: str = _option("auto", "which SGD: auto is apex where it fits, else torch", ("auto", "apex", "torch"))
@@ -148,6 +148,10 @@ class Train(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (self.batch > 0) == (self.global_batch > 0):
+            raise ValueError(
+                f"batch = {self.batch} and train.global_batch = {self.global_batch}: give one of them, the other is 0"
+            )
         if not self.warmup < 1 or not self.ema < 1 or not self.momentum < 1:
             raise ValueError("warmup, ema and momentum: below 1")
         if self.nesterov and not self.momentum:
@@ -225,6 +229,8 @@ def _converted(value: Any, wanted: Any, key: str) -> Any:
 def override(config: Config, changes: dict[str, Any], source: str = "--set") -> Config:
     """A config with {"section.field": value} changed.
 
+    A batch per device takes the place of one of all devices together, and the other way round.
+
     Raises:
         UsageError: an unknown key or a value that does not fit; it names `source` (a file or an option) and the key.
     """
@@ -238,6 +244,10 @@ def override(config: Config, changes: dict[str, Any], source: str = "--set") -> 
         section, name = key.split(".")
         wanted = get_type_hints(SECTIONS[section])[name]
         sections[section][name] = _converted(value, wanted, f"{source}: {key}")
+    train = sections["train"]
+    for asked, other in (("batch", "global_batch"), ("global_batch", "batch")):
+        if train.get(asked) and other not in train:
+            train[other] = 0
     parts = {}
     for section, new in sections.items():
         try:
@@ -260,6 +270,9 @@ def from_dict(tree: dict[str, Any], source: str) -> Config:
         if not isinstance(values, dict):
             raise UsageError(f"{source}: {shown(section)} is no section; sections are {', '.join(SECTIONS)}")
         changes |= {f"{section}.{name}": value for name, value in values.items()}
+    # Runs of before held both: the recipe's batch, and the global batch, which alone counted.
+    if all(type(size := changes.get(f"train.{name}")) is int and size > 0 for name in ("batch", "global_batch")):
+        changes["train.batch"] = 0
     return override(Config(), changes, source)
 
 

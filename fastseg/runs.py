@@ -88,14 +88,30 @@ def reopen(run: Path, change: Callable[[Config], Config]) -> tuple[Config, dict[
         raise UsageError(f"--resume: {run} holds no run (no config.toml); leave --resume out to begin it")
     old = configs.read(run / "config.toml")
     new = change(old)
-    changed = configs.differences(old, new)
+    per_device = bool(new.train.batch and old.train.global_batch)  # is asked for, where the run has one of all devices
+    before = _per_device(old, run) if per_device else old
+    changed = configs.differences(before, new)
     wrong = [f"{key} ({a} to {b})" for key, (a, b) in changed.items() if key not in CHANGEABLE]
     if wrong:
         raise UsageError(
             f"--resume: {', '.join(wrong)} cannot change in a run that has begun; begin another run, "
             f"or change only {', '.join(sorted(CHANGEABLE))}"
         )
+    if per_device:
+        new = configs.override(new, {"train.global_batch": old.train.global_batch})
     return new, changed
+
+
+def _per_device(config: Config, run: Path) -> Config:
+    """A run's configuration with the batch that each device began with, so that the same --batch is no change.
+
+    Where the log says nothing of the run's processes yet, it stays as it is.
+    """
+    started = next((event for event in read_log(run) if event["event"] == "start"), None)
+    if started is None:
+        return config
+    batch = config.train.global_batch // (started["world"] * config.train.accumulate)
+    return configs.override(config, {"train.batch": batch}) if batch else config
 
 
 @contextlib.contextmanager

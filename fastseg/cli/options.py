@@ -91,9 +91,7 @@ def train_options(command: Command) -> Command:
     return functools.reduce(lambda decorated, option: option(decorated), reversed(options), run_options(command))
 
 
-def train_changes(
-    *, data_name: str | None, amp: bool | None, sets: tuple[str, ...], resume: bool = False, **options: Any
-) -> dict[str, Any]:
+def train_changes(*, data_name: str | None, amp: bool | None, sets: tuple[str, ...], **options: Any) -> dict[str, Any]:
     """{"section.field": value} of the options that `train_options` adds."""
     from fastseg.data import is_url
 
@@ -108,8 +106,6 @@ def train_changes(
         # A run is resumed from any folder.
         named = data_name in ("camvid", "synth") or is_url(data_name)
         flags["data.path"] = data_name if named else str(Path(os.path.expanduser(data_name)).resolve())
-    if options["batch"] is not None and options["global_batch"] is None and not resume:
-        flags["train.global_batch"] = 0  # a recipe's would override it
     return changes_of(sets, flags)
 
 

@@ -68,7 +68,7 @@ def train(
     if rdzv_endpoint and nnodes == 1:
         raise UsageError("--rdzv-endpoint: where several machines meet; say how many with --nnodes")
     starts = starts_processes(gpus, nproc, nnodes)
-    changes = train_changes(resume=resume, **options) | (checkpoint_every or {})
+    changes = train_changes(**options) | (checkpoint_every or {})
 
     changed: dict[str, tuple[Any, Any]] = {}
     earlier = 1

@@ -47,7 +47,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
     val_loader, _ = choose_loader(runtime.loader, val_spec, epochs=True, resize_labels=False)
     plan = make_plan(config, len(spec.pairs), world.size)
     # What was batch x processes becomes a number: the run keeps its batches when it goes on with other processes.
-    config = dataclasses.replace(config, train=dataclasses.replace(train, global_batch=plan.batch))
+    config = dataclasses.replace(config, train=dataclasses.replace(train, batch=0, global_batch=plan.batch))
     kernels, kernels_why = choose_kernels(config, device)
     counts = count_together(spec, world)
 

@@ -263,6 +263,45 @@ def test_assignments_come_in_order_and_need_an_equals_sign():
         assignments(("train.lr",))
 
 
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ([{}], (4, 0)),
+        ([{"train.batch": 2}], (2, 0)),
+        ([{"train.global_batch": 32}], (0, 32)),
+        ([{"train.global_batch": 32}, {"train.batch": 2}], (2, 0)),
+        ([{"train.global_batch": 32}, {"train.batch": 2}, {"train.global_batch": 8}], (0, 8)),
+        ([{"train.global_batch": 32, "train.batch": 0}], (0, 32)),
+        ([{"train.global_batch": 0}], (4, 0)),
+        ([{"train.global_batch": 32}, {"train.lr": 0.5}], (0, 32)),
+    ],
+)
+def test_the_batch_is_per_device_or_of_all_as_was_asked_last(changes, found):
+    config = Config()
+    for change in changes:
+        config = override(config, change)
+    assert (config.train.batch, config.train.global_batch) == found
+
+
+@pytest.mark.parametrize("batch", [0, 4])
+def test_a_config_has_one_batch(batch):
+    message = rf"^batch = {batch} and train\.global_batch = {8 * batch}: give one of them, the other is 0$"
+    with pytest.raises(ValueError, match=message):
+        Train(batch=batch, global_batch=8 * batch)
+    with pytest.raises(UsageError, match=rf"^--set: train\.{message[1:]}"):
+        override(Config(), {"train.batch": batch, "train.global_batch": 8 * batch})
+
+
+def test_of_an_old_runs_two_batches_the_global_one_counts(tmp_path):
+    (tmp_path / "config.toml").write_text("[train]\nbatch = 4\nglobal_batch = 32\n")
+    old = Config().as_dict()
+    old["train"] |= {"batch": 4, "global_batch": 32}
+    for config in (configs.read(tmp_path / "config.toml"), configs.from_dict(old, "checkpoint")):
+        assert config == override(Config(), {"train.global_batch": 32})
+    with pytest.raises(UsageError, match=r"^checkpoint: train\.batch = -4: 0 or more$"):
+        configs.from_dict({"train": {"batch": -4, "global_batch": 32}}, "checkpoint")
+
+
 def test_checkpoints_are_kept_at_validations():
     override(Config(), {"train.keep_every": 4, "train.validate_every": 2})
     with pytest.raises(UsageError, match=r"^--set: train\.keep_every = 3: a multiple of validate_every"):

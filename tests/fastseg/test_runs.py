@@ -87,11 +87,28 @@ def test_a_run_that_goes_on_may_change_its_length_and_its_machine(tmp_path, key,
     assert config == configs.override(Config(), {"train.lr": 0.5, key: value})
 
 
+def test_a_run_that_goes_on_takes_the_batch_that_its_devices_began_with(tmp_path):
+    # 16 images per step: 4 on each of 2 devices, twice; later they went on with one.
+    log = lines(event("start", 0) | {"world": 2}, event("start", 5) | {"world": 1})
+    run = begin(tmp_path / "run", log, train__global_batch=16, train__accumulate=2)
+    old = configs.read(run / "config.toml")
+    assert runs.reopen(run, lambda old: configs.override(old, {"train.batch": 4})) == (old, {})
+    for batch in (2, 8):
+        with pytest.raises(UsageError, match=rf"^--resume: train\.batch \(4 to {batch}\) cannot change in a run"):
+            runs.reopen(run, lambda old, batch=batch: configs.override(old, {"train.batch": batch}))
+
+
+def test_where_no_log_says_what_a_device_had_no_batch_is_taken(tmp_path):
+    run = begin(tmp_path / "run", train__global_batch=8)
+    with pytest.raises(UsageError, match=r"^--resume: train\.batch \(0 to 4\), train\.global_batch \(8 to 0\) cannot"):
+        runs.reopen(run, lambda old: configs.override(old, {"train.batch": 4}))
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"train.lr": 0.1}, "train.lr (0.001 to 0.1)"),
-        ({"train.batch": 8, "train.global_batch": 8}, "train.batch (4 to 8), train.global_batch (0 to 8)"),
+        ({"train.global_batch": 8}, "train.batch (4 to 0), train.global_batch (0 to 8)"),
         (
             {"runtime.seed": 1, "data.size": "32x48", "train.epochs": 2},
             "data.size (360x480 to 32x48), runtime.seed (0 to 1)",

@@ -33,7 +33,7 @@ TINY |= {"runtime.log_every": 2}
 def tiny(street: Path, **changes: object) -> Config:
     """A configuration that trains in seconds: keys are written section__field."""
     named = {key.replace("__", "."): value for key, value in changes.items()}
-    return configs.override(configs.load_recipe("fast"), TINY | {"data.path": str(street)} | named)
+    return configs.override(configs.override(configs.load_recipe("fast"), TINY | {"data.path": str(street)}), named)
 
 
 def same_bits(a: Path, b: Path) -> bool:
@@ -426,6 +426,8 @@ def test_the_global_batch_sets_the_batch(street, tmp_path):
     train(tiny(street, train__global_batch=4, train__accumulate=2, train__epochs=1), tmp_path / "run")
     (start,) = events(tmp_path / "run", "start")
     assert (start["batch"], start["total_steps"]) == (4, 2)  # 8 images
+    kept = (tmp_path / "run" / "config.toml").read_text().splitlines()
+    assert {"batch = 0", "global_batch = 4"} <= set(kept)
 
 
 def test_a_signal_between_two_log_lines_loses_no_loss(street, tmp_path):

@@ -399,6 +399,9 @@ def test_sizes_that_fit_nowhere(call, copy_of, row):
     says = said(call, "train", "--data", folder, "--size", "16x16", "--batch", "1", "--init", "none", code=2)
     assert says.startswith("train.batch: of 1 image of 16x16 the deepest maps are one pixel")
     row("batch of 1 where the deepest maps are 1x1", says, "a larger --batch")
+    says = said(call, "train", "--data", folder, "--batch", "4", "--global-batch", "8", code=2)
+    assert says == "train: train.batch = 4 and train.global_batch = 8: give one of them, the other is 0"
+    row("a batch per device and one of all devices", says, "--batch or --global-batch")
 
 
 # Options
@@ -409,7 +412,7 @@ def test_sizes_that_fit_nowhere(call, copy_of, row):
     [
         ("unknown key in a recipe", "[train]\nepochz = 3\n", "unknown key train.epochz; did you mean train.epochs?"),
         ("wrong type in a recipe", '[train]\nepochs = "3"\n', "train.epochs = '3': wants a whole number"),
-        ("negative batch in a recipe", "[train]\nbatch = -4\n", "train.batch = -4: 1 or more"),
+        ("negative batch in a recipe", "[train]\nbatch = -4\n", "train.batch = -4: 0 or more"),
         ("unreadable TOML", "[train]\nbatch = 4\nlr = = 3\n", "not valid TOML: Invalid value (at line 3, column 6)"),
     ],
 )
