@@ -14,8 +14,8 @@ from fastseg.bench import model as bench_model
 from fastseg.bench import scaling as bench_scaling
 from fastseg.bench import stream as bench_stream
 from fastseg.bench.harness import WARMUP, Found, document
-from fastseg.config import parse_size
-from fastseg.distributed import choose_device
+from fastseg.config import Runtime, parse_size
+from fastseg.distributed import choose_device, join
 from fastseg.environment import environment
 from fastseg.errors import UsageError
 
@@ -73,6 +73,7 @@ def run(
             data=data, size=size, device=kind, **(accuracy or {})
         ),
     }
+    join(Runtime(device=device))  # steps and batches as training has them: its threads, cuDNN's search, memory kept
     measured_on = environment()  # a commit made meanwhile is not what is measured
     found = [
         bench(data=data, size=size, batch=batch, rounds=rounds, device=device, quick=quick)

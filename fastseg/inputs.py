@@ -1,5 +1,6 @@
 """From a configuration to what a source reads: the data set, its splits, a `Spec` per split, and the sample plan."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from fastseg.config import Config, Data, Runtime, Train
 from fastseg.data.headers import read_headers
 from fastseg.data.layouts import Dataset, find
 from fastseg.data.split import Splits, apply
-from fastseg.distributed import join
+from fastseg.distributed import choose_device
+from fastseg.environment import cores
 from fastseg.errors import FastsegError, UsageError
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.source import Batch, Spec, TrainSource, choose_loader, evaluation_batches
@@ -125,10 +127,15 @@ def make_plan(config: Config, num_samples: int, world: int) -> Plan:
     )
 
 
-def reading(path: str, *, splits: tuple[str, ...] = ("train", "val"), **options: Any) -> tuple[Config, dict[str, Spec]]:
-    """What to read of each split that is there, for commands that look at data and train nothing.
+def reading(
+    path: str, *, splits: tuple[str, ...] = ("train", "val"), threads: int = 0, **options: Any
+) -> tuple[Config, dict[str, Spec]]:
+    """What to read of each split that is there, for those who look at data and train nothing.
+
+    The process is left as it is: it joins no others, and neither torch nor the allocator is told anything.
 
     Args:
+        threads: that decode; 0 for all cores that this process may use.
         options: values of the keys that `KEYS` names; the device is the CPU unless given.
 
     Raises:
@@ -136,11 +143,12 @@ def reading(path: str, *, splits: tuple[str, ...] = ("train", "val"), **options:
     """
     changes = {KEYS[name]: value for name, value in {"device": "cpu", **options}.items()}
     config = configs.override(Config(), {"data.path": path, **changes}, "data")
-    world, _ = join(config.runtime)
+    kind, _ = choose_device(config.runtime.device)
+    device = torch.device(kind, torch.cuda.current_device() if kind == "cuda" else None)
     dataset, found = open_data(config)
     wanted = [split for split in splits if found.get(split)] or list(splits)
     return config, {
-        split: make_spec(config, dataset, found, split, device=world.device, dtype=torch.float32, threads=world.threads)
+        split: make_spec(config, dataset, found, split, device=device, dtype=torch.float32, threads=threads or cores())
         for split in wanted
     }
 
@@ -154,17 +162,25 @@ def open_source(
     seed: int = Runtime.seed,
     device: str = Runtime.device,
     loader: str = Runtime.loader,
+    rank: int = 0,
+    world: int = 1,
+    threads: int = 0,
 ) -> Iterator[Batch]:
     """Batches of a data set, as fastseg trains on them and validates: `fastseg.pipelines.open_source`.
 
     Those of the train split never end: shuffled, mirrored and moved by the sample plan of `seed`. Of any other split
-    each sample comes once, in order and unchanged; the last batch may be short.
+    each sample comes once, in order and unchanged; the last batch may be short. Nothing else of the process is touched:
+    process groups, torch's threads and settings stay the caller's.
 
     Args:
         path: what `fastseg train --data` takes.
         size: (height, width) that images and labels are resized to, in pixels, or text such as "360x480".
         device: "auto", "cpu" or "cuda": where batches are wanted.
+        batch: images of a batch, in each process.
         loader: "auto", "dali", "cache" or "torchvision".
+        rank, world: which of how many processes this is: each gets its own share of the samples, of the train split
+            every `world`-th of each step.
+        threads: that decode; 0 for this process's share of the cores, where all `world` of them are on this machine.
 
     Returns:
         `Batch`es: images float32[B, 3, H, W], labels uint8[B, H, W] (255 is void), indices int64[B] into the split.
@@ -173,19 +189,24 @@ def open_source(
         FastsegError: no such data set or split, or a file that is unreadable; while batches are taken, also a label
             value outside the class map.
     """
-    options = {"size": size, "batch": batch, "seed": seed, "device": device}
-    config, specs = reading(str(path), splits=(split,), **options)
+    if not 0 <= rank < world:
+        raise UsageError(f"open_source: rank {rank} of {world}: from 0 to {world - 1}")
+    options: dict[str, Any] = {"size": size, "batch": batch, "seed": seed, "device": device}
+    config, specs = reading(str(path), splits=(split,), threads=threads or max(1, cores() // world), **options)
     spec = specs[split]
-    loader, _ = choose_loader(loader, spec, epochs=split == "train")
     if split == "train":
-        return _training(spec, make_plan(config, len(spec.pairs), 1), loader)
-    found = evaluation_batches(spec, loader, batch, resize_labels=True)
-    return (Batch(images, torch.stack(labels), indices) for images, labels, indices in found)
+        loader, _ = choose_loader(loader, spec, epochs=True)
+        return _training(TrainSource(spec, make_plan(config, len(spec.pairs), world), loader, 0, rank, world))
+    share = dataclasses.replace(spec, pairs=spec.pairs[rank::world], headers=spec.headers[rank::world])
+    if not share.pairs:
+        return iter(())
+    found = evaluation_batches(share, choose_loader(loader, share)[0], batch, resize_labels=True)
+    return (Batch(images, torch.stack(labels), rank + world * indices) for images, labels, indices in found)
 
 
-def _training(spec: Spec, plan: Plan, loader: str) -> Iterator[Batch]:
-    source = TrainSource(spec, plan, loader)
+def _training(source: TrainSource) -> Iterator[Batch]:
+    epoch = source.plan.total_steps(1)
     for step, batch in enumerate(source, 1):
-        if step % plan.total_steps(1) == 0:  # to check waits for the device
+        if step % epoch == 0:  # to check waits for the device
             source.check()
         yield batch

@@ -29,7 +29,32 @@ CONTAINERS = sorted((ROOT / "deploy").glob("Dockerfile*"))
 
 # All that data sets, the data path and the operators may know of the trainer: data types, texts and files, and
 # questions to the machine.
-PLAIN = {f"fastseg.{name}" for name in ("config", "environment", "errors", "place", "ranges", "runs", "texts")}
+PLAIN = {
+    f"fastseg.{name}" for name in ("choice", "config", "environment", "errors", "place", "ranges", "runs", "texts")
+}
+LOWER = {"data", "pipelines", "kernels", "distributed"}
+# What else each part of the trainer may import, beside those and the plain ones.
+TRAINER: dict[str, set[str] | frozenset[str]] = {
+    **dict.fromkeys(("choice", "errors", "texts", "environment", "place", "ranges", "config", "runs"), frozenset()),
+    **dict.fromkeys(("boundary", "metrics", "figures", "launcher", "memory"), frozenset()),
+    **dict.fromkeys(("model", "inputs", "overlays", "runlog"), frozenset()),
+    "distributed": {"memory"},
+    "report": {"figures"},
+    "checkpoint": {"model"},
+    "predict": {"checkpoint", "overlays"},
+    "export": {"checkpoint", "model"},
+    "evaluation": {"boundary", "checkpoint", "inputs", "metrics"},
+    "training": {"checkpoint", "evaluation", "inputs", "metrics", "model", "overlays", "report", "runlog"},
+    "dry_run": {"evaluation", "inputs", "memory", "runlog", "training"},
+    "find_lr": {"training"},
+    "repro": {"inputs", "training"},
+    "profiling": {"runlog", "training"},
+    "diagnosis": {"runlog"},
+    "doctor": {"profiling", "training"},
+}
+# The rooms of training, from the bottom up: each imports those before it alone.
+TRAINING = ["optim", "gradients", "stopping", "step", "run", "opening", "state", "saving", "validation", "meter"]
+TRAINING += ["setup", "loop"]
 # The one name that points up: `fastseg.pipelines.open_source`, looked up when it is used.
 UP = ("fastseg.pipelines", "fastseg.inputs")
 
@@ -146,11 +171,60 @@ def test_arrows_point_one_way(graph):
             right = source in ("bench", "cli")
         elif source in below:
             right = target in below[source] or found.target in PLAIN or found[:2] == UP
+        elif source == "":
+            room, other = (f"{name}.".split(".")[1] for name in (found.source, found.target))
+            allowed = LOWER | TRAINER.get(room, set()) | {room}
+            right = room in ("", "__main__") or not other or other in allowed or found.target in PLAIN
         else:
-            right = True
+            right = True  # the command line, and benches, may use all that is not above them
         if not right:
             wrong.append(found)
     assert wrong == []
+
+
+def test_every_module_of_the_trainer_has_its_place(graph):
+    rooms = {name.split(".")[1] for name in {found.source for found in graph} if "." in name and part(name) == ""}
+    assert rooms - {"__main__"} <= TRAINER.keys() | {"__main__"}
+    assert set(TRAINER) <= {path.stem for path in (ROOT / "fastseg").iterdir()}
+
+
+def test_the_rooms_of_training_stand_on_one_another(graph):
+    inside = "fastseg.training."
+    assert {path.stem for path in (ROOT / "fastseg" / "training").glob("*.py")} == {"__init__", *TRAINING}
+    arrows = [
+        (a.source.removeprefix(inside), a.target.removeprefix(inside)) for a in graph if a.target.startswith(inside)
+    ]
+    among = [(source, target) for source, target in arrows if source in TRAINING]
+    assert len(among) > 20
+    assert [arrow for arrow in among if TRAINING.index(arrow[0]) <= TRAINING.index(arrow[1])] == []
+    # The step knows of no data set, folder, log or configuration.
+    of_step = {found.target for found in graph if found.source == f"{inside}step"}
+    assert of_step <= {f"fastseg.{name}" for name in ("distributed", "model", "ranges", "training.optim")} | {
+        "fastseg.kernels.cross_entropy"
+    }
+
+
+def steps_in(text: str) -> list[int]:
+    """Lines on which a loss is sent backward or an optimiser takes its step."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = ast.unparse(node.func.value)
+            backward = node.func.attr == "backward" and not node.args  # `Step.backward` takes images and labels
+            if backward or (node.func.attr == "step" and re.search(r"optimi[sz]er|scaler", owner)):
+                found.append(node.lineno)
+    return found
+
+
+def test_one_module_takes_steps():
+    assert steps_in("loss.backward()\nself.optimizer.step()\nscaler.step(optimizer)\nstep.step(x, y, 1)\n") == [1, 2, 3]
+    found = {}
+    for folder, package in FOLDERS.items():
+        for name, path in names_of(ROOT / folder, package).items():
+            if lines := steps_in(path.read_text("utf-8")):
+                found[name] = len(lines)
+    # The plain PyTorch loop is what others would write.
+    assert found == {"fastseg.training.step": 2, "fastseg.bench.peers.plain_step": 2}
 
 
 @pytest.mark.slow

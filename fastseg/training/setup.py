@@ -17,6 +17,7 @@ from fastseg.errors import FastsegError, UsageError
 from fastseg.inputs import make_plan, make_spec, open_data
 from fastseg.kernels import launch
 from fastseg.model import SegNet, initialise
+from fastseg.pipelines.cache import find_room
 from fastseg.pipelines.source import DECODED_AHEAD, Spec, choose_loader, decoded_at_once
 from fastseg.training.optim import Average, make_optimizer
 from fastseg.training.run import Run
@@ -60,7 +61,9 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
     model = model.to(device).to(memory_format=torch.channels_last)
     weights = torch.tensor(class_weights(counts, train.weighting), dtype=torch.float32, device=device)
     step, optimizer = make_step(model, train, world, dtype, weights, plan.batch // (world.size * train.accumulate))
-    ahead = [DECODED_AHEAD, decoded_at_once(plan.batch // world.size)]
+    # Why nothing is kept, where a cache was wanted.
+    obstacle = find_room(spec)[1] if runtime.loader in ("auto", "cache") and loader != "cache" else None
+    reading = {"threads": spec.threads, "ahead": [DECODED_AHEAD, decoded_at_once(plan.batch // world.size)]}
     run = Run(
         config=config,
         world=world,
@@ -73,7 +76,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
         pixels=counts.pixels.tolist(),
         choices={
             "split": Choice(*choose_split(dataset, config.data.split_scheme)),
-            "loader": Choice(loader, loader_why, {"threads": spec.threads, "ahead": ahead, "no_cache": None}),
+            "loader": Choice(loader, loader_why, reading | {"no_cache": obstacle}),
             "device": Choice(device.type, device_why),
             "dtype": Choice(str(dtype).removeprefix("torch."), dtype_why),
             "kernels": Choice(kernels, kernels_why),
