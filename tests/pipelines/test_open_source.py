@@ -1,5 +1,6 @@
-"""`fastseg.pipelines.open_source` in a program that is not fastseg's: in a process group of its own, with its own settings."""
+"""`fastseg.pipelines.open_source` in a program that is not fastseg's, with a process group and settings of its own."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def test_each_process_of_a_users_own_group_gets_its_share(street, tmp_path):
         assert [x for pair in zip(mine, others, strict=True) for x in pair] == next(alone).indices.tolist()
     for two in (0, 2):
         epoch = first["steps"][two : two + 2] + second["steps"][two : two + 2]
-        assert sorted(sum(epoch, [])) == list(range(8))
+        assert sorted(itertools.chain.from_iterable(epoch)) == list(range(8))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -70,5 +71,5 @@ def test_nothing_of_the_process_is_touched(street, monkeypatch, split):
 
 def test_more_processes_than_images_leave_some_without_any(street):
     assert [len(list(open_source(street, "val", batch=2, rank=rank, world=6, **HOW))) for rank in (3, 4)] == [1, 0]
-    with pytest.raises(UsageError, match="^open_source: rank 2 of 2: from 0 to 1$"):
+    with pytest.raises(UsageError, match=r"^open_source: rank 2 of 2: from 0 to 1$"):
         open_source(street, rank=2, world=2, **HOW)
