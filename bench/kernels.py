@@ -112,7 +112,7 @@ def bytes_per_image(size: tuple[int, int], s: int = 2) -> dict[str, Bytes]:
     return {**found, "step": (sum(fused for fused, _ in step), sum(plain for _, plain in step))}
 
 
-class Case(NamedTuple):
+class Operator(NamedTuple):
     """Both ways to run one operator on one input, and the bytes that it must move (None: not bound by them)."""
 
     fused: Callable[[], object]
@@ -120,7 +120,7 @@ class Case(NamedTuple):
     minimum: int | None
 
 
-def cases(device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int) -> dict[str, Case]:
+def cases(device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int) -> dict[str, Operator]:
     """Forward and backward of each operator on the network's largest map, in memory."""
     generator = torch.Generator().manual_seed(0)
 
@@ -155,37 +155,37 @@ def cases(device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch
     full, pooled, pixels = x.numel(), top.numel(), labels.numel()
     aug, count = (images, labels, samples, mean, std, dtype, *size), (counts, scores.detach(), labels)
     return {
-        "pool": Case(
+        "pool": Operator(
             both(lambda t: pool(t)[0], x, down),
             both(lambda t: torch_pool(t)[0], x, down),
             pool_bytes(full, pooled, s)[0],
         ),
-        "unpool": Case(
+        "unpool": Operator(
             both(lambda t: unpool(t, codes, height, width), top, up),
             both(lambda t: torch_unpool(t, positions, size), top, up),
             unpool_bytes(full, pooled, s)[0],
         ),
-        "bn_relu": Case(
+        "bn_relu": Operator(
             both(lambda t: bn_relu(t, norm), x, up),
             both(lambda t: F.relu(norm(t), inplace=True), x, up),
             bn_relu_bytes(full, pooled, s)[0],
         ),
-        "bn_relu_pool": Case(
+        "bn_relu_pool": Operator(
             both(lambda t: bn_relu_pool(t, norm)[0], x, down),
             both(lambda t: torch_pool(F.relu(norm(t), inplace=True))[0], x, down),
             bn_relu_pool_bytes(full, pooled, s)[0],
         ),
-        "cross_entropy": Case(
+        "cross_entropy": Operator(
             both(lambda t: cross_entropy_sum(t, labels, weights), scores, None),
             both(lambda t: torch_cross_entropy_sum(t, labels, weights), scores, None),
             cross_entropy_bytes(scores.numel(), pixels, s)[0],
         ),
-        "confusion": Case(
+        "confusion": Operator(
             lambda: confusion(*count),
             lambda: torch_confusion(*count),
             confusion_bytes(scores.numel(), pixels, s)[0],
         ),
-        "augment": Case(
+        "augment": Operator(
             lambda: augment(*aug),
             lambda: torch_augment(*aug),
             augment_bytes(3 * pixels, pixels, s)[0],
@@ -193,7 +193,7 @@ def cases(device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch
     }
 
 
-def step_case(device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int) -> Case:
+def whole_step(device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int) -> Operator:
     """Forward, loss and backward of the whole network on random images, with either kind of operators."""
     images, labels = random_batch(device, dtype, size, batch)
 
@@ -206,7 +206,7 @@ def step_case(device: torch.device, dtype: torch.dtype, size: tuple[int, int], b
 
         return call
 
-    return Case(passes(True), passes(False), None)
+    return Operator(passes(True), passes(False), None)
 
 
 def _milliseconds(call: Callable[[], object], device: torch.device) -> Callable[[], float]:
@@ -249,7 +249,7 @@ def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device
     for operator, (fused, plain) in bytes_per_image(PUBLISHED).items():
         results.append(exact(f"{operator}, fused, must move", "MB/img", fused / 1e6))
         results.append(exact(f"{operator}, torch, moves", "MB/img", plain / 1e6))
-    measured = {**cases(world.device, dtype, size, batch), "step": step_case(world.device, dtype, size, batch)}
+    measured = {**cases(world.device, dtype, size, batch), "step": whole_step(world.device, dtype, size, batch)}
     for operator, case in measured.items():
         ways = {"fused": case.fused, "torch": case.plain}
         if on_gpu:

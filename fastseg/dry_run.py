@@ -32,7 +32,7 @@ MOST = 1024  # the largest batch that the table goes to
 OWN = ("run", "world", "batch", "lr", "steps")  # lines of the start block that say what another run would
 
 
-class Row(NamedTuple):
+class Measured(NamedTuple):
     """A step with so many images per device and backward pass: seconds, and the most bytes that tensors take."""
 
     batch: int
@@ -89,13 +89,15 @@ def dry_run(config: Config, processes: int) -> dict[str, Any]:
     }
 
 
-def measure_all(step: Step, size: Size, accumulate: int, batches: list[int], available: int) -> tuple[list[Row], int]:
+def measure_all(
+    step: Step, size: Size, accumulate: int, batches: list[int], available: int
+) -> tuple[list[Measured], int]:
     """A row for each batch, up to the first that does not fit; and the largest batch that fits.
 
     Raises:
         FastsegError: not even the first of them fits.
     """
-    rows: list[Row] = []
+    rows: list[Measured] = []
     for batch in batches:
         if len(rows) > 1 and estimate(rows, batch).memory > available:
             break
@@ -110,7 +112,7 @@ def measure_all(step: Step, size: Size, accumulate: int, batches: list[int], ava
     return rows, largest_that_fits(rows, available)
 
 
-def measure(step: Step, size: Size, accumulate: int, batch: int) -> Row:
+def measure(step: Step, size: Size, accumulate: int, batch: int) -> Measured:
     """A step with so many images per backward pass, timed after one that warms up and one whose memory is watched.
 
     Raises:
@@ -133,19 +135,19 @@ def measure(step: Step, size: Size, accumulate: int, batch: int) -> Row:
     if step.average:
         held += [*step.average.model.parameters(), *step.average.model.buffers()]
     memory = peak_bytes(lambda: steps(1), held, device)
-    return Row(batch, steps(TIMED[device.type]), memory, measured=True)
+    return Measured(batch, steps(TIMED[device.type]), memory, measured=True)
 
 
-def estimate(rows: list[Row], batch: int) -> Row:
+def estimate(rows: list[Measured], batch: int) -> Measured:
     """The row of a batch: the measured one, or one on the line through the two nearest; with one row, in proportion."""
     for row in rows:
         if row.batch == batch:
             return row
     if len(rows) == 1:
-        return Row(batch, rows[0].seconds * batch / rows[0].batch, rows[0].memory * batch / rows[0].batch, False)
+        return Measured(batch, rows[0].seconds * batch / rows[0].batch, rows[0].memory * batch / rows[0].batch, False)
     low, high = rows[:2] if batch < rows[1].batch else rows[-2:]
     along = (batch - low.batch) / (high.batch - low.batch)
-    return Row(
+    return Measured(
         batch,
         low.seconds + along * (high.seconds - low.seconds),
         low.memory + along * (high.memory - low.memory),
@@ -153,7 +155,7 @@ def estimate(rows: list[Row], batch: int) -> Row:
     )
 
 
-def largest_that_fits(rows: list[Row], available: int) -> int:
+def largest_that_fits(rows: list[Measured], available: int) -> int:
     """The largest batch whose memory, by `estimate`, is available; 0 where not even one image fits."""
     low, high = 0, 1
     while high < 2**20 and estimate(rows, high).memory <= available:

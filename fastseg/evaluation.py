@@ -38,7 +38,7 @@ COMPARED = ("digest", "split", "split_scheme", "trained_on", "classes", "labels"
 TTA = ("none", "mirror")
 
 
-class Found(NamedTuple):
+class Counted(NamedTuple):
     """What an evaluation saw, image by image in the order of the split.
 
     Attributes:
@@ -98,7 +98,7 @@ def score(
     keep: int = 0,
     fused: bool = False,
     boundaries: bool = False,
-) -> Found:
+) -> Counted:
     """The confusion matrix of each image, each process taking its share, and the first `keep` predictions of this one.
 
     A label pixel's prediction is the class whose score is highest there, after bilinear resizing (half-pixel centres).
@@ -124,7 +124,7 @@ def score(
             kept.append((place, prediction[0].cpu().numpy()))
     network.train(was_training)
     found = world.sum(contours).cpu().numpy() if boundaries else None
-    return Found(world.sum(counts).cpu().numpy(), found, kept)
+    return Counted(world.sum(counts).cpu().numpy(), found, kept)
 
 
 def protocol(
@@ -225,7 +225,7 @@ def _evaluate(
     allow_overlap: bool = False,
     changes: dict | None = None,
     world: World | None = None,
-) -> tuple[dict[str, Any], Found, World]:
+) -> tuple[dict[str, Any], Counted, World]:
     """The document, what it is made of, and the processes that took part: they meet once, for whatever follows."""
     if at not in ("original", "network"):
         raise UsageError(f"--at {at}: choose original or network")
@@ -264,7 +264,7 @@ def _evaluate(
     return _document(found, spec) | {"protocol": told}, found, world
 
 
-def _document(found: Found, spec: Spec) -> dict[str, Any]:
+def _document(found: Counted, spec: Spec) -> dict[str, Any]:
     """Scores of all images together and of each; every mean leaves out what is undefined."""
     scores, names = found.scores, spec.classes.names
     assert found.boundaries is not None

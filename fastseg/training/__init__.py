@@ -20,7 +20,7 @@ from fastseg.training.opening import start_block, start_event
 from fastseg.training.run import Run
 from fastseg.training.saving import write_report
 from fastseg.training.setup import set_up
-from fastseg.training.stopping import Wishes
+from fastseg.training.stopping import Requests
 
 
 def train(
@@ -61,10 +61,10 @@ def train(
         last_things.callback(log.close)
         last_things.callback(training.writer.join)
         if not training.finished:
-            with world.named_failures(), Wishes(world) as wishes:
+            with world.named_failures(), Requests(world) as requests:
                 world.barrier()  # from the start line on, a signal to any of them saves
                 log.start(progress.step, start_block(training, folder), **start_event(training))
-                loop(training, folder, log, wishes, began, after_step)
+                loop(training, folder, log, requests, began, after_step)
         if not training.sound:
             raise FastsegError(
                 f"the loss of the last step is no number: lower train.lr ({config.train.lr:g}) or set train.clip; "

@@ -20,7 +20,7 @@ from fastseg.training.gradients import BackwardClock, traffic
 from fastseg.training.meter import Meter
 from fastseg.training.run import Run
 from fastseg.training.saving import Saver, write_report
-from fastseg.training.stopping import Wishes
+from fastseg.training.stopping import Requests
 from fastseg.training.validation import validate
 
 SAMPLES = 4  # training images that are shown as the network sees them
@@ -30,7 +30,7 @@ DATA_BOUND = 0.2  # share of the time waited for data, from which on the log nam
 
 
 def loop(
-    run: Run, folder: Path, log: RunLog, wishes: Wishes, began: float, after_step: Callable[[int], None] | None
+    run: Run, folder: Path, log: RunLog, requests: Requests, began: float, after_step: Callable[[int], None] | None
 ) -> None:
     """Steps until the run is finished, with log lines, validations and checkpoints in between.
 
@@ -63,9 +63,9 @@ def loop(
             if run.finished:
                 if not epoch and run.sound:  # max_steps lies inside an epoch
                     saver.capture()
-                wishes.settle()
+                requests.settle()
                 return
-            signal, save = wishes.after_step(saver.due())
+            signal, save = requests.after_step(saver.due())
             if signal:
                 saver.stop(signal)
             if save and run.sound:

@@ -21,7 +21,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ONE_AND_THE_SAME = 2.0
 
 
-class Wishes:
+class Requests:
     """What any process wants to happen after a step, as a context around the steps: to stop, or to save.
 
     Args:
@@ -35,7 +35,7 @@ class Wishes:
         self._before: dict[int, object] = {}
         self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
 
-    def __enter__(self) -> "Wishes":
+    def __enter__(self) -> "Requests":
         # Python allows handlers in the main thread alone; elsewhere (an API user's thread) signals stay whose they are.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -69,9 +69,9 @@ class Wishes:
         """Wait for what is still under way; its answer, or (0, False) where there is none."""
         if self._pending is None:
             return 0, False
-        work, wishes = self._pending
+        work, requests = self._pending
         self._pending = None
         if work is not None:
             work.wait()
-        number, save = wishes.tolist()
+        number, save = requests.tolist()
         return number, bool(save)

@@ -7,7 +7,7 @@ import numpy as np
 
 from fastseg import checkpoint as checkpoints
 from fastseg.distributed import World
-from fastseg.evaluation import Found, score
+from fastseg.evaluation import Counted, score
 from fastseg.metrics import Scores, miou_of, null_if_nan
 from fastseg.overlays import Shown, write_strips
 from fastseg.training.run import Run
@@ -31,11 +31,11 @@ def validate(run: Run, folder: Path) -> tuple[Scores, bool]:
         progress.best_miou = miou
         if run.world.is_main:
             checkpoints.save(folder / "checkpoints" / "best.pt", state_of(run, whole=False))
-            write_strips(folder / "overlays", run.val_spec, shown(run, found))
+            write_strips(folder / "overlays", run.val_spec, examples(run, found))
     return scores, best
 
 
-def shown(run: Run, found: Found) -> list[Shown]:
+def examples(run: Run, found: Counted) -> list[Shown]:
     """Predictions for the report: of the images with the worst and the best mIoU, and of others, evenly spread."""
     mious, spec = miou_of(found.confusions), run.val_spec
     order = [int(i) for i in np.argsort(mious, kind="stable") if not np.isnan(mious[i])]

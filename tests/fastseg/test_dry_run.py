@@ -9,18 +9,18 @@ from click.testing import CliRunner
 
 from fastseg import dry_run
 from fastseg.cli import main
-from fastseg.dry_run import Row, estimate, largest_that_fits
+from fastseg.dry_run import Measured, estimate, largest_that_fits
 from fastseg.memory import momenta, peak_bytes
 
-ROWS = [Row(1, 1.0, 100.0, True), Row(4, 2.5, 160.0, True), Row(8, 4.0, 320.0, True)]
+ROWS = [Measured(1, 1.0, 100.0, True), Measured(4, 2.5, 160.0, True), Measured(8, 4.0, 320.0, True)]
 
 
 def test_other_batches_lie_on_the_line_through_the_two_nearest():
     assert estimate(ROWS, 4) == ROWS[1]
-    assert estimate(ROWS, 2) == Row(2, 1.5, 120.0, False)
-    assert estimate(ROWS, 6) == Row(6, 3.25, 240.0, False)
-    assert estimate(ROWS, 16) == Row(16, 7.0, 640.0, False)
-    assert estimate(ROWS[:1], 3) == Row(3, 3.0, 300.0, False)
+    assert estimate(ROWS, 2) == Measured(2, 1.5, 120.0, False)
+    assert estimate(ROWS, 6) == Measured(6, 3.25, 240.0, False)
+    assert estimate(ROWS, 16) == Measured(16, 7.0, 640.0, False)
+    assert estimate(ROWS[:1], 3) == Measured(3, 3.0, 300.0, False)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,9 @@ def test_a_dry_run_counts_measures_and_writes_nothing(street, tmp_path, monkeypa
 
 def test_processes_share_the_steps_and_short_runs_validate_less(street, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dry_run, "measure", lambda job, batch: Row(batch, 0.5 * batch, 1e6 * batch, True))
+    monkeypatch.setattr(
+        dry_run, "measure", lambda step, size, accumulate, batch: Measured(batch, 0.5 * batch, 1e6 * batch, True)
+    )
     monkeypatch.setattr(dry_run, "free_bytes", lambda device: 6_500_000)
     words = ["--data", street, *TINY, "--batch", 2, "--epochs", 4, "--nproc", 2, "--set", "train.accumulate=2"]
     code, out, err = invoke(*words, "--set", "train.max_steps=3")
@@ -109,10 +111,10 @@ def test_processes_share_the_steps_and_short_runs_validate_less(street, tmp_path
 def test_a_gpu_without_room_ends_the_table(street, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def measure(job, batch):
+    def measure(step, size, accumulate, batch):
         if batch > 4:
             raise torch.OutOfMemoryError
-        return Row(batch, 0.5, 1e6 * batch, True)
+        return Measured(batch, 0.5, 1e6 * batch, True)
 
     monkeypatch.setattr(dry_run, "measure", measure)
     code, out, err = invoke("--data", street, *TINY, "--batch", 4, "--json")
@@ -123,7 +125,7 @@ def test_a_gpu_without_room_ends_the_table(street, tmp_path, monkeypatch):
 
 
 def test_a_gpu_without_room_for_one_image_is_an_error(street, tmp_path, monkeypatch):
-    def measure(job, batch):
+    def measure(step, size, accumulate, batch):
         raise torch.OutOfMemoryError
 
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,7 @@ from fastseg import config as configs
 from fastseg.checkpoint import Writer, read
 from fastseg.config import Config
 from fastseg.errors import FastsegError, StoppedError, UsageError
-from fastseg.evaluation import Found, evaluate
+from fastseg.evaluation import Counted, evaluate
 from fastseg.pipelines.source import TrainSource
 from fastseg.training import train
 from fastseg.training.run import Progress
@@ -256,10 +256,10 @@ def scripted(monkeypatch, mious: list[float]) -> None:
 
     def fake(*_, **__):
         hits = round(1000 * next(scores))
-        return Found(np.pad([[[hits, 1000 - hits], [0, 0]]], ((0, 0), (0, 9), (0, 9))), None, [])
+        return Counted(np.pad([[[hits, 1000 - hits], [0, 0]]], ((0, 0), (0, 9), (0, 9))), None, [])
 
     monkeypatch.setattr("fastseg.training.validation.score", fake)
-    monkeypatch.setattr("fastseg.training.validation.shown", lambda run, found: [])
+    monkeypatch.setattr("fastseg.training.validation.examples", lambda run, found: [])
 
 
 def test_patience_stops_after_validations_without_a_better_score(street, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fastseg.config import load_recipe, override
-from fastseg.evaluation import Found
+from fastseg.evaluation import Counted
 from fastseg.inputs import make_spec, open_data
 from fastseg.overlays import PANEL_WIDTH, WRONG, Shown, disagreement, write_sheet, write_strips
 from fastseg.pipelines.source import Batch
@@ -49,12 +49,12 @@ def test_the_worst_the_best_and_others_are_shown(spec, monkeypatch, shares, want
 
     def score(network, few, loader, world, *, keep, fused):
         asked.extend(pair.stem for pair in few.pairs)
-        return Found(confusions, None, [(n, np.full((2, 2), n)) for n in range(keep)])
+        return Counted(confusions, None, [(n, np.full((2, 2), n)) for n in range(keep)])
 
     monkeypatch.setattr(validation, "score", score)
     step = SimpleNamespace(evaluated=None, model=SimpleNamespace(fused=False))
     run = SimpleNamespace(val_spec=spec, spec=spec, step=step)
-    found = validation.shown(run, Found(confusions, None, []))
+    found = validation.examples(run, Counted(confusions, None, []))
     assert [(item.sample, item.kind) for item in found] == wanted
     assert asked == [spec.pairs[index].stem for index, _ in wanted]
     assert [item.prediction[0, 0] for item in found] == list(range(len(wanted)))
