@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 comma := ,
 ARCH := $(shell uname -m)
-# DALI has wheels for these; elsewhere the torchvision tier does its work.
+# DALI has wheels for these; elsewhere the reference tier does its work.
 EXTRAS := $(if $(filter x86_64 aarch64,$(ARCH)),[dali$(comma)dev],[dev])
 
 

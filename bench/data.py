@@ -34,7 +34,7 @@ SECONDS = 1.0  # each measurement takes as many batches as last this long
 WORKERS = (0, 1, 2)
 LARGER = 4  # times the batch, as a second batch size
 SETTLED = 16  # batches after which the memory of what streams does not grow
-TIERS = ("dali", "cache", "torchvision")
+TIERS = ("dali", "cache", "reference")
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -176,7 +176,7 @@ def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quic
         return Case(functools.partial(batches, *given), images, seconds)
 
     epoch = -(-len(spec.pairs) // batch)
-    tiers = [t for t in TIERS if t == "torchvision" or choose_loader("cache" if t == "cache" else "auto", spec)[0] == t]
+    tiers = [t for t in TIERS if t == "reference" or choose_loader("cache" if t == "cache" else "auto", spec)[0] == t]
     for tier in tiers:
         cases[tier] = case(training, spec, plan, tier)
     for tier in () if quick else tiers:
@@ -211,7 +211,7 @@ def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quic
     loader = max(loaders, key=lambda name: statistics.median(samples[name]))
     ratios += [ratio(f"{tier}_vs_best_dataloader", samples[tier], samples[loader]) for tier in tiers]
     if "dali" in cases:
-        ratios.append(ratio("data dali / torchvision", samples["dali"], samples["torchvision"]))
+        ratios.append(ratio("data dali / reference", samples["dali"], samples["reference"]))
     if "cache" in cases:
         ratios.append(ratio("data cache / copying", samples["cache"], samples["copying"]))
     return Found(rates + costs, ratios)

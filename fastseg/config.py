@@ -5,17 +5,20 @@ Each default stands once, here; a recipe states what it changes. A run folder ho
 
 import dataclasses
 import difflib
+import functools
 import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+import click
 import tomli_w
 
 from fastseg.data.split import SCHEMES
 from fastseg.data.stats import WEIGHTINGS
 from fastseg.errors import UsageError
+from fastseg.place import LAUNCHER, is_main
 from fastseg.texts import brief, parse_toml, read_toml, shown
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -172,7 +175,7 @@ class Runtime(_Checked):
     loader: str = _option(
         "auto",
         "where batches come from: auto is cache where the data fits into memory, else dali where it reads the files",
-        ("auto", "dali", "cache", "torchvision"),
+        ("auto", "dali", "cache", "reference"),
     )
     cache_dir: str = _option("", "folder that keeps decoded data from run to run; empty: memory, for this run")
     kernels: str = _option(
@@ -226,6 +229,13 @@ def _converted(value: Any, wanted: Any, key: str) -> Any:
     raise UsageError(f"{key} = {brief(value)}: wants {names.get(wanted, 'a size such as 360x480')}")
 
 
+@functools.cache  # once, however often a command reads configurations
+def _say_renamed() -> None:
+    """Tell, in the one process that talks, that a configuration has the old name of a tier."""
+    if is_main() and LAUNCHER not in os.environ:  # fastseg's launcher has told it
+        click.echo("runtime.loader: torchvision is called reference now", err=True)
+
+
 def override(config: Config, changes: dict[str, Any], source: str = "--set") -> Config:
     """A config with {"section.field": value} changed.
 
@@ -241,6 +251,9 @@ def override(config: Config, changes: dict[str, Any], source: str = "--set") -> 
             near = difflib.get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else f"; sections are {', '.join(SECTIONS)}"
             raise UsageError(f"{source}: unknown key {shown(key)}{hint}")
+        if key == "runtime.loader" and value == "torchvision":
+            value = "reference"
+            _say_renamed()
         section, name = key.split(".")
         wanted = get_type_hints(SECTIONS[section])[name]
         sections[section][name] = _converted(value, wanted, f"{source}: {key}")

@@ -310,13 +310,13 @@ def _no_gpu(seen: int, warned: Sequence[str]) -> Row:
 
 def _packages() -> Iterator[Row]:
     has_dali = bool(importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"))
-    yield from _torchvision(needed=not has_dali)
+    yield from _torchvision()
     yield Row("NumPy", OK, f"{version_of('numpy')}, Pillow {version_of('pillow')}")
     if has_dali:
         dali = [f"{version_of(name)} ({name})" for name in environment.PACKAGES if "dali" in name and version_of(name)]
         yield Row("DALI", OK, ", ".join(dali) or "installed")
     else:
-        yield Row("DALI", NOTE, "not installed: torchvision decodes", f"{environment.install('dali')} (Linux)")
+        yield Row("DALI", NOTE, "not installed: the reference tier decodes", f"{environment.install('dali')} (Linux)")
     if importlib.util.find_spec("triton"):
         yield Row("Triton", OK, version_of("triton") or "installed")
     else:
@@ -339,12 +339,13 @@ def _packages() -> Iterator[Row]:
             yield Row(f"extra {extra}", OK, ", ".join(f"{name} {version_of(name)}" for name in modules))
 
 
-def _torchvision(*, needed: bool) -> Iterator[Row]:
+def _torchvision() -> Iterator[Row]:
     try:
         import torchvision
     except Exception as error:  # one that is built for another torch fails in ways of its own
         cure = "pip install --force-reinstall torch torchvision, so that they fit"
-        yield Row("torchvision", PROBLEM if needed else NOTE, f"cannot be imported ({first_line(error)})", cure)
+        text = f"cannot be imported ({first_line(error)}): no --init vgg16 and its like"
+        yield Row("torchvision", NOTE, text, cure)
         return
     yield Row("torchvision", OK, torchvision.__version__)
 

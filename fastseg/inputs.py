@@ -23,7 +23,7 @@ from fastseg.pipelines.source import Batch, Spec, TrainSource, choose_loader, ev
 # Options of commands that look at data -> the keys that they set.
 KEYS = {
     **{name: f"data.{name}" for name in ("size", "split_scheme", "unknown_colours")},
-    **{name: f"runtime.{name}" for name in ("seed", "device", "cache_dir")},
+    **{name: f"runtime.{name}" for name in ("seed", "device", "loader", "cache_dir")},
     "crop": "augment.crop",
     "batch": "train.batch",
 }
@@ -177,7 +177,7 @@ def open_source(
         size: (height, width) that images and labels are resized to, in pixels, or text such as "360x480".
         device: "auto", "cpu" or "cuda": where batches are wanted.
         batch: images of a batch, in each process.
-        loader: "auto", "dali", "cache" or "torchvision".
+        loader: "auto", "dali", "cache" or "reference".
         rank, world: which of how many processes this is: each gets its own share of the samples, of the train split
             every `world`-th of each step.
         threads: that decode; 0 for this process's share of the cores, where all `world` of them are on this machine.
@@ -191,9 +191,9 @@ def open_source(
     """
     if not 0 <= rank < world:
         raise UsageError(f"open_source: rank {rank} of {world}: from 0 to {world - 1}")
-    options: dict[str, Any] = {"size": size, "batch": batch, "seed": seed, "device": device}
+    options: dict[str, Any] = {"size": size, "batch": batch, "seed": seed, "device": device, "loader": loader}
     config, specs = reading(str(path), splits=(split,), threads=threads or max(1, cores() // world), **options)
-    spec = specs[split]
+    spec, loader = specs[split], config.runtime.loader
     if split == "train":
         loader, _ = choose_loader(loader, spec, epochs=True)
         return _training(TrainSource(spec, make_plan(config, len(spec.pairs), world), loader, 0, rank, world))

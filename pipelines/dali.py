@@ -176,7 +176,7 @@ class DaliTier:
             pairs = [self.spec.pairs[i] for i in dict.fromkeys(int(i) for part in in_flight for i in part)]
             faults = [fault for pair in pairs for fault in (_fault(pair.image), _fault(pair.label)) if fault]
             stems = ", ".join(pair.stem for pair in pairs)
-            alone = f"DALI fails on one of {stems} ({_reason(error)}); try --loader torchvision"
+            alone = f"DALI fails on one of {stems} ({_reason(error)}); try --loader reference"
             raise FastsegError("; ".join(faults) or alone) from error
 
     def _pixels(self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool) -> Iterator[tuple[Any, Any]]:

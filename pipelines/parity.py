@@ -11,7 +11,7 @@ from fastseg.errors import UsageError
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.source import STD, Spec, TrainSource, choose_loader, evaluation_batches
 
-REFERENCE = "torchvision"
+REFERENCE = "reference"
 TIERS = ("dali", "cache")
 BATCH = 4
 
@@ -19,7 +19,7 @@ Pixels = tuple[np.ndarray, list[np.ndarray]]
 
 
 def parity(spec: Spec, plan: Plan) -> list[dict]:
-    """One row per tier and stage: how far it is from the torchvision tier, in counts of 255 and in label pixels.
+    """One row per tier and stage: how far it is from the reference tier, in counts of 255 and in label pixels.
 
     Stages: `decode` at the files' own size, `resize` at the network's, `augment` as in training, by the same plan.
     """

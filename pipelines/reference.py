@@ -1,6 +1,6 @@
-"""The torchvision tier: the readable reference, and the fallback where DALI has no wheel.
+"""The reference tier: readable code that the others are compared with, and the fallback where DALI has no wheel.
 
-Pillow decodes (it gives palette and 16-bit labels as they are), `resize` resizes, torchvision mirrors and moves. A few
+Pillow decodes (it gives palette and 16-bit labels as they are), `resize` resizes, torch mirrors and moves. A few
 threads work ahead by some batches; decoding leaves Python's lock.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional as tvf
+import torch.nn.functional as F
 
 from fastseg.data.classes import VOID
 from fastseg.data.decode import decode_image, decode_label
@@ -28,14 +28,19 @@ if TYPE_CHECKING:
 def mirror_and_move(pixels: torch.Tensor, mirror: bool, shift: np.ndarray, fill: int) -> torch.Tensor:
     """[C, H, W] mirrored left-right, then moved by (dy, dx) whole pixels; what is uncovered becomes `fill`."""
     if mirror:
-        pixels = tvf.horizontal_flip(pixels)
+        pixels = pixels.flip(-1)
     dy, dx = (int(v) for v in shift)
     height, width = pixels.shape[-2:]
-    padded = tvf.pad(pixels, [max(dx, 0), max(dy, 0), max(-dx, 0), max(-dy, 0)], fill=fill)
-    return tvf.crop(padded, max(-dy, 0), max(-dx, 0), height, width)
+    padded = F.pad(pixels, (max(dx, 0), max(-dx, 0), max(dy, 0), max(-dy, 0)), value=fill)
+    return window(padded, max(-dy, 0), max(-dx, 0), height, width)
 
 
-class TorchvisionTier:
+def window(pixels: torch.Tensor, top: int, left: int, height: int, width: int) -> torch.Tensor:
+    """Rows from `top` on and columns from `left` on of [C, H, W]."""
+    return pixels[:, top : top + height, left : left + width]
+
+
+class ReferenceTier:
     """See `fastseg.pipelines.source.Tier`."""
 
     def __init__(self, spec: "Spec") -> None:
@@ -53,8 +58,8 @@ class TorchvisionTier:
         image, label = self._sample(index, resize_labels=True)
         image_CHW = mirror_and_move(torch.from_numpy(image).permute(2, 0, 1), mirror, shift, 0)
         label_1HW = mirror_and_move(torch.from_numpy(label)[None], mirror, shift, VOID)
-        window = (*crop.tolist(), *(self.spec.crop or self.spec.size))
-        return tvf.crop(image_CHW, *window).permute(1, 2, 0), tvf.crop(label_1HW, *window)[0]
+        cut = (*crop.tolist(), *(self.spec.crop or self.spec.size))
+        return window(image_CHW, *cut).permute(1, 2, 0), window(label_1HW, *cut)[0]
 
     def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         device, local = self.spec.device, len(plan.shard(start, rank, world).indices)

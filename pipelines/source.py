@@ -27,7 +27,7 @@ from fastseg.kernels.augment import augment, augment_by_slices
 from fastseg.pipelines.plan import BatchPlan, Plan, in_order
 from fastseg.ranges import stage
 
-LOADERS = ("auto", "dali", "cache", "torchvision")
+LOADERS = ("auto", "dali", "cache", "reference")
 AT_ONCE, DECODED_AHEAD = 16, 2  # images that are decoded together, at least, and how often that is done ahead of need
 
 # ImageNet's mean and standard deviation in 0..255, as torchvision's VGG weights expect their input.
@@ -122,16 +122,16 @@ def choose_loader(requested: str, spec: Spec, *, epochs: bool = False, resize_la
         fits, where = find_room(spec, resize_labels=resize_labels)
         inner, why = choose_loader("auto", dataclasses.replace(spec, cache_dir=""))
         return ("cache", f"{where}, filled by {inner}") if fits else (inner, f"no cache, since {where}; {why}")
-    if requested == "torchvision":
+    if requested == "reference":
         return requested, "as asked"
     missing = importlib.util.find_spec("nvidia.dali") is None if importlib.util.find_spec("nvidia") else True
     obstacle = "DALI is not installed" if missing else dali_obstacle(spec.pairs, spec.headers, spec.classes.is_color)
     if obstacle is None:
         return "dali", "as asked" if requested == "dali" else "DALI is installed and reads these files exactly"
     if requested == "dali":
-        cure = f"{install('dali')} (Linux)" if missing else "use --loader torchvision"
+        cure = f"{install('dali')} (Linux)" if missing else "use --loader reference"
         raise UsageError(f"--loader dali: {obstacle}; {cure}")
-    return "torchvision", obstacle
+    return "reference", obstacle
 
 
 def make_tier(loader: str, spec: Spec) -> Tier:
@@ -145,9 +145,9 @@ def make_tier(loader: str, spec: Spec) -> Tier:
 
         decoding = dataclasses.replace(spec, device=torch.device("cpu"), cache_dir="")
         return CacheTier(spec, make_tier(choose_loader("auto", decoding)[0], decoding))
-    from fastseg.pipelines.reference import TorchvisionTier
+    from fastseg.pipelines.reference import ReferenceTier
 
-    return TorchvisionTier(spec)
+    return ReferenceTier(spec)
 
 
 @lru_cache

@@ -279,7 +279,7 @@ def test_a_source_of_batches_names_a_value_off_the_class_map(png, tmp_path):
         png(f"d/{split}/a.png", np.zeros((32, 32, 3)))
         png(f"d/{split}annot/a.png", np.full((32, 32), 77))
         with pytest.raises(FastsegError, match=rf"{split}annot/a\.png: .*77"):
-            list(open_source(tmp_path / "d", split, size=(32, 32), batch=2, device="cpu", loader="torchvision"))
+            list(open_source(tmp_path / "d", split, size=(32, 32), batch=2, device="cpu", loader="reference"))
 
 
 @pytest.fixture(scope="module")

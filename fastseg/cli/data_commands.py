@@ -170,7 +170,7 @@ def prepare(path: str, cache_dir: str, verify: bool, as_json: bool, **options: A
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @as_json
 def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
-    """Compare what this machine's tiers make of the data set at PATH, stage by stage, with the torchvision tier."""
+    """Compare what this machine's tiers make of the data set at PATH, stage by stage, with the reference tier."""
     from fastseg.inputs import make_plan, reading
     from fastseg.pipelines.parity import BATCH, parity
 
@@ -178,9 +178,9 @@ def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
     spec = specs[split]
     rows = parity(spec, make_plan(config, len(spec.pairs), 1))
     if as_json:
-        print_json({"reference": "torchvision", "images": len(spec.pairs), "rows": rows})
+        print_json({"reference": "reference", "images": len(spec.pairs), "rows": rows})
         return
-    click.echo(f"{len(spec.pairs)} images of {split}, against torchvision:")
+    click.echo(f"{len(spec.pairs)} images of {split}, against the reference:")
     click.echo(f"{'tier':<6} {'stage':<8} {'image, of 255':>14} {'label pixels':>24}")
     for row in rows:
         if "skipped" in row:

@@ -55,7 +55,7 @@ def run_options(command: Command) -> Command:
     options = (
         click.option("--device", help="auto, cpu or cuda."),
         click.option("--dtype", help="auto, bf16, fp16 or fp32."),
-        click.option("--loader", help="auto, dali, cache or torchvision."),
+        click.option("--loader", help="auto, dali, cache or reference."),
         click.option("--cache-dir", help="Folder that keeps decoded data from run to run."),
         click.option(
             "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any configuration key, such as train.clip=5."

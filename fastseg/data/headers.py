@@ -2,7 +2,7 @@
 
 Costs about 0.2 ms a file (Pillow reads no pixels). What follows from it: label and image sizes that differ are found
 before the first step, resizing to the same size is skipped, and files which DALI would decode to something else than
-their values (palette or 16-bit labels) go through the torchvision tier.
+their values (palette or 16-bit labels) go through the reference tier.
 """
 
 from collections.abc import Sequence

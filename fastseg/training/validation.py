@@ -46,7 +46,7 @@ def examples(run: Run, found: Counted) -> list[Shown]:
     few = dataclasses.replace(spec, pairs=[spec.pairs[i] for i in chosen], headers=[spec.headers[i] for i in chosen])
     # By the tier that reads files one by one: a cache keeps whole splits.
     alone = World(0, 1, run.spec.device)
-    again = score(run.step.evaluated, few, "torchvision", alone, keep=len(chosen), fused=run.step.model.fused)
+    again = score(run.step.evaluated, few, "reference", alone, keep=len(chosen), fused=run.step.model.fused)
     return [
         Shown(index, kind, float(mious[index]), prediction)
         for (index, kind), (_, prediction) in zip(chosen.items(), again.kept, strict=True)

@@ -71,7 +71,7 @@ def test_the_data_path_is_measured_tier_by_tier_and_against_peers(street, monkey
     found = bench.run("data", data=str(street), size=(96, 144), batch=2, rounds=3, device="cpu")
     check(found, 3)
     others = [f"{name}, 0 workers" for name in peers.available()[0]]
-    tiers = ["dali", "cache", "torchvision", "dali, decoding alone"] if with_dali else ["cache", "torchvision"]
+    tiers = ["dali", "cache", "reference", "dali, decoding alone"] if with_dali else ["cache", "reference"]
     rates = [row["name"] for row in found["results"] if row["unit"] == "img/s" and "best" not in row["name"]]
     ours = [tier for tier in tiers if "alone" not in tier]
     varied = [f"{tier}, {variant}" for tier in ours for variant in ("1 thread", "batch 8")]
@@ -86,7 +86,7 @@ def test_the_data_path_is_measured_tier_by_tier_and_against_peers(street, monkey
     (best,) = [row for row in found["results"] if row["name"].startswith("data best peer: ")]
     assert best["value"] == max(row["value"] for row in found["results"] if row["name"].endswith("0 workers 96x144"))
     ratios = [f"{tier}_vs_best_{other}" for other in ("peer", "dataloader") for tier in ours]
-    ratios += ["data dali / torchvision"] * with_dali + ["data cache / copying"]
+    ratios += ["data dali / reference"] * with_dali + ["data cache / copying"]
     assert [row["name"] for row in found["ratios"]] == ratios
 
 
@@ -128,7 +128,7 @@ def test_a_streamed_epoch_is_measured_from_end_to_end(street, threads):
     rate, *sizes = found["results"]
     assert (rate["n"], rate["unit"]) == (8, "img/s")
     name = rate["name"]
-    assert name in ("stream dali 96x144", "stream torchvision 96x144")  # and never the cache
+    assert name in ("stream dali 96x144", "stream reference 96x144")  # and never the cache
     assert [row["name"] for row in sizes] == [f"{name}, RSS after {n} images" for n in range(1, 9)]
     assert all(row["value"] > 50 for row in sizes)  # MiB: torch alone takes more
     assert [(row["name"], row["n"]) for row in found["ratios"]] == [(f"{name}, second half / first half", 4)]

@@ -78,6 +78,16 @@ def test_other_hardware_and_other_benches_are_refused():
         comparing.compare([here], [record([1.0, 1.1], "c / d")], 0.05)
 
 
+def test_ratios_that_one_side_alone_has_are_left_out():
+    def both(reference: str) -> dict:
+        names = (f"{reference}_vs_best_peer", "cache_vs_best_peer")
+        ratios = [ratio(name, [2.0, 2.1, 2.2], [1.0] * 3) for name in names]
+        return document([Found([], ratios)], {"size": "32x48", "batch": 4}, environment())
+
+    (row,) = comparing.compare([both("torchvision")], [both("reference")], 0.05)
+    assert (row["name"], row["change"]) == ("cache_vs_best_peer", 0.0)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("{", "no JSON"), ("[]", "no record"), ("{}", "no record"), (json.dumps(record([1.0, 2.0]) | {"schema": 9}), "9")],

@@ -1,6 +1,7 @@
 """The command line as users meet it: one line per mistake, strict JSON, exit codes, nothing heavy for --help."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from fastseg import config as configs
 from fastseg.cli import main
 
 TINY = ["--recipe", "fast", "--size", "32x48", "--epochs", "1", "--batch", "2", "--set", "model.depth=1"]
@@ -212,11 +215,34 @@ def test_prepared_data_is_found_by_training_and_mended_by_verify(call, street, t
     assert "8 pairs, 0 MB" in call(*arguments[:-1])[1]
 
 
+def test_a_run_of_before_goes_on_and_is_scored_under_its_tiers_new_name(call, street):
+    says = "runtime.loader: torchvision is called reference now\n"
+    configs._say_renamed.cache_clear()
+    code, _, err = call("train", "--data", street, *TINY, "--loader", "torchvision", "--run", "r")
+    assert (code, err.count(says)) == (0, 1)
+    assert re.search(r"^loader +reference: as asked", err, re.MULTILINE)
+
+    path, last = Path("r/config.toml"), Path("r/checkpoints/last.pt")
+    text = path.read_text()
+    assert 'loader = "reference"' in text
+    path.write_text(text.replace('loader = "reference"', 'loader = "torchvision"'))
+    state = torch.load(last, weights_only=True)
+    state["config"]["runtime"]["loader"] = "torchvision"
+    torch.save(state, last)
+    configs._say_renamed.cache_clear()
+    code, out, err = call("eval", last, "--json")
+    assert (code, err.count(says), strict(out)["protocol"]["loader"]) == (0, 1, "reference")
+    configs._say_renamed.cache_clear()
+    code, _, err = call("train", "--resume", "--run", "r", "--epochs", 2)
+    assert (code, err.count(says)) == (0, 1), err
+    assert 'loader = "reference"' in path.read_text()
+
+
 def test_parity_counts_what_differs_between_tiers(call, street):
     pytest.importorskip("nvidia.dali")
     code, out, _ = call("data", "parity", street, "--size", "48x72", "--json")
     document = json.loads(out)
-    assert (code, document["reference"], document["images"]) == (0, "torchvision", 4)
+    assert (code, document["reference"], document["images"]) == (0, "reference", 4)
     rows = [(row["tier"], row["stage"], row["labels_off"]) for row in document["rows"]]
     assert rows == [(tier, stage, 0) for tier in ("dali", "cache") for stage in ("decode", "resize", "augment")]
     assert all(row["image_difference"] <= 1.001 for row in document["rows"])

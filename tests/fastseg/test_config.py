@@ -86,6 +86,27 @@ def test_any_config_reads_back_as_it_was_written(tmp_path_factory, path, lr, siz
     assert configs.read(file) == config
 
 
+def test_a_tiers_old_name_is_taken_for_its_new_one_and_told_once(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "config.toml"
+    path.write_text('[runtime]\nloader = "torchvision"\n', encoding="utf-8")
+    ways = (
+        lambda: configs.read(path),
+        lambda: configs.from_dict({"runtime": {"loader": "torchvision"}}, "last.pt"),
+        lambda: override(Config(), assignments(("runtime.loader=torchvision",))),
+    )
+    for read in ways:
+        configs._say_renamed.cache_clear()
+        assert [read().runtime.loader for _ in range(2)] == ["reference"] * 2
+        assert capsys.readouterr().err == "runtime.loader: torchvision is called reference now\n"
+    # Of several processes one talks; what fastseg's own launcher starts, not even that: the launcher has.
+    for variables in ({"RANK": "1", "WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "2", "FASTSEG_LAUNCHER": "/"}):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        configs._say_renamed.cache_clear()
+        assert configs.read(path).runtime.loader == "reference"
+        assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("translate", "size", "shift"),
     [(10, (360, 480), 10), (10, (120, 160), 3), (10, (48, 72), 1), (10, (720, 960), 20), (0, (360, 480), 0)],

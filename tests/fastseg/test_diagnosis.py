@@ -12,7 +12,7 @@ from fastseg.errors import FastsegError, UsageError
 
 START = {"event": "start", "step": 0, "device": "CPU", "dtype": "bfloat16", "kernels": "torch", "world": 1}
 START |= {
-    "loader": "torchvision",
+    "loader": "reference",
     "choices": {"loader": {"facts": {"threads": 9, "no_cache": None}}},
 }
 

@@ -6,6 +6,7 @@ import platform
 import re
 import resource
 import shutil
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -292,6 +293,7 @@ def test_each_missing_package_comes_with_the_line_that_installs_it(monkeypatch, 
         "extra onnx": environment.install("onnx"),
         "extra remote": environment.install("remote"),
     }
+    assert rows["DALI"].text == "not installed: the reference tier decodes"
     assert rows["extra onnx"].text == "onnxscript not installed; for fastseg export --out NAME.onnx"
     program(tmp_path / "nsys", "print('NVIDIA Nsight Systems version 2026.1.1')\n")
     assert rows_of(doctor._packages)["nsys"] == ("nsys", OK, "NVIDIA Nsight Systems version 2026.1.1", None)
@@ -309,15 +311,17 @@ def test_the_other_project_of_our_name_is_told_where_it_is_installed_beside_ours
     assert row.cure == f"pip uninstall fastseg fastseg-trainer; then {environment.install('dali')}"
 
 
-def test_a_torchvision_for_another_torch_is_a_problem_where_dali_does_not_decode(tmp_path, monkeypatch):
+def test_a_torchvision_for_another_torch_keeps_nobody_from_decoding(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    for needed, state in ((True, PROBLEM), (False, NOTE)):
-        (row,) = doctor._torchvision(needed=needed)
-        assert row.state == state
-        assert row.text == "cannot be imported (RuntimeError: operator torchvision::nms does not exist)"
+    (row,) = doctor._torchvision()
+    assert row.state == NOTE
+    why = "RuntimeError: operator torchvision::nms does not exist"
+    assert row.text == f"cannot be imported ({why}): no --init vgg16 and its like"
+    code = "import sys; sys.modules['torchvision'] = None; import fastseg.pipelines.reference"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_without_torch_that_is_the_problem_and_the_rest_is_told(tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def test_a_dry_run_counts_measures_and_writes_nothing(street, tmp_path, monkeypa
     seconds = 13 * rows[3]["step_ms"] / 1e3 + 3 * document["validation_seconds"]
     assert document["total_seconds"] == pytest.approx(seconds)
     assert rows[3]["img_per_s"] == pytest.approx(3e3 / rows[3]["step_ms"])
-    assert "torchvision" in document["start"]["loader"] or "dali" in document["start"]["loader"]
+    assert "reference" in document["start"]["loader"] or "dali" in document["start"]["loader"]
     assert list(Path.cwd().iterdir()) == []
 
 

@@ -72,7 +72,7 @@ def test_a_run_does_not_write_into_what_is_there(tmp_path):
         ("train.validate_every", 2),
         ("train.keep_every", 10),
         ("runtime.device", "cpu"),
-        ("runtime.loader", "torchvision"),
+        ("runtime.loader", "reference"),
         ("runtime.threads", 2),
         ("runtime.log_every", 1),
         ("train.accumulate", 2),

@@ -216,14 +216,14 @@ def test_crops_are_trained_on_and_whole_images_validated(street, tmp_path, monke
 
 def test_the_log_says_when_the_first_batch_came_and_how_much_was_decoded(street, tmp_path):
     decoded = {}
-    for loader in ("torchvision", "cache"):
+    for loader in ("reference", "cache"):
         run = tmp_path / loader
         train(tiny(street, runtime__loader=loader), run)
         assert [event["step"] for event in events(run, "first_batch")] == [0]
         assert 0 < events(run, "first_batch")[0]["seconds"] < 60
         # 8 images an epoch are 4 steps; a log line every 2 steps.
         decoded[loader] = [event["decoded_per_s"] > 0 for event in events(run, "train")]
-    assert decoded["torchvision"] == [True] * 6
+    assert decoded["reference"] == [True] * 6
     assert decoded["cache"][2:] == [False] * 4
 
 
@@ -318,7 +318,7 @@ def of_pixels(document: dict) -> list[dict]:
     return [{key: value for key, value in row.items() if key != "boundary_f1"} for row in document["classes"]]
 
 
-@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+@pytest.mark.parametrize("loader", ["dali", "reference"])
 def test_all_four_layouts_train_and_evaluate_to_identical_results(tmp_path, loader):
     from fastseg.data.synth import LAYOUTS, write
 
@@ -486,7 +486,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(street, tmp_path, mon
         train(tiny(street, train__checkpoint_steps=1), tmp_path / "run")
 
 
-@pytest.mark.parametrize(("loader", "warnings"), [("torchvision", 1), ("cache", 0)])
+@pytest.mark.parametrize(("loader", "warnings"), [("reference", 1), ("cache", 0)])
 def test_a_run_that_waits_for_data_names_the_cure_once(street, tmp_path, monkeypatch, capsys, loader, warnings):
     class Slow(TrainSource):
         def __iter__(self):

@@ -28,7 +28,7 @@ def read_alike(folder, read_by, wanted) -> None:
     """All tiers that take the data set, and `predict`, read its first image as `wanted`."""
     image = find(folder).splits["train"][0].image
     np.testing.assert_array_equal(decode_image(image), wanted)
-    for loader in ("auto", "torchvision", "cache"):
+    for loader in ("auto", "reference", "cache"):
         pixels = read_by(folder, loader)[0][0].transpose(1, 2, 0) * np.array(STD) + np.array(MEAN)
         np.testing.assert_allclose(pixels, wanted, atol=0.01)
 
@@ -126,7 +126,7 @@ def test_translation_uncovers_void(copy_of, row):
         Image.fromarray(np.full(SIZE, 5, np.uint8)).save(path)
     _, specs = reading(str(folder), splits=("train",), size="96x144")
     plan = Plan(num_samples=8, batch=8, seed=0, mirror=True, max_shift=(8, 8))
-    for loader in ("dali", "torchvision", "cache"):
+    for loader in ("dali", "reference", "cache"):
         _, found = next(iter(make_tier(choose_loader(loader, specs["train"])[0], specs["train"]).train(plan, 0, 0, 1)))
         assert set(np.unique(found.numpy())) == {5, VOID}
     row("an all-Tree label is moved by up to 8 pixels", "Tree and void, in all tiers, never class 0")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-LOADERS = ("auto", "torchvision", "cache")  # dali refuses what it would misread: see the rows
+LOADERS = ("auto", "reference", "cache")  # dali refuses what it would misread: see the rows
 TINY = ["--recipe", "fast", "--size", "32x48", "--epochs", "1", "--batch", "2", "--set", "model.depth=1"]
 
 

@@ -1,4 +1,4 @@
-"""Gathered, mirrored, moved and normalised in one pass: by hand, against the torchvision tier, and by its own laws."""
+"""Gathered, mirrored, moved and normalised in one pass: by hand, against the reference tier, and by its own laws."""
 
 import pytest
 import torch
@@ -77,7 +77,7 @@ def test_a_2x3_image_worked_by_hand(device, make, dtype):
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (32, 32), (37, 41)])
 @dtypes
 @makers
-def test_batches_equal_those_of_the_torchvision_tier(device, make, dtype, size):
+def test_batches_equal_those_of_the_reference_tier(device, make, dtype, size):
     images, labels = store(3, *size)
     # Each of the store, some twice and out of order; each way to move, and beyond an edge.
     samples = [(2, 0, 0, 0), (0, 1, 3, -4), (2, 1, -5, 7), (1, 0, -2, -3), (1, 1, 4, 1), (0, 0, 36, -40), (2, 0, 0, 41)]

@@ -50,7 +50,7 @@ def plan_of(spec: Spec, batch: int = 4) -> Plan:
 
 def fill(spec: Spec) -> list[int]:
     """What `fastseg data prepare` does; the samples that had to be mended."""
-    return prepare(spec, make_tier("torchvision", spec), verify=False, done=lambda count: None)
+    return prepare(spec, make_tier("reference", spec), verify=False, done=lambda count: None)
 
 
 def folder_of(spec: Spec) -> Path:
@@ -110,7 +110,7 @@ def test_a_second_run_decodes_nothing(spec, monkeypatch):
     pixels = tier.train(plan_of(spec), 0, 0, 1)
     for _ in range(4):
         next(pixels)
-    wanted = iter(TrainSource(dataclasses.replace(spec, cache_dir=""), plan_of(spec), "torchvision"))
+    wanted = iter(TrainSource(dataclasses.replace(spec, cache_dir=""), plan_of(spec), "reference"))
     got, expected = next(iter(source)), next(wanted)
     assert torch.equal(got.images, expected.images)
     assert torch.equal(got.labels, expected.labels)
@@ -181,12 +181,12 @@ def test_verify_finds_and_mends_what_is_not_as_it_was(spec):
     good = images[5].copy()
     images[5, 0, 0] += 1
     images.flush()
-    assert prepare(spec, make_tier("torchvision", spec), verify=False, done=lambda count: None) == []
+    assert prepare(spec, make_tier("reference", spec), verify=False, done=lambda count: None) == []
     counted = []
-    assert prepare(spec, make_tier("torchvision", spec), verify=True, done=counted.append) == [5]
+    assert prepare(spec, make_tier("reference", spec), verify=True, done=counted.append) == [5]
     assert sum(counted) == 8
     np.testing.assert_array_equal(images[5], good)
-    assert prepare(spec, make_tier("torchvision", spec), verify=True, done=counted.append) == []
+    assert prepare(spec, make_tier("reference", spec), verify=True, done=counted.append) == []
 
 
 def test_pixels_that_never_reached_the_disk_are_decoded_again(spec):
@@ -229,7 +229,7 @@ def test_a_killed_build_leaves_whole_samples_and_two_builds_end_with_one_store(s
         process.join()
     assert [process.exitcode for process in both] == [0, 0]
     assert [path.name for path in Path(spec.cache_dir).iterdir()] == [folder_of(spec).name]
-    assert prepare(spec, make_tier("torchvision", spec), verify=True, done=lambda count: None) == []
+    assert prepare(spec, make_tier("reference", spec), verify=True, done=lambda count: None) == []
 
 
 def test_a_passing_store_loses_its_name_and_keeps_its_pixels(spec):
@@ -242,7 +242,7 @@ def test_a_passing_store_loses_its_name_and_keeps_its_pixels(spec):
     next(stream)
     assert not folder.exists()
     again = [next(stream) for _ in range(4)]
-    wanted = iter(TrainSource(mine, plan_of(mine), "torchvision"))
+    wanted = iter(TrainSource(mine, plan_of(mine), "reference"))
     for step, expected in zip(range(6), wanted, strict=False):
         if step >= 2:
             assert torch.equal(again[step - 2].images, expected.images)
@@ -276,10 +276,10 @@ def test_without_room_the_files_are_streamed_and_the_reason_is_said(spec, monkey
     monkeypatch.setattr(prepared, "available_memory", lambda: 1000)
     monkeypatch.setattr(prepared, "_free", lambda folder: 1000)
     loader, why = choose_loader("cache", dataclasses.replace(spec, cache_dir=""))
-    assert loader in ("dali", "torchvision")
+    assert loader in ("dali", "reference")
     assert why.startswith("no cache, since neither shared memory nor ")
     loader, why = choose_loader("auto", spec)
-    assert loader in ("dali", "torchvision")
+    assert loader in ("dali", "reference")
     assert why.startswith(f"no cache, since {tmp_path / 'cache'} has no room for 0 MB; ")
 
 

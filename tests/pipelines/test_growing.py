@@ -45,7 +45,7 @@ def test_the_work_left_is_counted_in_steps_of_the_present_size():
     assert work_left(parts, 100) == 0
 
 
-@pytest.mark.parametrize("loader", ["cache", "torchvision"])
+@pytest.mark.parametrize("loader", ["cache", "reference"])
 @pytest.mark.parametrize("start", [0, 1, 2, 5])
 def test_batches_are_those_of_each_stages_own_source(street, loader, start):
     _, specs = reading(str(street), splits=("train",), size="48x72")
@@ -59,10 +59,10 @@ def test_batches_are_those_of_each_stages_own_source(street, loader, start):
         (size,) = [stage.size for stage in parts if step < stage.until][:1] or [(48, 72)]
         _, own = reading(str(street), splits=("train",), size=size)
         own_plan = Plan(num_samples=8, batch=2, seed=3, mirror=True, max_shift=augment.max_shift(size))
-        wanted = next(iter(TrainSource(own["train"], own_plan, "torchvision", step)))
+        wanted = next(iter(TrainSource(own["train"], own_plan, "reference", step)))
         assert batch.images.shape[2:] == size
         assert (batch.images - wanted.images).abs().max() < 1.01 / min(STD)  # DALI may fill the cache: see test_tiers
         assert torch.equal(batch.labels, wanted.labels)
         assert batch.indices.tolist() == wanted.indices.tolist()
-    if loader == "torchvision":  # the cache may have been filled before
+    if loader == "reference":  # the cache may have been filled before
         assert source.decoded == 2 * len(found)

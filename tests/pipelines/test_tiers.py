@@ -1,4 +1,4 @@
-"""All tiers give the same pixels: DALI (here on the CPU), the cache, and the torchvision reference."""
+"""All tiers give the same pixels: DALI (here on the CPU), the cache, and the reference."""
 
 import importlib.util
 import itertools
@@ -32,7 +32,7 @@ from fastseg.pipelines.source import (
 COLORS = np.array([color for color, _ in CAMVID_32.values()], np.uint8)
 
 
-@pytest.fixture(params=["torchvision", "dali", "cache"])
+@pytest.fixture(params=["reference", "dali", "cache"])
 def loader(request):
     if request.param == "dali":
         pytest.importorskip("nvidia.dali")
@@ -77,7 +77,7 @@ def assert_tiers_agree(spec, plan, steps):
     pytest.importorskip("nvidia.dali")
     for loader in ("dali", "cache"):
         for (images, labels), (other_images, other_labels) in zip(
-            take(loader, spec, plan, steps), take("torchvision", spec, plan, steps), strict=True
+            take(loader, spec, plan, steps), take("reference", spec, plan, steps), strict=True
         ):
             assert labels.dtype == other_labels.dtype == np.uint8
             assert images.shape == other_images.shape == (plan.batch, *(spec.crop or spec.size), 3)
@@ -422,16 +422,16 @@ def saved_as(mode, side, tmp_path, colored=False):
         ("P", "image", False),
     ],
 )
-def test_files_that_dali_would_misread_go_through_torchvision(tmp_path, mode, side, colored):
+def test_files_that_dali_would_misread_go_through_the_reference(tmp_path, mode, side, colored):
     pytest.importorskip("nvidia.dali")
     spec, path = saved_as(mode, side, tmp_path, colored)
     chosen, why = choose_loader("auto", spec)
-    assert chosen == "torchvision"
+    assert chosen == "reference"
     assert path in why
     assert f"mode {mode}" in why
-    with pytest.raises(UsageError, match=f"^--loader dali: .*{re.escape(path)}.*; use --loader torchvision$"):
+    with pytest.raises(UsageError, match=f"^--loader dali: .*{re.escape(path)}.*; use --loader reference$"):
         choose_loader("dali", spec)
-    assert choose_loader("torchvision", spec) == ("torchvision", "as asked")
+    assert choose_loader("reference", spec) == ("reference", "as asked")
 
 
 def test_palette_labels_are_read_by_value_not_by_colour(tmp_path):
@@ -442,7 +442,7 @@ def test_palette_labels_are_read_by_value_not_by_colour(tmp_path):
     assert palette.mode == "P"
     palette.save(pairs[0].label)
     spec = make_spec(pairs, camvid_indexed(), (24, 32))
-    ((_, labels),) = take("torchvision", spec, make_plan(1, 1, mirror=False, max_shift=(0, 0)), steps=1)
+    ((_, labels),) = take("reference", spec, make_plan(1, 1, mirror=False, max_shift=(0, 0)), steps=1)
     np.testing.assert_array_equal(labels[0], np.where(raw == 11, VOID, raw))
 
 
@@ -454,17 +454,17 @@ def test_plain_files_go_through_dali(tmp_path):
         assert choose_loader("dali", spec) == ("dali", "as asked")
 
 
-def test_without_dali_auto_takes_torchvision_and_says_so(tmp_path, monkeypatch):
+def test_without_dali_auto_takes_the_reference_and_says_so(tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if "nvidia" in name else real(name, *a))
     spec, _ = saved_as("RGB", "image", tmp_path)
-    assert choose_loader("auto", spec) == ("torchvision", "DALI is not installed")
+    assert choose_loader("auto", spec) == ("reference", "DALI is not installed")
     with pytest.raises(UsageError, match=r"^--loader dali: DALI is not installed; .*pip install "):
         choose_loader("dali", spec)
 
 
 def test_an_unknown_loader_is_refused_with_the_choices(tmp_path):
-    with pytest.raises(UsageError, match=r"^--loader turbo: choose one of auto, dali, cache, torchvision$"):
+    with pytest.raises(UsageError, match=r"^--loader turbo: choose one of auto, dali, cache, reference$"):
         choose_loader("turbo", saved_as("RGB", "image", tmp_path)[0])
 
 
@@ -549,11 +549,11 @@ def test_without_a_device_the_gpu_graph_says_what_is_missing(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("colored", [False, True], ids=["indexed", "colored"])
 @pytest.mark.parametrize(("file", "size"), [((48, 64), (48, 64)), ((360, 480), (300, 400)), ((48, 64), (96, 100))])
-def test_dali_on_the_gpu_agrees_with_torchvision(tmp_path, file, size, colored):
+def test_dali_on_the_gpu_agrees_with_the_reference(tmp_path, file, size, colored):
     pytest.importorskip("nvidia.dali")
     spec = make_spec(make_pairs(tmp_path, [file] * 4, colored), camvid_colored() if colored else camvid_indexed(), size)
     images, labels = next(make_tier("dali", replace(spec, device=torch.device("cuda"))).train(make_plan(4, 4), 0, 0, 1))
-    ((wanted, wanted_labels),) = take("torchvision", spec, make_plan(4, 4), steps=1)
+    ((wanted, wanted_labels),) = take("reference", spec, make_plan(4, 4), steps=1)
     assert images.device.type == labels.device.type == "cuda"
     np.testing.assert_array_equal(labels.cpu().numpy(), wanted_labels)
     assert np.abs(images.cpu().numpy().astype(int) - wanted).max() <= 1
