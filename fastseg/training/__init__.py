@@ -15,7 +15,7 @@ from fastseg.environment import environment
 from fastseg.errors import FastsegError, UsageError
 from fastseg.place import place
 from fastseg.runlog import RunLog
-from fastseg.training.loop import loop
+from fastseg.training.loop import train_loop
 from fastseg.training.opening import start_block, start_event
 from fastseg.training.run import Run
 from fastseg.training.saving import write_report
@@ -64,7 +64,7 @@ def train(
             with world.named_failures(), Requests(world) as requests:
                 world.barrier()  # from the start line on, a signal to any of them saves
                 log.start(progress.step, start_block(training, folder), **start_event(training))
-                loop(training, folder, log, requests, began, after_step)
+                train_loop(training, folder, log, requests, began, after_step)
         if not training.sound:
             raise FastsegError(
                 f"the loss of the last step is no number: lower train.lr ({config.train.lr:g}) or set train.clip; "

@@ -29,7 +29,7 @@ SKIPPED_IN_A_ROW = 20  # steps left out by the gradient scaler that end a run, o
 DATA_BOUND = 0.2  # share of the time waited for data, from which on the log names the cure
 
 
-def loop(
+def train_loop(
     run: Run, folder: Path, log: RunLog, requests: Requests, began: float, after_step: Callable[[int], None] | None
 ) -> None:
     """Steps until the run is finished, with log lines, validations and checkpoints in between.

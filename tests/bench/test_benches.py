@@ -17,7 +17,7 @@ import torch
 
 from fastseg import bench
 from fastseg.bench import data as bench_data
-from fastseg.bench import harness, peers, roofline
+from fastseg.bench import drill, harness, peers, roofline
 from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import ladder as bench_ladder
 from fastseg.bench import model as bench_model
@@ -214,7 +214,8 @@ def small(monkeypatch) -> None:
     """Networks of one stage, and bf16 as the second precision: slow on many CPUs, but it shows the ratio."""
     for module in (bench_model, bench_ladder):
         monkeypatch.setattr(module, "choose_dtype", lambda *_: (torch.bfloat16, "as asked"))
-    monkeypatch.setattr(bench_model, "SegNet", lambda classes, **options: SegNet(classes, depth=1, **options))
+    for module in (bench_model, drill):
+        monkeypatch.setattr(module, "SegNet", lambda classes, **options: SegNet(classes, depth=1, **options))
     monkeypatch.setattr(bench_model, "layers", functools.partial(roofline.layers, depth=1))
 
 
@@ -348,10 +349,9 @@ def test_a_quick_measurement_makes_many_rounds_of_the_best_precision_and_the_pla
 
 def test_the_whole_network_is_counted_and_unknown_peaks_give_no_share(monkeypatch, threads):
     # Steps that claim 2 images per second, so that nothing is computed.
-    step = SimpleNamespace(
-        images_per_second=lambda: 2.0, peak_memory=lambda: 5_000_000, model=SimpleNamespace(fused=True)
-    )
-    monkeypatch.setattr(bench_model, "Step", lambda *_: step)
+    step = SimpleNamespace(model=SimpleNamespace(fused=True))
+    made = SimpleNamespace(images_per_second=lambda: 2.0, peak_memory=lambda: 5_000_000, step=step)
+    monkeypatch.setattr(bench_model, "Drill", lambda *_: made)
     monkeypatch.setattr(bench_model.plain_step, "images_per_second", lambda *_: lambda: 0.5)
     monkeypatch.setattr(bench_model, "choose_dtype", lambda *_: (torch.float32, "as asked"))
     monkeypatch.setattr(bench_model, "peaks_here", lambda *_, trials: None)
@@ -409,7 +409,7 @@ def test_pooling_and_unpooling_move_what_the_issue_reckoned():
 
 
 def test_every_operator_is_measured_both_ways(monkeypatch, threads):
-    monkeypatch.setattr(bench_kernels, "SegNet", lambda classes, **options: SegNet(classes, depth=1, **options))
+    monkeypatch.setattr(drill, "SegNet", lambda classes, **options: SegNet(classes, depth=1, **options))
     found = bench.run("kernels", data="", size=(9, 10), batch=2, rounds=3, device="cpu")
     check(found, 3)
     operators = ["pool", "unpool", "bn_relu", "bn_relu_pool", "cross_entropy", "confusion", "augment", "step"]

@@ -298,7 +298,7 @@ def test_a_foreign_apex(call, street, tmp_path, monkeypatch, row, fault, files, 
     assert why in says
     start = lines(tmp_path / "run", "start")[0]
     assert start["optimizer"] == "torch fused SGD"
-    assert why in start["choices"]["optimizer"]
+    assert why in start["choices"]["optimizer"]["why"]
     row(fault, says, "install NVIDIA's apex with its CUDA part, or leave it")
 
 
