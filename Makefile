@@ -28,10 +28,11 @@ test: .venv/done ## run every test that this machine can run
 	wait $$second; second=$$?; cat build/second.txt; exit $$((first | second))
 
 # mypy sees the mapped packages only where they are installed, not where they lie: a copy of its own, see pyproject.toml.
+# In build/lib setuptools keeps modules that are gone.
 lint: .venv/done ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/lint
+	rm -rf build/lint build/lib
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/lint .
 	cd build/lint && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fastseg
 

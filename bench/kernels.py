@@ -193,7 +193,7 @@ def cases(device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch
     }
 
 
-def whole_step(device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int) -> Operator:
+def whole_step(device: torch.device, dtype: torch.dtype, size: Size, batch: int) -> Operator:
     """Forward, loss and backward of the whole network on random images, with either kind of operators."""
     images, labels = random_batch(device, dtype, size, batch)
 

@@ -144,7 +144,7 @@ def reading(
     changes = {KEYS[name]: value for name, value in {"device": "cpu", **options}.items()}
     config = configs.override(Config(), {"data.path": path, **changes}, "data")
     kind, _ = choose_device(config.runtime.device)
-    device = torch.device(kind, torch.cuda.current_device() if kind == "cuda" else None)
+    device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
     dataset, found = open_data(config)
     wanted = [split for split in splits if found.get(split)] or list(splits)
     return config, {

@@ -50,7 +50,7 @@ class Progress:
         kept = {f.name: values[f.name] for f in dataclasses.fields(cls)}
         for f in dataclasses.fields(cls):
             if f.type in (int, float):
-                kept[f.name] = f.type(kept[f.name])  # type: ignore[operator]
+                kept[f.name] = f.type(kept[f.name])
         best, losses = kept["best_miou"], kept["losses"]
         return cls(**kept | {"best_miou": best if best is None else float(best), "losses": [float(x) for x in losses]})
 
