@@ -86,7 +86,7 @@ def train_plainly(data: str, size: Size, seed: int, device: torch.device, target
         UsageError: labels of colours, which the plain loop's loader does not know.
     """
     _, specs = reading(data, size=size, device=device.type)
-    spec, val = specs["train"], specs["val"]
+    spec, (val, _) = specs["train"], choose_loader("auto", specs["val"], epochs=True, resize_labels=False)
     if spec.classes.is_color:
         raise UsageError(f"bench accuracy: {data} has labels of colours; the plain loop reads indices alone")
     table = torch.from_numpy(spec.classes.index_table(VOID)).long().to(device)
@@ -95,7 +95,7 @@ def train_plainly(data: str, size: Size, seed: int, device: torch.device, target
     model = PlainSegNet(len(weights)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     loss_of = nn.CrossEntropyLoss(weight=torch.tensor(weights, dtype=torch.float32, device=device), ignore_index=VOID)
-    alone, loader = World(0, 1, device), choose_loader("auto", val, epochs=True, resize_labels=False)[0]
+    alone = World(0, 1, device)
     stream = batches(spec.pairs, size, BATCH, workers=cores())
     steps, seconds, curve = max(1, len(spec.pairs) // BATCH), 0.0, list[Point]()
     while seconds < cap and not any(point.miou >= target for point in curve):
@@ -106,7 +106,7 @@ def train_plainly(data: str, size: Size, seed: int, device: torch.device, target
             loss = take(model, optimizer, loss_of, images, labels)
         loss.item()  # waits for a GPU
         seconds += time.perf_counter() - start
-        curve.append(Point(seconds, score(model, val, loader, alone).scores.miou))
+        curve.append(Point(seconds, score(model, val, alone).scores.miou))
     stream.close()  # type: ignore[attr-defined]
     return curve
 

@@ -33,8 +33,7 @@ from fastseg.pipelines.source import Spec, TrainSource, choose_loader, decoded_a
 SECONDS = 1.0  # each measurement takes as many batches as last this long
 WORKERS = (0, 1, 2)
 LARGER = 4  # times the batch, as a second batch size
-SETTLED = 16  # batches after which the memory of what streams does not grow
-TIERS = ("dali", "cache", "reference")
+SETTLED = 16  # batches after which the memory of what keeps nothing does not grow
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -51,8 +50,9 @@ class Case:
         batch: int,
         seconds: float,
         wait: Callable[[Any], object] = lambda batch: batch[0][0, 0, 0, 0].item(),
+        settled: int = SETTLED,
     ) -> None:
-        self.make, self.batch, self.seconds = make, batch, seconds
+        self.make, self.batch, self.seconds, self.settled = make, batch, seconds, settled
         self.wait = wait  # until a GPU has made what it is given
         self.cpu_seconds: list[float] = []  # per image, a value per measurement
 
@@ -128,12 +128,12 @@ def memory_of(make: Callable[[], Batches], count: int) -> float | None:
     return answer.get() / 1024
 
 
-def training(spec: Spec, plan: Plan, tier: str) -> Batches:
+def training(spec: Spec, plan: Plan) -> Batches:
     """Batches as training gets them, on the spec's number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(spec.threads)
     try:
-        for batch in TrainSource(spec, plan, tier):
+        for batch in TrainSource(spec, plan):
             yield batch.images, batch.labels
     finally:
         torch.set_num_threads(before)
@@ -144,9 +144,9 @@ def full_batches(spec: Spec, batch: int) -> Iterator[np.ndarray]:
     return itertools.cycle(in_order(len(spec.pairs), batch)[: len(spec.pairs) // batch])
 
 
-def decoding(spec: Spec, tier: str, batch: int) -> Batches:
+def decoding(spec: Spec, batch: int) -> Batches:
     """A streaming tier without what makes a training batch of its pixels: that part's share of the time."""
-    for images, labels in make_tier(tier, spec).decode(full_batches(spec, batch), batch, resize_labels=True):
+    for images, labels in make_tier(spec).decode(full_batches(spec, batch), batch, resize_labels=True):
         yield images, labels[0]
 
 
@@ -172,25 +172,27 @@ def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quic
     cases: dict[str, Case] = {}
     seconds = SECONDS / 5 if quick else SECONDS
 
-    def case(batches: Callable[..., Batches], *given: Any, images: int = batch) -> Case:
-        return Case(functools.partial(batches, *given), images, seconds)
-
     epoch = -(-len(spec.pairs) // batch)
-    tiers = [t for t in TIERS if t == "reference" or choose_loader("cache" if t == "cache" else "auto", spec)[0] == t]
-    for tier in tiers:
-        cases[tier] = case(training, spec, plan, tier)
-    for tier in () if quick else tiers:
-        alone, more = dataclasses.replace(spec, threads=1), dataclasses.replace(plan, batch=LARGER * batch)
-        cases[f"{tier}, 1 thread"] = case(training, alone, plan, tier)
-        cases[f"{tier}, batch {more.batch}"] = case(training, spec, more, tier, images=more.batch)
+
+    def case(batches: Callable[..., Batches], *given: Any, images: int = batch, keeps: bool = False) -> Case:
+        return Case(functools.partial(batches, *given), images, seconds, settled=epoch if keeps else SETTLED)
+
+    chosen = (choose_loader(loader, spec)[0] for loader in ("auto", "cache", "reference"))
+    tiers = {read.loader: read for read in chosen}
+    for tier, read in tiers.items():
+        cases[tier] = case(training, read, plan, keeps=read.tier.keeps)
+    for tier, read in () if quick else tiers.items():
+        alone, more = dataclasses.replace(read, threads=1), dataclasses.replace(plan, batch=LARGER * batch)
+        cases[f"{tier}, 1 thread"] = case(training, alone, plan, keeps=read.tier.keeps)
+        cases[f"{tier}, batch {more.batch}"] = case(training, read, more, images=more.batch, keeps=read.tier.keeps)
     if "dali" in cases:
         together = min(decoded_at_once(batch), len(spec.pairs))
-        cases["dali, decoding alone"] = case(decoding, spec, "dali", together, images=together)
+        cases["dali, decoding alone"] = case(decoding, tiers["dali"], together, images=together)
     for name, batches in peers.available()[0].items():
         for workers in WORKERS:
             cases[f"{name}, {workers} workers"] = case(batches, spec.pairs, size, batch, workers)
     if "cache" in cases:
-        filling = training(spec, plan, "cache")
+        filling = training(tiers["cache"], plan)
         for _ in range(epoch):
             next(filling)
     samples = take_turns({**cases, "copying": copy_bound(size, batch, seconds)}, rounds)
@@ -200,7 +202,7 @@ def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quic
         result(f"data {name} {shown}, CPU", "ms/img", [1e3 * s for s in c.cpu_seconds[1:]]) for name, c in cases.items()
     ]
     for name, measured in () if quick else cases.items():
-        mib = memory_of(measured.make, epoch if "cache" in name else SETTLED)
+        mib = memory_of(measured.make, measured.settled)
         costs += [exact(f"data {name} {shown}, memory", "MiB", mib)] if mib is not None else []
     ratios: list[Result] = []
     others = [name for name in cases if name.startswith(tuple(peers.PEERS))]

@@ -32,9 +32,9 @@ def _files(spec: Spec, batch: int) -> Iterator[object]:
             yield list(pool.map(lambda path: Path(path).read_bytes(), [p for x in pairs for p in (x.image, x.label)]))
 
 
-def _training(spec: Spec, plan: Plan, loader: str, step: Drill, waits: list[list[float]]) -> Iterator[object]:
+def _training(spec: Spec, plan: Plan, step: Drill, waits: list[list[float]]) -> Iterator[object]:
     """Training on batches of the data path; waits for them are noted in a new list, as shares of their steps."""
-    batches = iter(TrainSource(spec, plan, loader))
+    batches = iter(TrainSource(spec, plan))
     noted: list[float] = []
     waits.append(noted)
     while True:
@@ -66,25 +66,25 @@ def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quic
     step = Drill(spec.device, dtype, size, batch)
     waits: list[list[float]] = []
 
-    def source(loader: str) -> Iterator[object]:
-        return iter(TrainSource(spec, plan, loader))
+    def source(read: Spec) -> Iterator[object]:
+        return iter(TrainSource(read, plan))
 
     makers: dict[str, tuple[Callable[[], Iterator[object]], int]] = {
         "read files": (functools.partial(_files, spec, together), together)
     }
     if len(own) == 1 and own != {size}:
-        as_it_is = dataclasses.replace(spec, size=Size(*own.pop()))
-        makers["+ decode"] = (functools.partial(decoding, as_it_is, streaming, together), together)
-    makers["+ decode, resize"] = (functools.partial(decoding, spec, streaming, together), together)
+        as_it_is = dataclasses.replace(streaming, size=Size(*own.pop()))
+        makers["+ decode"] = (functools.partial(decoding, as_it_is, together), together)
+    makers["+ decode, resize"] = (functools.partial(decoding, streaming, together), together)
     makers["+ augment"] = (functools.partial(source, streaming), batch)
-    if chosen == "cache":
+    if chosen.tier.keeps:
         makers["the same from the cache"] = (functools.partial(source, chosen), batch)
         for _ in itertools.islice(source(chosen), -(-len(spec.pairs) // batch)):
             pass  # fills it
     makers["forward"] = (lambda: _calls(lambda: step.step.forward(step.images)), batch)
     makers["+ backward"] = (lambda: _calls(lambda: step.step.backward(step.images, step.labels)), batch)
     makers["+ optimiser"] = (lambda: _calls(lambda: step(step.images, step.labels)), batch)
-    makers["together"] = (lambda: _training(spec, plan, chosen, step, waits), batch)
+    makers["together"] = (lambda: _training(chosen, plan, step, waits), batch)
     seconds = SECONDS / 5 if quick else SECONDS
     rungs: dict[str, Callable[[], float]] = {
         name: Case(make, images, seconds, wait=lambda _: step.wait()) for name, (make, images) in makers.items()
@@ -92,7 +92,7 @@ def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quic
     samples = take_turns(rungs, rounds)
 
     rows = [result(f"ladder {name} {shown}", "img/s", figures) for name, figures in samples.items()]
-    feeding = "the same from the cache" if chosen == "cache" else "+ augment"
+    feeding = "the same from the cache" if chosen.tier.keeps else "+ augment"
     # Of all measurements but the one that take_turns drops, and all steps but those that begin.
     shares = [100 * statistics.mean(noted[1:]) for noted in waits[1:]]
     rows.append(result(f"ladder data wait {shown}", "%", shares))

@@ -33,10 +33,9 @@ def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quic
     """Speed and memory over an epoch, at POINTS points or after each batch; `rounds` and `quick` do not matter."""
     crop = Size(*(max(1, side // 2) for side in size))
     config, specs = reading(data, splits=("train",), size=size, crop=crop, batch=batch, device=device)
-    spec = specs["train"]
+    spec, _ = choose_loader("auto", specs["train"])
     plan = make_plan(config, len(spec.pairs), 1)
-    loader, _ = choose_loader("auto", spec)
-    batches = iter(TrainSource(spec, plan, loader))
+    batches = iter(TrainSource(spec, plan))
     next(batches)
     steps = max(4, len(spec.pairs) // batch)
     each = max(1, steps // POINTS)
@@ -48,7 +47,7 @@ def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quic
         rates.append(each * batch / (time.perf_counter() - start))
         images.append(point * each * batch)
         sizes.append(resident_mib())
-    name, half = f"stream {loader} {size}", len(rates) // 2
+    name, half = f"stream {spec.loader} {size}", len(rates) // 2
     rows = [exact(f"{name}, RSS after {n} images", "MiB", mib) for n, mib in zip(images, sizes, strict=True)]
     return Found(
         [result(name, "img/s", rates), *rows],

@@ -420,5 +420,5 @@ def _loader(size: "Size", device: "torch.device") -> tuple[str, str]:
         dtype=torch.float32,
         threads=1,
     )
-    loader, why = choose_loader("auto", spec, epochs=True)
-    return loader, f"{why} (for data like CamVid's)"
+    spec, why = choose_loader("auto", spec, epochs=True)
+    return spec.loader, f"{why} (for data like CamVid's)"

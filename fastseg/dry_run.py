@@ -174,16 +174,14 @@ def free_bytes(device: torch.device) -> int:
     return available_memory()
 
 
-def streamed(spec: Spec, loader: str) -> tuple[Spec, str]:
-    """What to read with, so that nothing is kept: as the cache tier reads in the first epoch."""
-    spec = dataclasses.replace(spec, cache_dir="")
-    return spec, choose_loader("auto", spec)[0] if loader == "cache" else loader
+def streamed(spec: Spec) -> Spec:
+    """What to read, so that nothing is kept: as the cache tier reads in the first epoch."""
+    return choose_loader("auto", dataclasses.replace(spec, cache_dir=""))[0] if spec.tier.keeps else spec
 
 
 def reading_speed(run: Run) -> float:
     """Images per second of the data path alone, in the first epoch."""
-    spec, loader = streamed(run.spec, run.loader)
-    batches = iter(TrainSource(spec, run.plan, loader))
+    batches = iter(TrainSource(streamed(run.spec), run.plan))
     next(batches)  # starts threads
     count = max(1, READ // run.plan.batch)
     start = time.perf_counter()
@@ -194,10 +192,10 @@ def reading_speed(run: Run) -> float:
 
 def validation(run: Run) -> float:
     """Seconds of a validation, from one batch of it."""
-    spec, loader = streamed(run.val_spec, run.val_loader)
+    spec = streamed(run.val_spec)
     few = dataclasses.replace(spec, pairs=spec.pairs[:BATCH], headers=spec.headers[:BATCH])
     start = time.perf_counter()
-    score(run.step.evaluated, few, loader, run.world, fused=run.step.model.fused)
+    score(run.step.evaluated, few, run.world, fused=run.step.model.fused)
     return (time.perf_counter() - start) * math.ceil(len(run.val_spec.pairs) / BATCH)
 
 

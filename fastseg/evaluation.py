@@ -71,15 +71,13 @@ class Mirrored(nn.Module):
 
 
 @torch.inference_mode()
-def outputs(
-    network: nn.Module, spec: Spec, loader: str, *, at: str
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+def outputs(network: nn.Module, spec: Spec, *, at: str) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """(index, scores [1, C, h, w], label uint8[1, H, W]) of each sample in order; the network is in evaluation mode.
 
     Args:
         at: "original" for the label file's own size, "network" for labels resized to the network's.
     """
-    for batch in evaluation_batches(spec, loader, BATCH, resize_labels=at == "network"):
+    for batch in evaluation_batches(spec, BATCH, resize_labels=at == "network"):
         missing = BATCH - len(batch.images)
         images = F.pad(batch.images, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(spec.device.type, spec.dtype, enabled=spec.dtype != torch.float32):
@@ -91,7 +89,6 @@ def outputs(
 def score(
     network: nn.Module,
     spec: Spec,
-    loader: str,
     world: World,
     *,
     at: str = "original",
@@ -114,7 +111,7 @@ def score(
     count = confusion if fused else torch_confusion
     kept, was_training = [], network.training
     network.eval()
-    for index, scores, label in outputs(network, mine, loader, at=at) if mine.pairs else ():
+    for index, scores, label in outputs(network, mine, at=at) if mine.pairs else ():
         place = index * world.size + world.rank
         prediction = torch.empty_like(label) if boundaries or index < keep else None
         count(counts[place], scores, label, prediction)
@@ -127,9 +124,7 @@ def score(
     return Counted(world.sum(counts).cpu().numpy(), found, kept)
 
 
-def protocol(
-    config: Config, spec: Spec, split: str, scheme: str, seen: int, loader: str, kernels: str, at: str, tta: str
-) -> dict:
+def protocol(config: Config, spec: Spec, split: str, scheme: str, seen: int, kernels: str, at: str, tta: str) -> dict:
     """What a score needs beside it to be compared with another.
 
     Args:
@@ -150,7 +145,7 @@ def protocol(
         "tta": tta,
         "device": spec.device.type,
         "dtype": str(spec.dtype).removeprefix("torch."),
-        "loader": loader,
+        "loader": spec.loader,
         "kernels": kernels,
     }
 
@@ -251,15 +246,15 @@ def _evaluate(
             f"content ({seen[0].stem}{', ...' * (len(seen) > 1)}): give others, or --allow-overlap to score all of "
             "them, with that number in the protocol"
         )
-    loader, _ = choose_loader(config.runtime.loader, spec, resize_labels=at == "network")
+    spec, _ = choose_loader(config.runtime.loader, spec, resize_labels=at == "network")
     kernels, _ = launch.choose(config.runtime.kernels, world.device)
     network = checkpoints.build_model(state, checkpoint).to(world.device)
     network.fused = kernels == "fused"
     with world.named_failures():
         evaluated = Mirrored(network) if tta == "mirror" else network
-        found = score(evaluated, spec, loader, world, at=at, fused=network.fused, boundaries=True)
+        found = score(evaluated, spec, world, at=at, fused=network.fused, boundaries=True)
     scheme, _ = choose_split(dataset, config.data.split_scheme)
-    told = protocol(config, spec, split, scheme, len(seen), loader, kernels, at, tta)
+    told = protocol(config, spec, split, scheme, len(seen), kernels, at, tta)
     told |= {"init": config.model.init, "step": state["progress"]["step"], "averaged": bool(state["ema"])}
     return _document(found, spec) | {"protocol": told}, found, world
 

@@ -26,7 +26,7 @@ def find_lr(config: Config) -> dict[str, Any]:
         FastsegError: data or options that cannot be trained on, or a loss that never falls.
     """
     run = set_up(config, None)
-    batches = iter(TrainSource(run.spec, run.plan, run.loader))
+    batches = iter(TrainSource(run.spec, run.plan))
     rates, losses, smooth, mean = [], [], [], 0.0
     for step in range(STEPS):
         rate = FROM * (TO / FROM) ** (step / (STEPS - 1))

@@ -193,14 +193,14 @@ def open_source(
         raise UsageError(f"open_source: rank {rank} of {world}: from 0 to {world - 1}")
     options: dict[str, Any] = {"size": size, "batch": batch, "seed": seed, "device": device, "loader": loader}
     config, specs = reading(str(path), splits=(split,), threads=threads or max(1, cores() // world), **options)
-    spec, loader = specs[split], config.runtime.loader
+    spec, asked = specs[split], config.runtime.loader
     if split == "train":
-        loader, _ = choose_loader(loader, spec, epochs=True)
-        return _training(TrainSource(spec, make_plan(config, len(spec.pairs), world), loader, 0, rank, world))
+        spec, _ = choose_loader(asked, spec, epochs=True)
+        return _training(TrainSource(spec, make_plan(config, len(spec.pairs), world), 0, rank, world))
     share = dataclasses.replace(spec, pairs=spec.pairs[rank::world], headers=spec.headers[rank::world])
     if not share.pairs:
         return iter(())
-    found = evaluation_batches(share, choose_loader(loader, share)[0], batch, resize_labels=True)
+    found = evaluation_batches(choose_loader(asked, share)[0], batch, resize_labels=True)
     return (Batch(images, torch.stack(labels), rank + world * indices) for images, labels, indices in found)
 
 

@@ -6,10 +6,11 @@ kernel, from a copy in its memory where there is room; on a CPU by vectorised sl
 """
 
 import atexit
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +19,15 @@ from fastseg.data.classes import UNKNOWN
 from fastseg.errors import FastsegError
 from fastseg.pipelines.plan import BatchPlan, Plan
 from fastseg.pipelines.prepared import Store, check_of, key_of, locate, open_store, shape_of
-from fastseg.pipelines.source import AT_ONCE, augmented, decoded_at_once, samples_of, unknown_values
+from fastseg.pipelines.source import (
+    AT_ONCE,
+    augmented,
+    choose_loader,
+    decoded_at_once,
+    make_tier,
+    samples_of,
+    unknown_values,
+)
 from fastseg.ranges import stage
 
 if TYPE_CHECKING:
@@ -62,13 +71,16 @@ def open_once(spec: "Spec", *, resize_labels: bool) -> Store:
 class CacheTier:
     """See `fastseg.pipelines.source.Tier`.
 
-    Args:
-        spec: what to read and what to make of it.
+    Attributes:
         inner: the tier that decodes what is not there yet, on the CPU.
     """
 
-    def __init__(self, spec: "Spec", inner: "Tier") -> None:
-        self.spec, self.inner = spec, inner
+    keeps: ClassVar[bool] = True
+    checks_labels: ClassVar[bool] = True
+
+    def __init__(self, spec: "Spec") -> None:
+        decoding = dataclasses.replace(spec, device=torch.device("cpu"), cache_dir="")
+        self.spec, self.inner = spec, make_tier(choose_loader("auto", decoding)[0])
 
     @property
     def decoded(self) -> int:

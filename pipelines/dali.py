@@ -10,7 +10,7 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -136,6 +136,9 @@ def one_thread() -> Iterator[None]:
 
 class DaliTier:
     """See `fastseg.pipelines.source.Tier`."""
+
+    keeps: ClassVar[bool] = False
+    checks_labels: ClassVar[bool] = False
 
     def __init__(self, spec: "Spec") -> None:
         self.spec, self.decoded = spec, 0

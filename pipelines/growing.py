@@ -49,15 +49,15 @@ class GrowingSource:
     """`TrainSource`s one after the other, each with images of its stage's size.
 
     Args:
-        loader: the tier of the full size; a cache is kept of each size, where there is room for it.
+        spec: of the full size; a tier that keeps samples keeps them in each size, where there is room for that.
         augment: whose shifts follow the size.
     """
 
     def __init__(
-        self, spec: Spec, plan: Plan, loader: str, parts: Sequence[Stage], augment: Augment, start: int = 0,
-        rank: int = 0, world: int = 1,
+        self, spec: Spec, plan: Plan, parts: Sequence[Stage], augment: Augment, start: int = 0, rank: int = 0,
+        world: int = 1,
     ) -> None:  # fmt: skip
-        self.spec, self.plan, self.loader, self.parts, self.augment = spec, plan, loader, parts, augment
+        self.spec, self.plan, self.parts, self.augment = spec, plan, parts, augment
         self.start, self.rank, self.world = start, rank, world
         self._sources: list[TrainSource] = []
 
@@ -72,12 +72,12 @@ class GrowingSource:
             last = number == len(self.parts) - 1
             if start >= stage.until and not last:
                 continue
-            spec, loader, plan = self.spec, self.loader, self.plan
+            spec, plan = self.spec, self.plan
             if stage.size != spec.size:
                 spec = dataclasses.replace(spec, size=stage.size)
                 plan = dataclasses.replace(plan, max_shift=self.augment.max_shift(stage.size))
-                loader = choose_loader(loader, spec, epochs=True)[0] if loader == "cache" else loader
-            self._sources.append(TrainSource(spec, plan, loader, start, self.rank, self.world))
+                spec = choose_loader(spec.loader, spec)[0] if spec.tier.keeps else spec
+            self._sources.append(TrainSource(spec, plan, start, self.rank, self.world))
             yield from itertools.islice(self._sources[-1], None if last else stage.until - start)
             start = stage.until
 

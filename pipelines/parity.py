@@ -31,14 +31,15 @@ def parity(spec: Spec, plan: Plan) -> list[dict]:
         except UsageError as error:
             rows.append({"tier": tier, "skipped": str(error)})
             continue
-        if found != tier:
+        if found.loader != tier:
             rows.append({"tier": tier, "skipped": why})
             continue
         for stage in ("decode", "resize", "augment"):
             if stage == "decode" and len(own) > 1:
                 continue
-            seen = dataclasses.replace(spec, size=Size(*next(iter(own)))) if stage == "decode" else spec
-            pairs = zip(batches(seen, plan, tier, stage), batches(seen, plan, REFERENCE, stage), strict=True)
+            seen = dataclasses.replace(found, size=Size(*next(iter(own)))) if stage == "decode" else found
+            wanted = dataclasses.replace(seen, loader=REFERENCE)
+            pairs = zip(batches(seen, plan, stage), batches(wanted, plan, stage), strict=True)
             images, labels, pixels = 0.0, 0, 0
             for (image, label), (wanted_image, wanted_label) in pairs:
                 images = max(images, float(np.abs(image - wanted_image).max()))
@@ -50,14 +51,14 @@ def parity(spec: Spec, plan: Plan) -> list[dict]:
     return rows
 
 
-def batches(spec: Spec, plan: Plan, tier: str, stage: str) -> Iterator[Pixels]:
+def batches(spec: Spec, plan: Plan, stage: str) -> Iterator[Pixels]:
     """Images in counts of 255, whatever the mean, and labels: the whole split once."""
     scale = torch.tensor(STD, device=spec.device).view(1, 3, 1, 1)
     if stage == "augment":
-        source = iter(TrainSource(spec, plan, tier))
+        source = iter(TrainSource(spec, plan))
         for _ in range(-(-plan.num_samples // plan.batch)):
             batch = next(source)
             yield (batch.images.float() * scale).cpu().numpy(), list(batch.labels.cpu().numpy())
         return
-    for part in evaluation_batches(spec, tier, BATCH, resize_labels=True):
+    for part in evaluation_batches(spec, BATCH, resize_labels=True):
         yield (part.images.float() * scale).cpu().numpy(), [label.cpu().numpy() for label in part.labels]

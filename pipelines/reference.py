@@ -8,7 +8,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ def window(pixels: torch.Tensor, top: int, left: int, height: int, width: int) -
 
 class ReferenceTier:
     """See `fastseg.pipelines.source.Tier`."""
+
+    keeps: ClassVar[bool] = False
+    checks_labels: ClassVar[bool] = False
 
     def __init__(self, spec: "Spec") -> None:
         self.spec, self.decoded = spec, 0

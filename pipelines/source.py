@@ -1,6 +1,6 @@
 """Batches: the one interface of the data path, and the choice between its tiers.
 
-    for batch in train_source(spec, plan): batch.images, batch.labels, batch.indices
+    for batch in TrainSource(spec, plan): batch.images, batch.labels, batch.indices
 
 Whatever the tier, pixels stay uint8 until the last step, which `normalise` below defines for all tiers: in fp32, cast
 once, on the training device. (DALI could normalise in its graph, but has no bf16, and uint8 is a quarter of the bytes
@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ class Spec:
         size: (height, width) that files are resized to.
         crop: (height, width) of training batches where they are windows of that; their places are the plan's.
         threads: that decode.
+        loader: the tier that reads: dali, cache or reference. `choose_loader` chooses.
     """
 
     pairs: Sequence[Pair]
@@ -71,6 +72,22 @@ class Spec:
     crop: Size | None = None
     unknown_void: bool = False
     cache_dir: str = ""
+    loader: str = "reference"
+
+    @property
+    def tier(self) -> type["Tier"]:
+        """The tier of that name; DALI is imported only where it is used."""
+        if self.loader == "dali":
+            from fastseg.pipelines.dali import DaliTier
+
+            return DaliTier
+        if self.loader == "cache":
+            from fastseg.pipelines.cache import CacheTier
+
+            return CacheTier
+        from fastseg.pipelines.reference import ReferenceTier
+
+        return ReferenceTier
 
     @property
     def unknown(self) -> int:
@@ -89,7 +106,17 @@ def decoded_at_once(batch: int) -> int:
 
 
 class Tier(Protocol):
-    """A way to get pixels onto the device."""
+    """A way to get pixels onto the device.
+
+    Attributes:
+        keeps: what is decoded once is there for later epochs.
+        checks_labels: decoding raises where a label has a value outside the class map.
+    """
+
+    keeps: ClassVar[bool]
+    checks_labels: ClassVar[bool]
+
+    def __init__(self, spec: Spec) -> None: ...
 
     @property
     def decoded(self) -> int:
@@ -104,8 +131,8 @@ class Tier(Protocol):
         """uint8 images [B, H, W, 3] and labels uint8[h, w] of samples by index, at most `most` at a time."""
 
 
-def choose_loader(requested: str, spec: Spec, *, epochs: bool = False, resize_labels: bool = True) -> tuple[str, str]:
-    """The tier to use and why.
+def choose_loader(requested: str, spec: Spec, *, epochs: bool = False, resize_labels: bool = True) -> tuple[Spec, str]:
+    """The spec with the tier that shall read it, and why that one.
 
     Args:
         epochs: the split is read many times, so that keeping it pays.
@@ -121,33 +148,26 @@ def choose_loader(requested: str, spec: Spec, *, epochs: bool = False, resize_la
 
         fits, where = find_room(spec, resize_labels=resize_labels)
         inner, why = choose_loader("auto", dataclasses.replace(spec, cache_dir=""))
-        return ("cache", f"{where}, filled by {inner}") if fits else (inner, f"no cache, since {where}; {why}")
+        if fits:
+            return dataclasses.replace(spec, loader="cache"), f"{where}, filled by {inner.loader}"
+        return dataclasses.replace(spec, loader=inner.loader), f"no cache, since {where}; {why}"
+    reference = dataclasses.replace(spec, loader="reference")
     if requested == "reference":
-        return requested, "as asked"
+        return reference, "as asked"
     missing = importlib.util.find_spec("nvidia.dali") is None if importlib.util.find_spec("nvidia") else True
     obstacle = "DALI is not installed" if missing else dali_obstacle(spec.pairs, spec.headers, spec.classes.is_color)
     if obstacle is None:
-        return "dali", "as asked" if requested == "dali" else "DALI is installed and reads these files exactly"
+        why = "as asked" if requested == "dali" else "DALI is installed and reads these files exactly"
+        return dataclasses.replace(spec, loader="dali"), why
     if requested == "dali":
         cure = f"{install('dali')} (Linux)" if missing else "use --loader reference"
         raise UsageError(f"--loader dali: {obstacle}; {cure}")
-    return "reference", obstacle
+    return reference, obstacle
 
 
-def make_tier(loader: str, spec: Spec) -> Tier:
-    """The tier of that name; imports DALI only where it is used."""
-    if loader == "dali":
-        from fastseg.pipelines.dali import DaliTier
-
-        return DaliTier(spec)
-    if loader == "cache":
-        from fastseg.pipelines.cache import CacheTier
-
-        decoding = dataclasses.replace(spec, device=torch.device("cpu"), cache_dir="")
-        return CacheTier(spec, make_tier(choose_loader("auto", decoding)[0], decoding))
-    from fastseg.pipelines.reference import ReferenceTier
-
-    return ReferenceTier(spec)
+def make_tier(spec: Spec) -> Tier:
+    """The tier that reads it."""
+    return spec.tier(spec)
 
 
 @lru_cache
@@ -207,7 +227,6 @@ class TrainSource:
 
     spec: Spec
     plan: Plan
-    loader: str
     start: int = 0
     rank: int = 0
     world: int = 1
@@ -215,7 +234,7 @@ class TrainSource:
     _unknown: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self._tier = make_tier(self.loader, self.spec)
+        self._tier = make_tier(self.spec)
         self._unknown = torch.zeros((), dtype=torch.int64, device=self.spec.device)
 
     @property
@@ -226,7 +245,7 @@ class TrainSource:
     def __iter__(self) -> Iterator[Batch]:
         pixels = self._tier.train(self.plan, self.start, self.rank, self.world)
         for step, (images, labels) in enumerate(pixels, self.start):
-            if self.loader != "cache":  # it has looked, when it decoded them
+            if not self._tier.checks_labels:
                 self._unknown += unknown_in(labels)
             yield Batch(images, labels, self.plan.shard(step, self.rank, self.world).indices)
 
@@ -236,10 +255,10 @@ class TrainSource:
             raise FastsegError(unknown_values(self.spec))
 
 
-def evaluation_batches(spec: Spec, loader: str, batch: int, *, resize_labels: bool) -> Iterator[EvaluationBatch]:
+def evaluation_batches(spec: Spec, batch: int, *, resize_labels: bool) -> Iterator[EvaluationBatch]:
     """Each sample once, in order; the last batch may be short. Labels keep their own size unless `resize_labels`."""
     batches = in_order(len(spec.pairs), batch)
-    pixels = make_tier(loader, spec).decode(batches, batch, resize_labels=resize_labels)
+    pixels = make_tier(spec).decode(batches, batch, resize_labels=resize_labels)
     unknown = torch.zeros((), dtype=torch.int64, device=spec.device)
     for indices, (images, labels) in zip(batches, pixels, strict=True):
         for label in labels:

@@ -150,7 +150,7 @@ def prepare(path: str, cache_dir: str, verify: bool, as_json: bool, **options: A
             assert shape is not None  # labels of one size
             advance = functools.partial(progress.advance, progress.add_task(split, total=len(spec.pairs)))
             inner, _ = choose_loader("auto", dataclasses.replace(spec, cache_dir=""))
-            wrong = prepare_split(spec, make_tier(inner, spec), verify=verify, done=advance)
+            wrong = prepare_split(spec, make_tier(inner), verify=verify, done=advance)
             folder = Path(spec.cache_dir) / key_of(spec, shape)
             mended = [spec.pairs[index].stem for index in wrong]
             counts = {"pairs": len(spec.pairs), "bytes": shape.nbytes}
@@ -204,8 +204,8 @@ def preview(path: str, out: Path, images: int, seed: int, **options: Any) -> Non
     from fastseg.pipelines.source import TrainSource, choose_loader
 
     config, specs = reading(path, splits=("train",), seed=seed, batch=images, **options)
-    spec = specs["train"]
-    source = TrainSource(spec, make_plan(config, len(spec.pairs), 1), choose_loader("auto", spec)[0])
+    spec, _ = choose_loader("auto", specs["train"])
+    source = TrainSource(spec, make_plan(config, len(spec.pairs), 1))
     batch = next(iter(source))
     source.check()
     write_sheet(out, batch, spec, columns=min(4, images))

@@ -39,9 +39,7 @@ def train_loop(
         after_step: called between steps with the number of those that are done; the next batch is there then.
     """
     progress, first = run.progress, run.progress.step
-    source = GrowingSource(
-        run.spec, run.plan, run.loader, run.stages, run.config.augment, first, run.world.rank, run.world.size
-    )
+    source = GrowingSource(run.spec, run.plan, run.stages, run.config.augment, first, run.world.rank, run.world.size)
     batches = iter(source)
     batch = next(batches)
     log.event("first_batch", first, seconds=time.perf_counter() - began)
@@ -155,7 +153,7 @@ def log_interval(run: Run, log: RunLog, meter: Meter, lr: float) -> None:
         log.event("parts", progress.step, steps=interval.steps, total=interval.seconds, seconds=interval.parts)
     # The first lines are those in which everything warms up; a cache waits in its first epoch alone.
     warm = progress.step - meter.first > 2 * run.config.runtime.log_every
-    if warm and not meter.warned and run.loader != "cache" and interval.data_wait > DATA_BOUND:
+    if warm and not meter.warned and not run.spec.tier.keeps and interval.data_wait > DATA_BOUND:
         meter.warned = True
         log.say(
             f"data holds training back: {interval.data_wait:.0%} of the time went by waiting for it; "

@@ -86,7 +86,7 @@ def start_event(run: Run) -> dict[str, Any]:
         **traffic(run.step.wrapped),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "dtype": run.choices["dtype"].value,
-        "loader": run.loader,
+        "loader": spec.loader,
         "kernels": run.choices["kernels"].value,
         "optimizer": run.choices["optimizer"].value,
         "choices": {name: choice.as_dict() for name, choice in run.choices.items()},

@@ -60,7 +60,6 @@ class Run:
     """Everything that training needs beside its folder.
 
     Attributes:
-        loader, val_loader: the tiers that read the two splits.
         pixels: labelled in the training images, by class.
         choices: what fastseg chose, by the name of its line in the start block.
         trained_on: "stems" and "contents" of the training images; of rank 0 alone.
@@ -76,9 +75,7 @@ class Run:
     config: Config
     world: World
     spec: Spec
-    loader: str
     val_spec: Spec
-    val_loader: str
     plan: Plan
     step: Step
     pixels: list[int]

@@ -44,8 +44,8 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
         make_spec(config, dataset, splits, s, device=device, dtype=dtype, threads=world.threads)
         for s in ("train", "val")
     )
-    loader, loader_why = choose_loader(runtime.loader, spec, epochs=True)
-    val_loader, _ = choose_loader(runtime.loader, val_spec, epochs=True, resize_labels=False)
+    spec, loader_why = choose_loader(runtime.loader, spec, epochs=True)
+    val_spec, _ = choose_loader(runtime.loader, val_spec, epochs=True, resize_labels=False)
     plan = make_plan(config, len(spec.pairs), world.size)
     # What was batch x processes becomes a number: the run keeps its batches when it goes on with other processes.
     config = dataclasses.replace(config, train=dataclasses.replace(train, batch=0, global_batch=plan.batch))
@@ -62,21 +62,19 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
     weights = torch.tensor(class_weights(counts, train.weighting), dtype=torch.float32, device=device)
     step, optimizer = make_step(model, train, world, dtype, weights, plan.batch // (world.size * train.accumulate))
     # Why nothing is kept, where a cache was wanted.
-    obstacle = find_room(spec)[1] if runtime.loader in ("auto", "cache") and loader != "cache" else None
+    obstacle = find_room(spec)[1] if runtime.loader in ("auto", "cache") and not spec.tier.keeps else None
     reading = {"threads": spec.threads, "ahead": [DECODED_AHEAD, decoded_at_once(plan.batch // world.size)]}
     run = Run(
         config=config,
         world=world,
         spec=spec,
-        loader=loader,
         val_spec=val_spec,
-        val_loader=val_loader,
         plan=plan,
         step=step,
         pixels=counts.pixels.tolist(),
         choices={
             "split": Choice(*choose_split(dataset, config.data.split_scheme)),
-            "loader": Choice(loader, loader_why, reading | {"no_cache": obstacle}),
+            "loader": Choice(spec.loader, loader_why, reading | {"no_cache": obstacle}),
             "device": Choice(device.type, device_why),
             "dtype": Choice(str(dtype).removeprefix("torch."), dtype_why),
             "kernels": Choice(kernels, kernels_why),

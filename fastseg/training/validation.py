@@ -22,7 +22,7 @@ def validate(run: Run, folder: Path) -> tuple[Scores, bool]:
     run.world.sync_buffers(step.model)
     if step.average:
         run.world.sync_buffers(step.average.model)
-    found = score(step.evaluated, run.val_spec, run.val_loader, run.world, fused=step.model.fused)
+    found = score(step.evaluated, run.val_spec, run.world, fused=step.model.fused)
     scores = found.scores
     miou = null_if_nan(scores.miou)
     best = miou is not None and (progress.best_miou is None or miou > progress.best_miou) and run.sound
@@ -43,10 +43,11 @@ def examples(run: Run, found: Counted) -> list[Shown]:
     chosen |= {i: "best" for i in reversed(order[-STRIPS:]) if i not in chosen}
     others = [i for i in order if i not in chosen]
     chosen |= dict.fromkeys(others[len(others) // (2 * STRIPS) :: max(1, -(-len(others) // STRIPS))][:STRIPS], "other")
-    few = dataclasses.replace(spec, pairs=[spec.pairs[i] for i in chosen], headers=[spec.headers[i] for i in chosen])
+    pairs, headers = [spec.pairs[i] for i in chosen], [spec.headers[i] for i in chosen]
     # By the tier that reads files one by one: a cache keeps whole splits.
+    few = dataclasses.replace(spec, pairs=pairs, headers=headers, loader="reference")
     alone = World(0, 1, run.spec.device)
-    again = score(run.step.evaluated, few, "reference", alone, keep=len(chosen), fused=run.step.model.fused)
+    again = score(run.step.evaluated, few, alone, keep=len(chosen), fused=run.step.model.fused)
     return [
         Shown(index, kind, float(mious[index]), prediction)
         for (index, kind), (_, prediction) in zip(chosen.items(), again.kept, strict=True)

@@ -71,7 +71,7 @@ def test_the_data_path_is_measured_tier_by_tier_and_against_peers(street, monkey
     found = bench.run("data", data=str(street), size=(96, 144), batch=2, rounds=3, device="cpu")
     check(found, 3)
     others = [f"{name}, 0 workers" for name in peers.available()[0]]
-    tiers = ["dali", "cache", "reference", "dali, decoding alone"] if with_dali else ["cache", "reference"]
+    tiers = ["dali", "cache", "reference", "dali, decoding alone"] if with_dali else ["reference", "cache"]
     rates = [row["name"] for row in found["results"] if row["unit"] == "img/s" and "best" not in row["name"]]
     ours = [tier for tier in tiers if "alone" not in tier]
     varied = [f"{tier}, {variant}" for tier in ours for variant in ("1 thread", "batch 8")]

@@ -62,7 +62,7 @@ def reds(png, tmp_path):
 )
 def test_scores_are_enlarged_bilinearly_to_the_labels_size_before_the_highest_wins(reds, high, low, row, confusion):
     spec = reds([[[high, high, low, low]] * 4], [[[0, 1, 0, 1]] * 4], "2x2")
-    found = score(RedOrNot(), spec, "reference", world(), keep=6)
+    found = score(RedOrNot(), spec, world(), keep=6)
     scores, ((index, prediction),) = found.scores, found.kept
     assert (index, prediction.tolist()) == (0, [row] * 4)
     assert scores.confusion[:2, :2].tolist() == confusion
@@ -72,14 +72,14 @@ def test_scores_are_enlarged_bilinearly_to_the_labels_size_before_the_highest_wi
 def test_labels_at_the_networks_size_are_resized_instead(reds):
     spec = reds([[[250, 250, 0, 0]] * 4], [[[0, 1, 11, 1]] * 4], "2x2")
     # The nearest rule takes pixel floor((2 * o + 1) * 4 / 4) = 1 and 3 of four.
-    scores = score(RedOrNot(), spec, "reference", world(), at="network").scores
+    scores = score(RedOrNot(), spec, world(), at="network").scores
     assert scores.confusion[:2, :2].tolist() == [[0, 0], [2, 2]]
 
 
 @pytest.mark.parametrize("count", [1, BATCH - 1, BATCH, BATCH + 1])
 def test_padding_of_the_last_batch_is_not_counted(reds, count):
     spec = reds([[[200, 0]] * 2] * count, [[[0, 1]] * 2] * count, "2x2")
-    found = score(RedOrNot(), spec, "reference", world(), keep=3)
+    found = score(RedOrNot(), spec, world(), keep=3)
     assert found.confusions.sum((1, 2)).tolist() == [4] * count
     assert found.scores.miou == 1
     assert [index for index, _ in found.kept] == list(range(min(3, count)))
@@ -88,7 +88,7 @@ def test_padding_of_the_last_batch_is_not_counted(reds, count):
 def test_processes_share_a_split_without_overlap(reds):
     images = [[[200, 0]] * 2, [[0, 200]] * 2, [[200, 200]] * 2, [[0, 0]] * 2, [[200, 0]] * 2]
     spec = reds(images, [[[0, 1]] * 2] * 5, "2x2")
-    whole = score(RedOrNot(), spec, "reference", world(), boundaries=True)
+    whole = score(RedOrNot(), spec, world(), boundaries=True)
     parts = []
     for rank in range(7):  # more processes than images: some have none
 
@@ -96,7 +96,7 @@ def test_processes_share_a_split_without_overlap(reds):
             def sum(self, tensor):
                 return tensor
 
-        parts.append(score(RedOrNot(), spec, "reference", Alone(rank, 7, torch.device("cpu")), boundaries=True))
+        parts.append(score(RedOrNot(), spec, Alone(rank, 7, torch.device("cpu")), boundaries=True))
     assert np.array_equal(sum(part.confusions for part in parts), whole.confusions)
     assert [int(part.confusions.sum()) for part in parts] == [4] * 5 + [0, 0]
     # The first image is right; the second has its contour, and the classes on the wrong sides of it.
@@ -109,7 +109,7 @@ def test_the_network_is_left_in_the_mode_it_came_in(reds):
     spec = reds([[[200, 0]] * 2], [[[0, 1]] * 2], "2x2")
     for training in (True, False):
         network = RedOrNot().train(training)
-        score(network, spec, "reference", world())
+        score(network, spec, world())
         assert network.training is training
 
 

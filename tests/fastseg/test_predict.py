@@ -45,7 +45,7 @@ def test_masks_are_what_evaluation_scores(model, street):
     config = override(load_recipe("fast"), {"data.path": str(street), "data.size": "48x64"})
     dataset, splits = open_data(config)
     spec = make_spec(config, dataset, splits, "val", device=torch.device("cpu"), dtype=torch.float32, threads=2)
-    found = score(model.network, spec, "reference", World(0, 1, torch.device("cpu")), keep=4)
+    found = score(model.network, spec, World(0, 1, torch.device("cpu")), keep=4)
     for index, prediction in found.kept:
         mask = model(spec.pairs[index].image)
         assert (mask.dtype, mask.shape) == (np.uint8, prediction.shape)

@@ -47,7 +47,8 @@ def test_the_worst_the_best_and_others_are_shown(spec, monkeypatch, shares, want
     confusions = right(*shares)
     asked = []
 
-    def score(network, few, loader, world, *, keep, fused):
+    def score(network, few, world, *, keep, fused):
+        assert few.loader == "reference"
         asked.extend(pair.stem for pair in few.pairs)
         return Counted(confusions, None, [(n, np.full((2, 2), n)) for n in range(keep)])
 

@@ -117,11 +117,11 @@ def read_by():
 
     def read(folder: Path, loader: str, size: str = "96x144") -> tuple[np.ndarray, np.ndarray]:
         _, specs = reading(str(folder), splits=("train",), size=size)
-        spec = specs["train"]
+        spec, _ = choose_loader(loader, specs["train"])
         count = len(spec.pairs)
-        evaluated = list(evaluation_batches(spec, choose_loader(loader, spec)[0], count, resize_labels=True))
+        evaluated = list(evaluation_batches(spec, count, resize_labels=True))
         plan = Plan(num_samples=count, batch=count, seed=0, mirror=False, max_shift=(0, 0))
-        source = TrainSource(spec, plan, choose_loader(loader, spec)[0])
+        source = TrainSource(spec, plan)
         batch = next(iter(source))
         source.check()
         order = np.argsort(batch.indices)

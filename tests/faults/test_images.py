@@ -127,7 +127,7 @@ def test_translation_uncovers_void(copy_of, row):
     _, specs = reading(str(folder), splits=("train",), size="96x144")
     plan = Plan(num_samples=8, batch=8, seed=0, mirror=True, max_shift=(8, 8))
     for loader in ("dali", "reference", "cache"):
-        _, found = next(iter(make_tier(choose_loader(loader, specs["train"])[0], specs["train"]).train(plan, 0, 0, 1)))
+        _, found = next(iter(make_tier(choose_loader(loader, specs["train"])[0]).train(plan, 0, 0, 1)))
         assert set(np.unique(found.numpy())) == {5, VOID}
     row("an all-Tree label is moved by up to 8 pixels", "Tree and void, in all tiers, never class 0")
 

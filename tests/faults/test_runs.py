@@ -74,20 +74,19 @@ def test_counts_depend_on_neither_batch_nor_processes(street, row):
     network = SegNet(11, depth=2).to(memory_format=torch.channels_last)
     _, specs = reading(str(street), splits=("train",), size="33x47")
     spec, alone = specs["train"], World(0, 1, torch.device("cpu"))
-    whole = score(network, spec, "reference", alone).confusions
+    whole = score(network, spec, alone).confusions
     assert whole.sum(axis=(1, 2)).min() > 0
     for few in (1, 2, 5):
         parts = [
             score(
                 network,
                 dataclasses.replace(spec, pairs=spec.pairs[i : i + few], headers=spec.headers[i : i + few]),
-                "reference",
                 alone,
             ).confusions
             for i in range(0, len(spec.pairs), few)
         ]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
-    shares = [score(network, spec, "reference", Share(rank, 2, torch.device("cpu"))).confusions for rank in (0, 1)]
+    shares = [score(network, spec, Share(rank, 2, torch.device("cpu"))).confusions for rank in (0, 1)]
     np.testing.assert_array_equal(sum(shares), whole)
     row("evaluation of 1, 2, 5 or 8 images at a time, by 1 or 2 processes", "equal counts: one internal batch shape")
 
@@ -165,7 +164,7 @@ def test_a_skipped_step_leaves_batch_norm_as_it_was(street, half, monkeypatch):
     scaler = torch.amp.GradScaler
     monkeypatch.setattr("torch.amp.GradScaler", lambda device, enabled: scaler(device, 2.0**40, enabled=enabled))
     run = set_up(tiny(street, data__size="16x24", train__ema=0.9), None)
-    batch = next(iter(TrainSource(run.spec, run.plan, "reference")))
+    batch = next(iter(TrainSource(dataclasses.replace(run.spec, loader="reference"), run.plan)))
     before = {name: value.clone() for name, value in run.step.model.state_dict().items()}
     batch.images[0, 0, 0, 0] = torch.inf
     advance(run, batch, lr=0.1)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def spec(street, tmp_path) -> Spec:
     return Spec(
         pairs=pairs, headers=read_headers(pairs, 2), classes=find(street).classes, size=SIZE,
         device=torch.device("cpu"), dtype=torch.float32, threads=2, cache_dir=str(tmp_path / "cache"),
+        loader="cache",
     )  # fmt: skip
 
 
@@ -48,9 +50,9 @@ def plan_of(spec: Spec, batch: int = 4) -> Plan:
     return Plan(num_samples=len(spec.pairs), batch=batch, seed=3, mirror=True, max_shift=(4, 6))
 
 
-def fill(spec: Spec) -> list[int]:
+def fill(spec: Spec, *, verify: bool = False, done: Callable[[int], object] = lambda count: None) -> list[int]:
     """What `fastseg data prepare` does; the samples that had to be mended."""
-    return prepare(spec, make_tier("reference", spec), verify=False, done=lambda count: None)
+    return prepare(spec, make_tier(dataclasses.replace(spec, loader="reference")), verify=verify, done=done)
 
 
 def folder_of(spec: Spec) -> Path:
@@ -94,7 +96,7 @@ def test_a_sample_is_decoded_once_whatever_the_epochs(spec, monkeypatch):
         return real(tier, store, wanted, batch, resize_labels=resize_labels)
 
     monkeypatch.setattr(cache.CacheTier, "_fill", counting)
-    stream = iter(TrainSource(spec, plan_of(spec), "cache"))
+    stream = iter(TrainSource(spec, plan_of(spec)))
     seen = [next(stream).indices for _ in range(10)]  # five epochs
     assert sorted(decoded) == list(range(8))
     assert decoded == [i for part in seen[:2] for i in part.tolist()]  # in the order of the plan
@@ -104,13 +106,13 @@ def test_a_sample_is_decoded_once_whatever_the_epochs(spec, monkeypatch):
 def test_a_second_run_decodes_nothing(spec, monkeypatch):
     fill(spec)
     cache._open.clear()
-    source = TrainSource(spec, plan_of(spec), "cache")
-    tier = make_tier("cache", spec)
+    source = TrainSource(spec, plan_of(spec))
+    tier = make_tier(spec)
     monkeypatch.setattr(tier.inner, "decode", None)
     pixels = tier.train(plan_of(spec), 0, 0, 1)
     for _ in range(4):
         next(pixels)
-    wanted = iter(TrainSource(dataclasses.replace(spec, cache_dir=""), plan_of(spec), "reference"))
+    wanted = iter(TrainSource(dataclasses.replace(spec, loader="reference"), plan_of(spec)))
     got, expected = next(iter(source)), next(wanted)
     assert torch.equal(got.images, expected.images)
     assert torch.equal(got.labels, expected.labels)
@@ -181,12 +183,12 @@ def test_verify_finds_and_mends_what_is_not_as_it_was(spec):
     good = images[5].copy()
     images[5, 0, 0] += 1
     images.flush()
-    assert prepare(spec, make_tier("reference", spec), verify=False, done=lambda count: None) == []
+    assert fill(spec) == []
     counted = []
-    assert prepare(spec, make_tier("reference", spec), verify=True, done=counted.append) == [5]
+    assert fill(spec, verify=True, done=counted.append) == [5]
     assert sum(counted) == 8
     np.testing.assert_array_equal(images[5], good)
-    assert prepare(spec, make_tier("reference", spec), verify=True, done=counted.append) == []
+    assert fill(spec, verify=True, done=counted.append) == []
 
 
 def test_pixels_that_never_reached_the_disk_are_decoded_again(spec):
@@ -229,20 +231,20 @@ def test_a_killed_build_leaves_whole_samples_and_two_builds_end_with_one_store(s
         process.join()
     assert [process.exitcode for process in both] == [0, 0]
     assert [path.name for path in Path(spec.cache_dir).iterdir()] == [folder_of(spec).name]
-    assert prepare(spec, make_tier("reference", spec), verify=True, done=lambda count: None) == []
+    assert fill(spec, verify=True, done=lambda count: None) == []
 
 
 def test_a_passing_store_loses_its_name_and_keeps_its_pixels(spec):
     mine = dataclasses.replace(spec, cache_dir="")
     folder, where = locate(mine, shape_of(mine, resize_labels=True), key_of(mine, shape_of(mine, resize_labels=True)))
     assert "in shared memory" in where or "passing" in where
-    stream = iter(TrainSource(mine, plan_of(mine), "cache"))
+    stream = iter(TrainSource(mine, plan_of(mine)))
     next(stream)
     assert folder.is_dir()
     next(stream)
     assert not folder.exists()
     again = [next(stream) for _ in range(4)]
-    wanted = iter(TrainSource(mine, plan_of(mine), "reference"))
+    wanted = iter(TrainSource(dataclasses.replace(mine, loader="reference"), plan_of(mine)))
     for step, expected in zip(range(6), wanted, strict=False):
         if step >= 2:
             assert torch.equal(again[step - 2].images, expected.images)
@@ -275,19 +277,19 @@ def test_what_dead_sessions_left_is_swept(tmp_path):
 def test_without_room_the_files_are_streamed_and_the_reason_is_said(spec, monkeypatch, tmp_path):
     monkeypatch.setattr(prepared, "available_memory", lambda: 1000)
     monkeypatch.setattr(prepared, "_free", lambda folder: 1000)
-    loader, why = choose_loader("cache", dataclasses.replace(spec, cache_dir=""))
-    assert loader in ("dali", "reference")
+    chosen, why = choose_loader("cache", dataclasses.replace(spec, cache_dir=""))
+    assert chosen.loader in ("dali", "reference")
     assert why.startswith("no cache, since neither shared memory nor ")
-    loader, why = choose_loader("auto", spec)
-    assert loader in ("dali", "reference")
+    chosen, why = choose_loader("auto", spec)
+    assert chosen.loader in ("dali", "reference")
     assert why.startswith(f"no cache, since {tmp_path / 'cache'} has no room for 0 MB; ")
 
 
 def test_a_split_read_once_is_streamed_and_one_read_often_is_cached(spec):
     mine = dataclasses.replace(spec, cache_dir="")
-    assert choose_loader("auto", mine)[0] != "cache"
-    loader, why = choose_loader("auto", mine, epochs=True)
-    assert loader == "cache"
+    assert choose_loader("auto", mine)[0].loader != "cache"
+    chosen, why = choose_loader("auto", mine, epochs=True)
+    assert chosen == dataclasses.replace(mine, loader="cache")
     assert ", filled by " in why
 
 
@@ -300,7 +302,7 @@ def test_a_folder_that_may_not_be_written_is_named(spec, tmp_path):
 
 def test_evaluation_reads_labels_of_the_files_size_from_the_store(spec):
     for _ in range(2):
-        batches = list(evaluation_batches(spec, "cache", 3, resize_labels=False))
+        batches = list(evaluation_batches(spec, 3, resize_labels=False))
         assert [batch.indices.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 7]]
         labels = [label for batch in batches for label in batch.labels]
         for pair, label in zip(spec.pairs, labels, strict=True):
@@ -326,7 +328,7 @@ def test_samples_that_another_process_keeps_between_two_looks_are_taken(spec, mo
         return found
 
     monkeypatch.setattr(prepared.Store, "ready", late)
-    batch = next(iter(TrainSource(spec, plan_of(spec), "cache")))
+    batch = next(iter(TrainSource(spec, plan_of(spec))))
     assert batch.images.shape == (4, 3, *SIZE)
     monkeypatch.undo()
     store.checks[:] = 0

@@ -62,7 +62,7 @@ def make_plan(count, batch, **given) -> Plan:
 
 def take(loader, spec, plan, steps, start=0, rank=0, world=1):
     """The first batches as (uint8 images, labels), copied to NumPy."""
-    stream = make_tier(loader, spec).train(plan, start, rank, world)
+    stream = make_tier(replace(spec, loader=loader)).train(plan, start, rank, world)
     return [(pixels(images), labels.numpy().copy()) for images, labels in itertools.islice(stream, steps)]
 
 
@@ -229,7 +229,7 @@ def test_a_bright_pixel_moves_by_its_shift_whatever_the_resize(loader, tmp_path)
 
 def test_dalis_buffers_become_tensors_without_a_copy(tmp_path, monkeypatch):
     pytest.importorskip("nvidia.dali")
-    tier = make_tier("dali", make_spec(make_pairs(tmp_path, [(6, 8)] * 2), camvid_indexed(), (6, 8)))
+    tier = make_tier(make_spec(make_pairs(tmp_path, [(6, 8)] * 2), camvid_indexed(), (6, 8), loader="dali"))
     real, places = tier._pixels, []
 
     def watched(*args, **named):
@@ -260,7 +260,7 @@ def test_normalise_is_imagenets_and_channels_last():
 def test_batches_are_normalised_pixels_with_their_indices(loader, tmp_path):
     spec = make_spec(make_pairs(tmp_path, [(24, 32)] * 5), camvid_indexed(), (24, 32))
     plan = make_plan(5, 4, mirror=False, max_shift=(0, 0))
-    batch = next(iter(TrainSource(spec, plan, loader)))
+    batch = next(iter(TrainSource(replace(spec, loader=loader), plan)))
     assert batch.indices.tolist() == plan.global_batch(0).indices.tolist()
     stored = np.stack([np.array(Image.open(spec.pairs[i].image)) for i in batch.indices])
     wanted = (stored - np.array([123.675, 116.28, 103.53])) / np.array([58.395, 57.12, 57.375])
@@ -290,7 +290,7 @@ def test_ranks_interleave_to_the_batch_of_one_device(loader, tmp_path):
 
 def test_a_batch_keeps_its_pixels_while_later_ones_are_made(loader, tmp_path):
     spec = make_spec(make_pairs(tmp_path, [(24, 32)] * 6), camvid_indexed(), (24, 32))
-    stream = make_tier(loader, spec).train(make_plan(6, 3), 0, 0, 1)
+    stream = make_tier(replace(spec, loader=loader)).train(make_plan(6, 3), 0, 0, 1)
     kept = list(itertools.islice(stream, 8))
     for (images, labels), (copied, wanted) in zip(kept, take(loader, spec, make_plan(6, 3), steps=8), strict=True):
         np.testing.assert_array_equal(pixels(images), copied)
@@ -305,7 +305,7 @@ def test_an_evaluation_yields_each_sample_once_in_order_with_labels_of_the_files
     chosen, why = choose_loader(loader, spec, resize_labels=False)
     if loader == "cache":
         assert "no cache, since labels of several sizes are not cached at their own size; " in why
-    batches = list(evaluation_batches(spec, chosen, 2, resize_labels=False))
+    batches = list(evaluation_batches(chosen, 2, resize_labels=False))
     assert [batch.indices.tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
     images = torch.cat([batch.images for batch in batches])
     stored = [np.array(Image.open(pair.image)) for pair in spec.pairs]
@@ -319,10 +319,8 @@ def test_an_evaluation_yields_each_sample_once_in_order_with_labels_of_the_files
 
 
 def test_an_evaluation_at_the_networks_size_resizes_labels(loader, tmp_path):
-    spec = make_spec(make_pairs(tmp_path, SIZES), camvid_indexed(), (24, 32))
-    labels = [
-        label.numpy() for batch in evaluation_batches(spec, loader, 3, resize_labels=True) for label in batch.labels
-    ]
+    spec = make_spec(make_pairs(tmp_path, SIZES), camvid_indexed(), (24, 32), loader=loader)
+    labels = [label.numpy() for batch in evaluation_batches(spec, 3, resize_labels=True) for label in batch.labels]
     assert len(labels) == 5
     for label, pair in zip(labels, spec.pairs, strict=True):
         raw = resize_label(np.array(Image.open(pair.label)), (24, 32))
@@ -338,7 +336,7 @@ def test_a_truncated_png_is_named(loader, tmp_path, side):
     with pytest.raises(FastsegError, match=f"^{broken}: cannot be decoded"):
         take(loader, spec, make_plan(4, 2), steps=2)
     with pytest.raises(FastsegError, match=f"^{broken}: cannot be decoded"):
-        list(evaluation_batches(spec, loader, 2, resize_labels=True))
+        list(evaluation_batches(replace(spec, loader=loader), 2, resize_labels=True))
 
 
 def test_a_png_without_its_last_bytes_is_named_or_read(loader, tmp_path):
@@ -373,7 +371,7 @@ def test_a_label_value_off_the_map_is_named_after_training_and_evaluation(loader
     spec = make_spec(pairs, camvid_colored() if colored else camvid_indexed(), (24, 32))
     plan = make_plan(4, 2, max_shift=(0, 0))
     first = next(step for step in range(2) if 3 in plan.global_batch(step).indices)
-    source = TrainSource(spec, plan, loader)
+    source = TrainSource(replace(spec, loader=loader), plan)
     batches = iter(source)
     for _ in range(first):
         next(batches)
@@ -386,17 +384,17 @@ def test_a_label_value_off_the_map_is_named_after_training_and_evaluation(loader
     with pytest.raises(FastsegError, match=message):
         step_and_check()
     with pytest.raises(FastsegError, match=message):
-        list(evaluation_batches(spec, loader, 3, resize_labels=False))
+        list(evaluation_batches(replace(spec, loader=loader), 3, resize_labels=False))
 
 
 def test_values_off_the_map_can_be_void(loader, tmp_path):
     pairs = make_pairs(tmp_path, [(24, 32)] * 4)
     unknown_label(pairs, colored=False)
-    spec = make_spec(pairs, camvid_indexed(), (24, 32), unknown_void=True)
-    source = TrainSource(spec, make_plan(4, 4), loader)
+    spec = make_spec(pairs, camvid_indexed(), (24, 32), unknown_void=True, loader=loader)
+    source = TrainSource(spec, make_plan(4, 4))
     next(iter(source))
     source.check()
-    labels = [label for batch in evaluation_batches(spec, loader, 4, resize_labels=False) for label in batch.labels]
+    labels = [label for batch in evaluation_batches(spec, 4, resize_labels=False) for label in batch.labels]
     assert (labels[3][10, 1:4] == VOID).all()
 
 
@@ -426,12 +424,12 @@ def test_files_that_dali_would_misread_go_through_the_reference(tmp_path, mode, 
     pytest.importorskip("nvidia.dali")
     spec, path = saved_as(mode, side, tmp_path, colored)
     chosen, why = choose_loader("auto", spec)
-    assert chosen == "reference"
+    assert chosen == replace(spec, loader="reference")
     assert path in why
     assert f"mode {mode}" in why
     with pytest.raises(UsageError, match=f"^--loader dali: .*{re.escape(path)}.*; use --loader reference$"):
         choose_loader("dali", spec)
-    assert choose_loader("reference", spec) == ("reference", "as asked")
+    assert choose_loader("reference", spec) == (replace(spec, loader="reference"), "as asked")
 
 
 def test_palette_labels_are_read_by_value_not_by_colour(tmp_path):
@@ -450,15 +448,16 @@ def test_plain_files_go_through_dali(tmp_path):
     pytest.importorskip("nvidia.dali")
     for mode in ("RGB", "L"):
         spec, _ = saved_as(mode, "image", tmp_path)
-        assert choose_loader("auto", spec) == ("dali", "DALI is installed and reads these files exactly")
-        assert choose_loader("dali", spec) == ("dali", "as asked")
+        chosen = replace(spec, loader="dali")
+        assert choose_loader("auto", spec) == (chosen, "DALI is installed and reads these files exactly")
+        assert choose_loader("dali", spec) == (chosen, "as asked")
 
 
 def test_without_dali_auto_takes_the_reference_and_says_so(tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if "nvidia" in name else real(name, *a))
     spec, _ = saved_as("RGB", "image", tmp_path)
-    assert choose_loader("auto", spec) == ("reference", "DALI is not installed")
+    assert choose_loader("auto", spec) == (replace(spec, loader="reference"), "DALI is not installed")
     with pytest.raises(UsageError, match=r"^--loader dali: DALI is not installed; .*pip install "):
         choose_loader("dali", spec)
 
@@ -543,7 +542,7 @@ def test_without_a_device_the_gpu_graph_says_what_is_missing(tmp_path):
     pytest.importorskip("nvidia.dali")
     spec = make_spec(make_pairs(tmp_path, [(24, 32)] * 2), camvid_indexed(), (24, 32), device=torch.device("cuda"))
     with pytest.raises(RuntimeError, match=r"CUDA|GPU"):
-        next(make_tier("dali", spec).train(make_plan(2, 2), 0, 0, 1))
+        next(make_tier(replace(spec, loader="dali")).train(make_plan(2, 2), 0, 0, 1))
 
 
 @pytest.mark.gpu
@@ -552,7 +551,8 @@ def test_without_a_device_the_gpu_graph_says_what_is_missing(tmp_path):
 def test_dali_on_the_gpu_agrees_with_the_reference(tmp_path, file, size, colored):
     pytest.importorskip("nvidia.dali")
     spec = make_spec(make_pairs(tmp_path, [file] * 4, colored), camvid_colored() if colored else camvid_indexed(), size)
-    images, labels = next(make_tier("dali", replace(spec, device=torch.device("cuda"))).train(make_plan(4, 4), 0, 0, 1))
+    tier = make_tier(replace(spec, loader="dali", device=torch.device("cuda")))
+    images, labels = next(tier.train(make_plan(4, 4), 0, 0, 1))
     ((wanted, wanted_labels),) = take("reference", spec, make_plan(4, 4), steps=1)
     assert images.device.type == labels.device.type == "cuda"
     np.testing.assert_array_equal(labels.cpu().numpy(), wanted_labels)
