@@ -240,7 +240,7 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float:
     return (torch.cuda.max_memory_allocated(device) - kept) / 2**20
 
 
-def measure(*, data: str, size: tuple[int, int], batch: int, rounds: int, device: str, quick: bool) -> Found:
+def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quick: bool) -> Found:
     """Bytes per image of each operator at 360x480, and how much faster than PyTorch's it is on this machine."""
     world, _ = join(Runtime(device=device))
     dtype, _ = choose_dtype("auto", world.device.type)
