@@ -100,7 +100,10 @@ class Store:
     def release(self) -> None:
         """Give up the name of a passing store; its memory lasts as long as the processes that have it open."""
         if self.passing:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            gone = self.folder.with_name(f".{self.folder.name}.partial-{os.getpid()}")
+            with contextlib.suppress(OSError):  # another process has given it up
+                self.folder.rename(gone)  # at once: a folder of that name is whole
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 FILES = ("images.npy", "labels.npy", "checks.npy")
@@ -175,8 +178,13 @@ def open_store(spec: "Spec", shape: Shape, folder: Path) -> Store:
             raise FastsegError(
                 f"{folder.parent}: {error.strerror}: decoded data cannot be kept there; {cure}"
             ) from None
-    store = Store(folder, passing=not spec.cache_dir)
-    if not json.loads((folder / ABOUT).read_text())["complete"]:
+    try:
+        store, about = Store(folder, passing=not spec.cache_dir), json.loads((folder / ABOUT).read_text())
+    except FileNotFoundError:
+        if folder.is_dir():
+            raise
+        return open_store(spec, shape, folder)  # another process has just given it up
+    if not about["complete"]:
         # A machine that lost power may have kept check sums whose pixels never reached the disk.
         present = np.flatnonzero(store.checks)
         store.checks[store.broken(present)] = 0

@@ -250,6 +250,27 @@ def test_a_passing_store_loses_its_name_and_keeps_its_pixels(spec):
             assert torch.equal(again[step - 2].images, expected.images)
 
 
+def test_a_passing_store_that_is_given_up_while_another_process_opens_it_is_made_anew(spec, monkeypatch):
+    mine = dataclasses.replace(spec, cache_dir="")
+    shape = shape_of(mine, resize_labels=True)
+    folder, _ = locate(mine, shape, key_of(mine, shape))
+    first, load = open_store(mine, shape, folder), np.load
+
+    def late(path, **given):
+        if path.name == "labels.npy":
+            monkeypatch.undo()
+            first.release()
+        return load(path, **given)
+
+    monkeypatch.setattr(np, "load", late)
+    second = open_store(mine, shape, folder)
+    second.put(3, np.ones((*SIZE, 3), np.uint8), np.ones(shape.label_size, np.uint8))
+    assert np.flatnonzero(np.load(folder / "checks.npy")).tolist() == [3]
+    assert not first.checks.any()
+    second.release()
+    assert list(folder.parent.glob(f"*{folder.name}*")) == []
+
+
 def test_a_run_that_ends_at_its_first_step_leaves_nothing_in_shared_memory(street, tmp_path):
     command = [sys.executable, "-m", "fastseg", "train", "--data", str(street), "--recipe", "fast", "--size", "32x48"]
     command += ["--batch", "8", "--epochs", "1", "--set", "model.depth=1", "--device", "cpu", "--loader", "cache"]
