@@ -29,9 +29,9 @@ from fastseg.distributed import World
 from fastseg.environment import cores
 from fastseg.errors import FastsegError, UsageError
 from fastseg.evaluation import score
-from fastseg.inputs import reading
 from fastseg.pipelines.source import choose_loader
 from fastseg.runs import read_log
+from fastseg.specs import open_specs
 
 BATCH = 4  # of the plain loop
 RANDOM = ("none", "identity")  # values of model.init that know of no other images
@@ -85,7 +85,7 @@ def train_plainly(data: str, size: Size, seed: int, device: torch.device, target
     Raises:
         UsageError: labels of colours, which the plain loop's loader does not know.
     """
-    _, specs = reading(data, size=size, device=device.type)
+    _, specs = open_specs(data, size=size, device=device.type)
     spec, (val, _) = specs["train"], choose_loader("auto", specs["val"], epochs=True, resize_labels=False)
     if spec.classes.is_color:
         raise UsageError(f"bench accuracy: {data} has labels of colours; the plain loop reads indices alone")

@@ -26,9 +26,9 @@ from fastseg.bench import peers
 from fastseg.bench.harness import Found, Result, exact, ratio, result, take_turns
 from fastseg.config import Size
 from fastseg.errors import FastsegError
-from fastseg.inputs import make_plan, reading
 from fastseg.pipelines.plan import Plan, in_order
 from fastseg.pipelines.source import Spec, TrainSource, choose_loader, decoded_at_once, make_tier
+from fastseg.specs import make_plan, open_specs
 
 SECONDS = 1.0  # each measurement takes as many batches as last this long
 WORKERS = (0, 1, 2)
@@ -166,7 +166,7 @@ def copy_bound(size: Size, batch: int, seconds: float) -> Callable[[], float]:
 
 def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quick: bool) -> Found:
     """Rows per tier and peer, and how our tiers compare with the best peer."""
-    config, specs = reading(data, splits=("train",), size=size, batch=batch, device=device)
+    config, specs = open_specs(data, splits=("train",), size=size, batch=batch, device=device)
     spec = specs["train"]
     plan = make_plan(config, len(spec.pairs), 1)
     cases: dict[str, Case] = {}

@@ -19,9 +19,9 @@ from fastseg.bench.drill import Drill
 from fastseg.bench.harness import Found, exact, ratio, result, take_turns
 from fastseg.config import Size
 from fastseg.distributed import choose_dtype
-from fastseg.inputs import make_plan, reading
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.source import Spec, TrainSource, choose_loader, decoded_at_once
+from fastseg.specs import make_plan, open_specs
 
 
 def _files(spec: Spec, batch: int) -> Iterator[object]:
@@ -55,7 +55,7 @@ def _calls(call: Callable[[], object]) -> Iterator[object]:
 def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quick: bool) -> Found:
     """Each rung's throughput, what binds, and how much a faster data path or network could give."""
     shown = str(size)
-    config, specs = reading(data, splits=("train",), size=shown, batch=batch, device=device)
+    config, specs = open_specs(data, splits=("train",), size=shown, batch=batch, device=device)
     spec = specs["train"]
     dtype, _ = choose_dtype("auto", spec.device.type)
     spec = dataclasses.replace(spec, dtype=dtype)

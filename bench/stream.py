@@ -10,8 +10,8 @@ from pathlib import Path
 from fastseg.bench.harness import Found, exact, ratio, result
 from fastseg.config import Size
 from fastseg.errors import UsageError
-from fastseg.inputs import make_plan, reading
 from fastseg.pipelines.source import TrainSource, choose_loader
+from fastseg.specs import make_plan, open_specs
 
 POINTS = 20  # measurements per epoch
 
@@ -32,7 +32,7 @@ def resident_mib() -> float:
 def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quick: bool) -> Found:
     """Speed and memory over an epoch, at POINTS points or after each batch; `rounds` and `quick` do not matter."""
     crop = Size(*(max(1, side // 2) for side in size))
-    config, specs = reading(data, splits=("train",), size=size, crop=crop, batch=batch, device=device)
+    config, specs = open_specs(data, splits=("train",), size=size, crop=crop, batch=batch, device=device)
     spec, _ = choose_loader("auto", specs["train"])
     plan = make_plan(config, len(spec.pairs), 1)
     batches = iter(TrainSource(spec, plan))

@@ -18,8 +18,8 @@ import tomli_w
 from fastseg.data.split import SCHEMES
 from fastseg.data.stats import WEIGHTINGS
 from fastseg.errors import UsageError
-from fastseg.place import LAUNCHER, is_main
 from fastseg.texts import brief, parse_toml, read_toml, shown
+from fastseg.workers import LAUNCHER, is_main
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -62,14 +62,14 @@ def _data(start: dict[str, Any], lines: Sequence[dict[str, Any]], machine: dict[
     said = f"training waits {percent(wait)} of the time for data; decoding uses {used} of {there} threads"
     if decoded:
         said += f" for {decoded:.0f} img/s"
-    if start["loader"] == "cache" and later and _wait(later) < MATTERS:
+    if facts["keeps"] and later and _wait(later) < MATTERS:
         cure = "fastseg data prepare DATA --cache-dir DIR, then train with --cache-dir DIR"
         yield Finding(f"{said}; only the first epoch does, which fills the cache", at_most, cure)
-    elif start["loader"] == "cache":
+    elif facts["keeps"]:
         yield Finding(f"{said}, although the data are cached: the CPU is busy with something else", at_most)
-    elif facts["no_cache"]:
+    elif facts["obstacle"]:
         yield Finding(
-            f"{said}; nothing is kept, since {facts['no_cache']}",
+            f"{said}; nothing is kept, since {facts['obstacle']}",
             at_most,
             "--cache-dir on a disk with room, or more --set runtime.threads",
         )

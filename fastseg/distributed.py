@@ -20,7 +20,7 @@ from fastseg.config import Runtime
 from fastseg.environment import cores
 from fastseg.errors import FastsegError, LostError, UsageError, first_line
 from fastseg.memory import keep_freed
-from fastseg.place import Place, place, slurm_meeting_point
+from fastseg.workers import Worker, slurm_meeting_point, this_worker
 
 # Seconds for all that still live to notice a failure that one of them has noticed.
 ROLL_CALL = 5.0
@@ -179,7 +179,7 @@ def join(runtime: Runtime) -> tuple[World, str]:
     Raises:
         UsageError: fewer GPUs than processes. FastsegError: no NCCL. LostError: the processes do not meet.
     """
-    mine = place() or Place(0, 1, 0, 1)
+    mine = this_worker() or Worker(0, 1, 0, 1)
     kind, why = choose_device(runtime.device)
     device = torch.device(kind)
     if kind == "cuda":
@@ -202,7 +202,7 @@ def join(runtime: Runtime) -> tuple[World, str]:
     return _meet(mine, device, threads, runtime.collective_timeout), why
 
 
-def _meet(mine: Place, device: torch.device, threads: int, timeout: int) -> World:
+def _meet(mine: Worker, device: torch.device, threads: int, timeout: int) -> World:
     """The world of several processes, once all of them are there."""
     if device.type == "cuda" and not dist.is_nccl_available():
         raise FastsegError(

@@ -420,5 +420,5 @@ def _loader(size: "Size", device: "torch.device") -> tuple[str, str]:
         dtype=torch.float32,
         threads=1,
     )
-    spec, why = choose_loader("auto", spec, epochs=True)
-    return spec.loader, f"{why} (for data like CamVid's)"
+    _, chosen = choose_loader("auto", spec, epochs=True)
+    return chosen.value, f"{chosen.why} (for data like CamVid's)"

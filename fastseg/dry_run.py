@@ -16,11 +16,11 @@ from fastseg.config import Config, Size
 from fastseg.environment import available_memory
 from fastseg.errors import FastsegError
 from fastseg.evaluation import BATCH, score
-from fastseg.inputs import make_plan
 from fastseg.memory import momenta, peak_bytes
-from fastseg.pipelines.growing import stages, work_left
+from fastseg.pipelines.growing import plan_phases, work_left
 from fastseg.pipelines.source import Spec, TrainSource, choose_loader
 from fastseg.runlog import duration
+from fastseg.specs import make_plan
 from fastseg.training.opening import start_block
 from fastseg.training.run import Run
 from fastseg.training.setup import set_up
@@ -62,7 +62,7 @@ def dry_run(config: Config, processes: int) -> dict[str, Any]:
     validations = sum(n == steps or (n < steps and epoch % train.validate_every == 0) for n, epoch in ends.items())
     validation_seconds = validation(run) if validations else 0.0
     images = train.accumulate * processes
-    work = work_left(stages(train, run.spec.size, int(steps)), 0, run.spec.size)
+    work = work_left(plan_phases(train, run.spec.size, int(steps)), 0, run.spec.size)
     return {
         "start": {name: value for name, value in start_block(run, Path()).items() if name not in OWN},
         "processes": processes,

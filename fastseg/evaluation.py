@@ -22,12 +22,12 @@ from fastseg.data.split import choose as choose_split
 from fastseg.data.split import digest, overlap
 from fastseg.distributed import World, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError
-from fastseg.inputs import make_spec, open_data
 from fastseg.kernels import launch
 from fastseg.kernels.confusion import confusion, torch_confusion
 from fastseg.metrics import Comparison, Scores, bootstrap, compare, interval, miou_of, null_if_nan, resampled
 from fastseg.pipelines.source import Spec, choose_loader, evaluation_batches
 from fastseg.runs import whole
+from fastseg.specs import make_spec, open_data
 
 # The network always sees batches of this shape, the last one padded: convolution kernels, and with them the last bits,
 # change with the batch size, and the same images must give the same counts.

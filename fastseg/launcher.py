@@ -17,7 +17,7 @@ import click
 import torch.distributed as dist
 
 from fastseg.errors import FastsegError, first_line
-from fastseg.place import LAUNCHER, PID, verdicts
+from fastseg.workers import LAUNCHER, PID, verdicts
 
 # torch's agent passes these on to the workers; by default it dies of the last two and leaves them behind.
 SIGNALS_TO_WORKERS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"

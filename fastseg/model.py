@@ -17,7 +17,7 @@ from torch import nn
 from fastseg.errors import FastsegError, UsageError, first_line
 from fastseg.kernels.bn_relu import bn_relu, bn_relu_pool
 from fastseg.kernels.pool import torch_pool, torch_unpool, unpool
-from fastseg.ranges import stage
+from fastseg.ranges import annotate
 from fastseg.texts import shown
 
 # Convolutions per stage (Simonyan and Zisserman 2015, configurations D and E) and channels per stage.
@@ -77,12 +77,12 @@ class SegNet(nn.Module):
         """[B, 3, H, W] -> scores [B, C, H, W], for any H and W."""
         x, skipped = images_BCHW, []
         for number, layers in enumerate(self.encoder, 1):
-            with stage(f"encoder {number}"):
+            with annotate(f"encoder {number}"):
                 size = (x.shape[-2], x.shape[-1])
                 x, positions = _fused_encode(layers, x) if self.fused else torch_pool(layers(x))
                 skipped.append((positions, size))
         for layers in self.decoder:
-            with stage(f"decoder {len(skipped)}"):
+            with annotate(f"decoder {len(skipped)}"):
                 positions, size = skipped.pop()
                 if self.fused:
                     x = _fused_decode(layers, unpool(x, positions, *size))

@@ -155,8 +155,8 @@ def _confusion(event: Event | None) -> list[list[float | None]]:
     return [[n / sum(row) if sum(row) else None for n in row] for row in counts]
 
 
-def _parts(events: list[Event]) -> list[dict[str, Any]]:
-    """Milliseconds and share of each part of a step, over the interval that was timed; the rest is "other"."""
+def _ranges(events: list[Event]) -> list[dict[str, Any]]:
+    """Milliseconds and share of each range of a step, over the interval that was timed; the rest is "other"."""
     if not events:
         return []
     event = events[-1]
@@ -196,7 +196,7 @@ def _summary(events: list[Event], silent: bool) -> dict[str, Any]:
         "last": val[-1] if val else {},
         "table": best or (val[-1] if val else None),
         "confusion": _confusion(best or (val[-1] if val else None)),
-        "parts": _parts([event for event in events if event["event"] == "parts"]),
+        "ranges": _ranges([event for event in events if event["event"] == "ranges"]),
         "facts": {item["name"]: item for item in start.get("classes", [])},
         "seconds": end.get("train_seconds", train[-1].get("seconds") if train else None),
         "img_per_s": end.get("img_per_s", float(np.median(speeds)) if speeds else None),

@@ -13,8 +13,8 @@ from fastseg import config as configs
 from fastseg.data.split import contents, digest
 from fastseg.environment import cores, environment
 from fastseg.errors import FastsegError, UsageError
-from fastseg.inputs import open_data
 from fastseg.runs import read_log
+from fastseg.specs import open_data
 
 # Relative difference of the loss over a log interval that sums rounded in another order explain.
 SPREAD = 0.01

@@ -28,7 +28,7 @@ from fastseg.pipelines.source import (
     samples_of,
     unknown_values,
 )
-from fastseg.ranges import stage
+from fastseg.ranges import annotate
 
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec, Tier
@@ -184,11 +184,11 @@ class _OnDevice:
         if self.device.type == "cpu":
             return *self.kept, samples_of(part)
         if self.copies is None:
-            with stage("copy"):
+            with annotate("copy"):
                 images, labels = (pixels[part.indices].to(self.device) for pixels in self.kept)
             return images, labels, samples_of(part, np.arange(len(part.indices)))
         for index in part.indices[~self.copied[part.indices]]:
-            with stage("copy"):
+            with annotate("copy"):
                 for copy, pixels in zip(self.copies, self.kept, strict=True):
                     copy[index].copy_(pixels[index])
             self.copied[index] = True

@@ -1,4 +1,4 @@
-"""Do the tiers of this machine see the same? Their pixels and labels side by side, stage by stage."""
+"""Do the tiers of this machine see the same? Their pixels and labels side by side, operation by operation."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -19,42 +19,41 @@ Pixels = tuple[np.ndarray, list[np.ndarray]]
 
 
 def parity(spec: Spec, plan: Plan) -> list[dict]:
-    """One row per tier and stage: how far it is from the reference tier, in counts of 255 and in label pixels.
+    """One row per tier and operation: how far it is from the reference tier, in counts of 255 and in label pixels.
 
-    Stages: `decode` at the files' own size, `resize` at the network's, `augment` as in training, by the same plan.
+    `decode` is compared at the files' own size, `resize` at the network's, `augment` as in training, by the same plan.
     """
     rows: list[dict] = []
     own = {header.image_size for header in spec.headers}
     for tier in TIERS:
         try:
-            found, why = choose_loader(tier, spec)
+            found, choice = choose_loader(tier, spec)
         except UsageError as error:
             rows.append({"tier": tier, "skipped": str(error)})
             continue
         if found.loader != tier:
-            rows.append({"tier": tier, "skipped": why})
+            rows.append({"tier": tier, "skipped": choice.why})
             continue
-        for stage in ("decode", "resize", "augment"):
-            if stage == "decode" and len(own) > 1:
+        for operation in ("decode", "resize", "augment"):
+            if operation == "decode" and len(own) > 1:
                 continue
-            seen = dataclasses.replace(found, size=Size(*next(iter(own)))) if stage == "decode" else found
+            seen = dataclasses.replace(found, size=Size(*next(iter(own)))) if operation == "decode" else found
             wanted = dataclasses.replace(seen, loader=REFERENCE)
-            pairs = zip(batches(seen, plan, stage), batches(wanted, plan, stage), strict=True)
+            pairs = zip(batches(seen, plan, operation), batches(wanted, plan, operation), strict=True)
             images, labels, pixels = 0.0, 0, 0
             for (image, label), (wanted_image, wanted_label) in pairs:
                 images = max(images, float(np.abs(image - wanted_image).max()))
                 labels += sum(int((a != b).sum()) for a, b in zip(label, wanted_label, strict=True))
                 pixels += sum(part.size for part in label)
-            rows.append(
-                {"tier": tier, "stage": stage, "image_difference": images, "labels_off": labels, "labels": pixels}
-            )
+            difference = {"image_difference": images, "labels_off": labels, "labels": pixels}
+            rows.append({"tier": tier, "operation": operation, **difference})
     return rows
 
 
-def batches(spec: Spec, plan: Plan, stage: str) -> Iterator[Pixels]:
+def batches(spec: Spec, plan: Plan, operation: str) -> Iterator[Pixels]:
     """Images in counts of 255, whatever the mean, and labels: the whole split once."""
     scale = torch.tensor(STD, device=spec.device).view(1, 3, 1, 1)
-    if stage == "augment":
+    if operation == "augment":
         source = iter(TrainSource(spec, plan))
         for _ in range(-(-plan.num_samples // plan.batch)):
             batch = next(source)

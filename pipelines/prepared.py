@@ -25,7 +25,7 @@ import numpy as np
 from fastseg.data import home
 from fastseg.environment import available_memory
 from fastseg.errors import FastsegError
-from fastseg.place import is_worker
+from fastseg.workers import is_worker
 
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec

@@ -19,7 +19,7 @@ from fastseg.data.decode import decode_image, decode_label
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.resize import resize_image, resize_label
 from fastseg.pipelines.source import DECODED_AHEAD, decoded_at_once, normalise
-from fastseg.ranges import stage
+from fastseg.ranges import annotate
 
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec
@@ -77,7 +77,7 @@ class ReferenceTier:
                     step += 1
                 images, labels = zip(*(future.result() for future in ahead.popleft()), strict=True)
                 self.decoded += len(images)
-                with stage("copy"):
+                with annotate("copy"):
                     copied = torch.stack(images).to(device), torch.stack(labels).to(device)
                 yield normalise(copied[0], self.spec.dtype), copied[1]
 

@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from fastseg.choice import Choice
 from fastseg.config import Size
 from fastseg.data.classes import UNKNOWN, VOID, ClassMap
 from fastseg.data.headers import Header, dali_obstacle
@@ -25,7 +26,7 @@ from fastseg.environment import install
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels.augment import augment, augment_by_slices
 from fastseg.pipelines.plan import BatchPlan, Plan, in_order
-from fastseg.ranges import stage
+from fastseg.ranges import annotate
 
 LOADERS = ("auto", "dali", "cache", "reference")
 AT_ONCE, DECODED_AHEAD = 16, 2  # images that are decoded together, at least, and how often that is done ahead of need
@@ -131,12 +132,17 @@ class Tier(Protocol):
         """uint8 images [B, H, W, 3] and labels uint8[h, w] of samples by index, at most `most` at a time."""
 
 
-def choose_loader(requested: str, spec: Spec, *, epochs: bool = False, resize_labels: bool = True) -> tuple[Spec, str]:
+def choose_loader(
+    requested: str, spec: Spec, *, epochs: bool = False, resize_labels: bool = True
+) -> tuple[Spec, Choice]:
     """The spec with the tier that shall read it, and why that one.
 
     Args:
         epochs: the split is read many times, so that keeping it pays.
         resize_labels: labels are wanted at the network's size.
+
+    Returns:
+        A fact of the choice is `obstacle`: why nothing is kept where that was wanted, or None.
 
     Raises:
         UsageError: the requested tier does not exist or cannot read these files.
@@ -147,22 +153,25 @@ def choose_loader(requested: str, spec: Spec, *, epochs: bool = False, resize_la
         from fastseg.pipelines.cache import find_room
 
         fits, where = find_room(spec, resize_labels=resize_labels)
-        inner, why = choose_loader("auto", dataclasses.replace(spec, cache_dir=""))
+        _, inner = choose_loader("auto", dataclasses.replace(spec, cache_dir=""))
         if fits:
-            return dataclasses.replace(spec, loader="cache"), f"{where}, filled by {inner.loader}"
-        return dataclasses.replace(spec, loader=inner.loader), f"no cache, since {where}; {why}"
-    reference = dataclasses.replace(spec, loader="reference")
+            return _chosen(spec, "cache", f"{where}, filled by {inner.value}")
+        return _chosen(spec, inner.value, f"no cache, since {where}; {inner.why}", obstacle=where)
     if requested == "reference":
-        return reference, "as asked"
+        return _chosen(spec, requested, "as asked")
     missing = importlib.util.find_spec("nvidia.dali") is None if importlib.util.find_spec("nvidia") else True
     obstacle = "DALI is not installed" if missing else dali_obstacle(spec.pairs, spec.headers, spec.classes.is_color)
     if obstacle is None:
         why = "as asked" if requested == "dali" else "DALI is installed and reads these files exactly"
-        return dataclasses.replace(spec, loader="dali"), why
+        return _chosen(spec, "dali", why)
     if requested == "dali":
         cure = f"{install('dali')} (Linux)" if missing else "use --loader reference"
         raise UsageError(f"--loader dali: {obstacle}; {cure}")
-    return reference, obstacle
+    return _chosen(spec, "reference", obstacle)
+
+
+def _chosen(spec: Spec, loader: str, why: str, obstacle: str | None = None) -> tuple[Spec, Choice]:
+    return dataclasses.replace(spec, loader=loader), Choice(loader, why, {"obstacle": obstacle})
 
 
 def make_tier(spec: Spec) -> Tier:
@@ -206,7 +215,7 @@ def augmented(
     """A training batch of uint8 pixels on the device: all that changes pixels or their places, in one pass."""
     mean, std = mean_and_std(spec.device)
     work = augment if spec.device.type == "cuda" else augment_by_slices
-    with stage("augment"):
+    with annotate("augment"):
         samples_B4 = samples_B4.to(spec.device)
         return work(images_NHWC, labels_NHW, samples_B4, mean, std, spec.dtype, *(spec.crop or spec.size))
 

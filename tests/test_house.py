@@ -30,24 +30,24 @@ CONTAINERS = sorted((ROOT / "deploy").glob("Dockerfile*"))
 # All that data sets, the data path and the operators may know of the trainer: data types, texts and files, and
 # questions to the machine.
 PLAIN = {
-    f"fastseg.{name}" for name in ("choice", "config", "environment", "errors", "place", "ranges", "runs", "texts")
+    f"fastseg.{name}" for name in ("choice", "config", "environment", "errors", "workers", "ranges", "runs", "texts")
 }
 LOWER = {"data", "pipelines", "kernels", "distributed"}
 # What else each part of the trainer may import, beside those and the plain ones.
 TRAINER: dict[str, set[str] | frozenset[str]] = {
-    **dict.fromkeys(("choice", "errors", "texts", "environment", "place", "ranges", "config", "runs"), frozenset()),
+    **dict.fromkeys(("choice", "errors", "texts", "environment", "workers", "ranges", "config", "runs"), frozenset()),
     **dict.fromkeys(("boundary", "metrics", "figures", "launcher", "memory"), frozenset()),
-    **dict.fromkeys(("model", "inputs", "overlays", "runlog"), frozenset()),
+    **dict.fromkeys(("model", "specs", "overlays", "runlog"), frozenset()),
     "distributed": {"memory"},
     "report": {"figures"},
     "checkpoint": {"model"},
     "predict": {"checkpoint", "overlays"},
     "export": {"checkpoint", "model"},
-    "evaluation": {"boundary", "checkpoint", "inputs", "metrics"},
-    "training": {"checkpoint", "evaluation", "inputs", "metrics", "model", "overlays", "report", "runlog"},
-    "dry_run": {"evaluation", "inputs", "memory", "runlog", "training"},
+    "evaluation": {"boundary", "checkpoint", "specs", "metrics"},
+    "training": {"checkpoint", "evaluation", "specs", "metrics", "model", "overlays", "report", "runlog"},
+    "dry_run": {"evaluation", "specs", "memory", "runlog", "training"},
     "find_lr": {"training"},
-    "repro": {"inputs", "training"},
+    "repro": {"specs", "training"},
     "profiling": {"runlog", "training"},
     "diagnosis": {"runlog"},
     "doctor": {"profiling", "training"},
@@ -56,7 +56,7 @@ TRAINER: dict[str, set[str] | frozenset[str]] = {
 TRAINING = ["optim", "gradients", "stopping", "step", "run", "opening", "state", "saving", "validation", "meter"]
 TRAINING += ["setup", "loop"]
 # The one name that points up: `fastseg.pipelines.open_source`, looked up when it is used.
-UP = ("fastseg.pipelines", "fastseg.inputs")
+UP = ("fastseg.pipelines", "fastseg.specs")
 
 
 class Import(NamedTuple):

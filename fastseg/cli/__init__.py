@@ -18,7 +18,7 @@ from fastseg.cli.profile_command import profile
 from fastseg.cli.repro_command import repro
 from fastseg.cli.train_commands import evaluate, report, train
 from fastseg.errors import FastsegError, LostError, StoppedError, first_line
-from fastseg.place import decide, decided, die_with_launcher, end_launcher, place
+from fastseg.workers import decide, decided, die_with_launcher, end_launcher, this_worker
 
 PERMISSIONS = "change the permissions of the file or its folder, or give another"
 
@@ -62,7 +62,7 @@ class Group(click.Group):
             report_error(FastsegError(f"{where}{error.strerror or error}" + (f"; {cure}" if cure else "")))
             ctx.exit(1)
         except Exception as error:
-            mine = place()
+            mine = this_worker()
             if mine is None or isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort)):
                 raise
             report_error(FastsegError(f"{first_line(error)}\n{traceback.format_exc()}"))
@@ -71,7 +71,7 @@ class Group(click.Group):
 
 def report_error(error: FastsegError) -> None:
     """Print an error; among several processes with the rank, once, and so that the others end too."""
-    mine = place()
+    mine = this_worker()
     if mine is None:
         click.echo(f"fastseg: {error}", err=True)
     elif isinstance(error, LostError):

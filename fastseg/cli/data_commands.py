@@ -138,14 +138,14 @@ def prepare(path: str, cache_dir: str, verify: bool, as_json: bool, **options: A
     from rich.console import Console
     from rich.progress import Progress
 
-    from fastseg.inputs import reading
     from fastseg.pipelines.cache import prepare as prepare_split
     from fastseg.pipelines.prepared import key_of, shape_of
     from fastseg.pipelines.source import choose_loader, make_tier
+    from fastseg.specs import open_specs
 
     rows: list[dict[str, Any]] = []
     with Progress(console=Console(stderr=True)) as progress:
-        for split, spec in reading(path, cache_dir=cache_dir, **options)[1].items():
+        for split, spec in open_specs(path, cache_dir=cache_dir, **options)[1].items():
             shape = shape_of(spec, resize_labels=True)
             assert shape is not None  # labels of one size
             advance = functools.partial(progress.advance, progress.add_task(split, total=len(spec.pairs)))
@@ -170,24 +170,24 @@ def prepare(path: str, cache_dir: str, verify: bool, as_json: bool, **options: A
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @as_json
 def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
-    """Compare what this machine's tiers make of the data set at PATH, stage by stage, with the reference tier."""
-    from fastseg.inputs import make_plan, reading
+    """Compare this machine's tiers, on the data set at PATH, with the reference: decoded, resized, augmented."""
     from fastseg.pipelines.parity import BATCH, parity
+    from fastseg.specs import make_plan, open_specs
 
-    config, specs = reading(path, splits=(split,), batch=BATCH, **options)
+    config, specs = open_specs(path, splits=(split,), batch=BATCH, **options)
     spec = specs[split]
     rows = parity(spec, make_plan(config, len(spec.pairs), 1))
     if as_json:
         print_json({"reference": "reference", "images": len(spec.pairs), "rows": rows})
         return
     click.echo(f"{len(spec.pairs)} images of {split}, against the reference:")
-    click.echo(f"{'tier':<6} {'stage':<8} {'image, of 255':>14} {'label pixels':>24}")
+    click.echo(f"{'tier':<6} {'operation':<9} {'image, of 255':>14} {'label pixels':>24}")
     for row in rows:
         if "skipped" in row:
             click.echo(f"{row['tier']:<6} not here: {row['skipped']}")
         else:
             labels = f"{row['labels_off']:,} of {row['labels']:,} differ"
-            click.echo(f"{row['tier']:<6} {row['stage']:<8} {row['image_difference']:>14.3f} {labels:>24}")
+            click.echo(f"{row['tier']:<6} {row['operation']:<9} {row['image_difference']:>14.3f} {labels:>24}")
 
 
 @data.command()
@@ -199,11 +199,11 @@ def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
 @click.option("--seed", default=0, show_default=True, help="Of the sample plan.")
 def preview(path: str, out: Path, images: int, seed: int, **options: Any) -> None:
     """Save a sheet of training samples of the data set at PATH as the network sees them, with their labels."""
-    from fastseg.inputs import make_plan, reading
     from fastseg.overlays import write_sheet
     from fastseg.pipelines.source import TrainSource, choose_loader
+    from fastseg.specs import make_plan, open_specs
 
-    config, specs = reading(path, splits=("train",), seed=seed, batch=images, **options)
+    config, specs = open_specs(path, splits=("train",), seed=seed, batch=images, **options)
     spec, _ = choose_loader("auto", specs["train"])
     source = TrainSource(spec, make_plan(config, len(spec.pairs), 1))
     batch = next(iter(source))

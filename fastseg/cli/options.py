@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastseg.errors import UsageError
-from fastseg.place import LAUNCHER, place
+from fastseg.workers import LAUNCHER, this_worker
 
 if TYPE_CHECKING:
     from fastseg.config import Size
@@ -134,7 +134,7 @@ def starts_processes(gpus: int | None, nproc: int | None, nodes: int) -> bool:
     Raises:
         UsageError: a launcher has started another number than --gpus, --nproc and --nnodes ask for.
     """
-    mine = place()
+    mine = this_worker()
     if mine is None:
         return True
     if LAUNCHER in os.environ:  # our own, whose workers have the arguments that it has

@@ -12,7 +12,7 @@ import click
 
 from fastseg.cli.options import FileType, as_json, number_of_processes, print_json, train_changes, train_options
 from fastseg.errors import FastsegError, UsageError
-from fastseg.place import LAUNCHER, is_worker
+from fastseg.workers import LAUNCHER, is_worker
 
 
 @click.command()

@@ -3,7 +3,7 @@
 import functools
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,7 +20,10 @@ from fastseg.cli.options import (
     train_options,
 )
 from fastseg.errors import UsageError
-from fastseg.place import is_main, is_worker, restarts
+from fastseg.workers import is_main, is_worker, restarts
+
+if TYPE_CHECKING:
+    from fastseg.config import Config
 
 
 @click.command()
@@ -59,7 +62,6 @@ def train(
     **options: Any,
 ) -> None:
     """Train a network; the run folder keeps its configuration, log, checkpoints and report."""
-    from fastseg import config as configs
     from fastseg import runs
     from fastseg.launcher import launch
 
@@ -69,53 +71,20 @@ def train(
         raise UsageError("--rdzv-endpoint: where several machines meet; say how many with --nnodes")
     starts = starts_processes(gpus, nproc, nnodes)
     changes = train_changes(**options) | (checkpoint_every or {})
-
-    changed: dict[str, tuple[Any, Any]] = {}
-    earlier = 1
     if dry_run and find_lr:
         raise UsageError("--dry-run and --find-lr: give one of them")
     before = "--dry-run" if dry_run else "--find-lr" if find_lr else None
     if before and (resume or is_worker()):
         raise UsageError(f"{before}: for a run that has not begun, in one process; leave --resume or the launcher out")
+    changed: dict[str, tuple[Any, Any]] = {}
     if resume:
-        if run is None:
-            found = ", ".join(f"--run {path}" for path in runs.resumable()) or "none in runs/"
-            raise UsageError(f"--resume needs --run; unfinished runs: {found}")
-        config, changed = runs.reopen(run, lambda old: configs.override(old, changes, "train --resume"))
-        if starts and not (gpus or nproc):
-            earlier = processes_before(run, nnodes)
+        run, config, changed = reopened(run, changes)
     else:
-        config = configs.override(configs.load_recipe(recipe), changes, "train")
-        if run is None and not starts:
-            raise UsageError("--run: torchrun and srun need it, so that all processes, and a restart, have one folder")
-        if run is None and not before:
-            run = runs.new_folder(config, recipe)
-            ctx.call_on_close(functools.partial(runs.forget_unused, run))
-        if run and restarts() and (run / "config.toml").is_file():
-            config = configs.read(run / "config.toml")
-    if restarts():
-        # A process of the group failed: go on from the last checkpoint, or from the beginning where there is none yet.
-        resume = True
-        if is_main():
-            click.echo(f"fastseg: all processes start again, from the last checkpoint (restart {restarts()})", err=True)
+        run, config = begun(ctx, run, recipe, changes, needs_folder=before is None, starts=starts)
+    earlier = processes_before(run, nnodes) if resume and run and starts and not (gpus or nproc) else 1
     processes = number_of_processes(gpus, nproc, config) or earlier
-    if dry_run:
-        from fastseg.dry_run import dry_run as measure
-        from fastseg.dry_run import show
-
-        document = measure(config, processes * nnodes)
-        print_json(document) if as_json else click.echo(show(document))
-        return
-    if find_lr and processes * nnodes > 1:
-        raise UsageError(
-            "--find-lr: tries rates in one process; give its batch as --batch, and leave --gpus or --nproc out"
-        )
-    if find_lr:
-        from fastseg import find_lr as finding
-
-        document = finding.find_lr(config)
-        finding.plot(document, find_lr)
-        print_json(document) if as_json else click.echo(f"lr      {document['suggested']:.2g}\nplot    {find_lr}")
+    if before:
+        measure_before(config, processes * nnodes, find_lr, as_json)
         return
     assert run is not None
     if processes * nnodes > 1 and starts:
@@ -125,10 +94,71 @@ def train(
         arguments = [*sys.argv[1:], "--run", str(run)]
         timeout = config.runtime.collective_timeout
         ctx.exit(launch(processes, arguments, nodes=nnodes, endpoint=rdzv_endpoint, timeout=timeout))
-    from fastseg.training import train as run_training
-
     if changed and is_main():
         click.echo(f"resumed with {', '.join(f'{k} {b} instead of {a}' for k, (a, b) in changed.items())}", err=True)
+    train_here(ctx, config, run, resume=resume or restarts() > 0, as_json=as_json)
+
+
+def reopened(run: Path | None, changes: dict[str, Any]) -> tuple[Path, "Config", dict[str, tuple[Any, Any]]]:
+    """The folder of a run that goes on, its configuration, and what this command changes there: {key: (old, new)}."""
+    from fastseg import config as configs
+    from fastseg import runs
+
+    if run is None:
+        found = ", ".join(f"--run {path}" for path in runs.resumable()) or "none in runs/"
+        raise UsageError(f"--resume needs --run; unfinished runs: {found}")
+    return run, *runs.reopen(run, lambda old: configs.override(old, changes, "train --resume"))
+
+
+def begun(
+    ctx: click.Context, run: Path | None, recipe: str, changes: dict[str, Any], *, needs_folder: bool, starts: bool
+) -> tuple[Path | None, "Config"]:
+    """The folder of a run that begins, and its configuration; after a restart what it has begun with.
+
+    Args:
+        needs_folder: it trains: a folder is found where the user has named none.
+        starts: this command starts the run's processes, so that it can give them one folder.
+    """
+    from fastseg import config as configs
+    from fastseg import runs
+
+    config = configs.override(configs.load_recipe(recipe), changes, "train")
+    if run is None and not starts:
+        raise UsageError("--run: torchrun and srun need it, so that all processes, and a restart, have one folder")
+    if run is None and needs_folder:
+        run = runs.new_folder(config, recipe)
+        ctx.call_on_close(functools.partial(runs.forget_unused, run))
+    if run and restarts() and (run / "config.toml").is_file():
+        config = configs.read(run / "config.toml")
+    return run, config
+
+
+def measure_before(config: "Config", processes: int, find_lr: Path | None, as_json: bool) -> None:
+    """What is asked of a run that has not begun: the best learning rate, or else how long it will take."""
+    if find_lr is None:
+        from fastseg.dry_run import dry_run, show
+
+        document = dry_run(config, processes)
+        print_json(document) if as_json else click.echo(show(document))
+        return
+    if processes > 1:
+        raise UsageError(
+            "--find-lr: tries rates in one process; give its batch as --batch, and leave --gpus or --nproc out"
+        )
+    from fastseg import find_lr as finding
+
+    document = finding.find_lr(config)
+    finding.plot(document, find_lr)
+    print_json(document) if as_json else click.echo(f"lr      {document['suggested']:.2g}\nplot    {find_lr}")
+
+
+def train_here(ctx: click.Context, config: "Config", run: Path, *, resume: bool, as_json: bool) -> None:
+    """Train in this process, one of the run's, and say where its results are."""
+    from fastseg.training import train as run_training
+
+    if restarts() and is_main():
+        # A process of the group failed: go on from the last checkpoint, or from the beginning where there is none yet.
+        click.echo(f"fastseg: all processes start again, from the last checkpoint (restart {restarts()})", err=True)
     try:
         document = run_training(config, run, resume=resume)
     except KeyboardInterrupt:

@@ -35,12 +35,12 @@ class LayoutAudit(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[tuple[str, str, str]] = Counter()
-        self._stages: list[str] = []
+        self._ranges: list[str] = []
         self._modules = ModuleTracker()
 
     def __enter__(self) -> "LayoutAudit":
         self._named = contextlib.ExitStack()
-        self._named.enter_context(shown_by(self._stage))
+        self._named.enter_context(shown_by(self._annotate))
         self._named.enter_context(self._modules)
         return super().__enter__()
 
@@ -49,17 +49,17 @@ class LayoutAudit(TorchDispatchMode):
         self._named.close()
 
     @contextlib.contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        self._stages.append(name)
+    def _annotate(self, name: str) -> Iterator[None]:
+        self._ranges.append(name)
         yield
-        self._stages.pop()
+        self._ranges.pop()
 
     def _where(self) -> str:
         # The tracker knows the network itself as its class and "Global" for all else; layers below have longer names.
         named = [name for name in self._modules.parents if "." in name]
         layer = max(named, key=len, default="")
-        stage = self._stages[-1] if self._stages else "step"
-        return f"{layer.partition('.')[2]} ({stage})" if layer else stage
+        inside = self._ranges[-1] if self._ranges else "step"
+        return f"{layer.partition('.')[2]} ({inside})" if layer else inside
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -12,11 +12,11 @@ import torch
 from fastseg import runs
 from fastseg.config import Config
 from fastseg.errors import FastsegError, UsageError
-from fastseg.place import place
 from fastseg.profiling.layout import LayoutAudit
 from fastseg.profiling.summary import summarise
 from fastseg.profiling.timeline import PREFIX, STEP, from_chrome, from_nsys
 from fastseg.ranges import shown_by
+from fastseg.workers import this_worker
 
 # Set in processes that run under Nsight Systems.
 UNDER_NSYS = "FASTSEG_UNDER_NSYS"
@@ -63,7 +63,7 @@ class Session:
     """
 
     def __init__(self, folder: Path, warmup: int, steps: int, *, device: str) -> None:
-        mine = place()
+        mine = this_worker()
         self.path = folder / f"rank{mine.rank if mine else 0}"
         self.first, self.last = warmup, warmup + steps
         self.nsys = UNDER_NSYS in os.environ

@@ -28,21 +28,21 @@ Intervals = list[tuple[float, float]]
 def summarise(found: Timeline) -> dict[str, Any]:
     """What `fastseg profile --json` says of one process. Times are milliseconds per step, shares are of the step.
 
-    The parts and "other" add up to the step. `device` is null where none was recorded.
+    The ranges and "other" add up to the step. `device` is null where none was recorded.
     """
     steps, total = len(found.steps), sum(s.end - s.start for s in found.steps)
 
     def row(name: str, microseconds: float, **more: Any) -> dict[str, Any]:
         return {"name": name, "ms": microseconds / 1e3 / steps, "share": microseconds / total, **more}
 
-    outer = _outermost(found.stages)
+    outer = _outermost(found.ranges)
     times, inner = _durations(outer), defaultdict[str, list[Span]](list)
-    for span in found.stages:
+    for span in found.ranges:
         holder = _holding(outer, span.start)
         if holder is not None and span is not holder:
             inner[holder.name].append(span)
-    parts = [
-        row(name, spent, parts=[row(*item) for item in _durations(_outermost(inner[name])).items()])
+    ranges = [
+        row(name, spent, ranges=[row(*item) for item in _durations(_outermost(inner[name])).items()])
         for name, spent in times.items()
     ]
     own = _self_times(found.operators)
@@ -50,7 +50,7 @@ def summarise(found: Timeline) -> dict[str, Any]:
     return {
         "steps": steps,
         "step_ms": median(s.end - s.start for s in found.steps) / 1e3,
-        "parts": [*parts, row(OTHER, total - sum(times.values()), parts=[])],
+        "ranges": [*ranges, row(OTHER, total - sum(times.values()), ranges=[])],
         "operators": [row(name, spent, calls=calls / steps) for name, (spent, calls) in operators],
         "device": _device(found, outer, total) if found.work else None,
     }
@@ -70,14 +70,14 @@ def _device(found: Timeline, outer: Sequence[Span], total: float) -> dict[str, A
     idle: dict[str, float] = defaultdict(float)
     for gap in _rest(busy, spans):
         idle[_cause(gap, outer)] += gap[1] - gap[0]
-    by_part: dict[str, float] = defaultdict(float)
+    by_range: dict[str, float] = defaultdict(float)
     for work in found.work:
         holder = _holding(outer, work.launched)
-        by_part[holder.name if holder else OTHER] += work.end - work.start
+        by_range[holder.name if holder else OTHER] += work.end - work.start
     conversions: dict[str, int] = defaultdict(int)
     for work in kernels:
         if CONVERSION.search(work.name):
-            conversions[_innermost(found.stages, work.launched)] += 1
+            conversions[_innermost(found.ranges, work.launched)] += 1
     computed, talked = _length(_union(computing)), _length(_union(talking))
     hidden = _length(_common(_union(talking), _union(computing)))
     on_tensor_cores = sum(w.end - w.start for w in computing if TENSOR_CORE.search(w.name))
@@ -88,7 +88,7 @@ def _device(found: Timeline, outer: Sequence[Span], total: float) -> dict[str, A
     to_device = [w for w in found.work if w.copy == "HtoD"]
     return {
         "busy": _length(busy) / total,
-        "parts": [row(*item) for item in by_part.items()],
+        "ranges": [row(*item) for item in by_range.items()],
         "idle": [row(*item) for item in sorted(idle.items(), key=lambda item: -item[1])],
         "kernels": [row(name, sum(each), calls=len(each) / steps) for name, each in top],
         "tensor_core_share": on_tensor_cores / computed if computed else None,

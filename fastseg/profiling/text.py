@@ -12,13 +12,13 @@ def show(document: dict[str, Any]) -> str:
 
 def _rank(found: dict[str, Any]) -> list[str]:
     lines = [f"rank {found['rank']}: {found['steps']} steps, median {found['step_ms']:.1f} ms; per step:"]
-    lines += _table("part of the step (host)", found["parts"])
+    lines += _table("range of the step (host)", found["ranges"])
     if found["operators"]:
         lines += _table("operators, without what they call", found["operators"])
     device = found["device"]
     if device:
         lines.append(f"GPU busy {percent(device['busy'])} of the time")
-        lines += _table("GPU time by part", device["parts"])
+        lines += _table("GPU time by range", device["ranges"])
         lines += _table("GPU idle while the host was in", device["idle"])
         lines += _table("kernels", device["kernels"])
         lines.append(f"Tensor Cores: {percent(device['tensor_core_share'])} of the time of computing kernels")
@@ -44,5 +44,5 @@ def _table(title: str, rows: list[dict[str, Any]], indent: str = "  ") -> list[s
         lines.append(
             f"{indent}{row['name'][:60]:<{42 - len(indent)}} {row['ms']:>9.2f} ms {percent(row['share']):>8}{calls}"
         )
-        lines += _table("", row.get("parts", []), f"{indent}  ")
+        lines += _table("", row.get("ranges", []), f"{indent}  ")
     return lines

@@ -46,7 +46,7 @@ class Timeline:
     """The recorded steps; `work` is empty where no device was recorded, `operators` where only a device was."""
 
     steps: list[Span] = field(default_factory=list)
-    stages: list[Span] = field(default_factory=list)
+    ranges: list[Span] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
     operators: list[tuple[int, Span]] = field(default_factory=list)  # with the thread that each ran on
 
@@ -54,7 +54,7 @@ class Timeline:
         """Take a range of either profiler: a step, a part of one, or somebody else's."""
         if name.startswith(PREFIX):
             ours = name.removeprefix(PREFIX)
-            (self.steps if ours.startswith(STEP) else self.stages).append(Span(ours, start, end))
+            (self.steps if ours.startswith(STEP) else self.ranges).append(Span(ours, start, end))
 
     def within_steps(self) -> "Timeline":
         """Only what belongs to the steps, in the order of time.
@@ -68,7 +68,7 @@ class Timeline:
         return Timeline(
             sorted(self.steps, key=lambda s: s.start),
             # Longer first where two begin at once: the one that holds the other.
-            sorted((s for s in self.stages if first <= s.start < last), key=lambda s: (s.start, -s.end)),
+            sorted((s for s in self.ranges if first <= s.start < last), key=lambda s: (s.start, -s.end)),
             sorted((w for w in self.work if w.start < last and w.end > first), key=lambda w: w.start),
             [(thread, s) for thread, s in self.operators if first <= s.start < last],
         )

@@ -13,7 +13,6 @@ from fastseg.data.split import digest
 from fastseg.distributed import leave
 from fastseg.environment import environment
 from fastseg.errors import FastsegError, UsageError
-from fastseg.place import place
 from fastseg.runlog import RunLog
 from fastseg.training.loop import train_loop
 from fastseg.training.opening import start_block, start_event
@@ -21,6 +20,7 @@ from fastseg.training.run import Run
 from fastseg.training.saving import write_report
 from fastseg.training.setup import set_up
 from fastseg.training.stopping import Requests
+from fastseg.workers import this_worker
 
 
 def train(
@@ -43,7 +43,7 @@ def train(
         FastsegError: anything about data, options, a diverging loss or lost processes that stops the run.
     """
     began = time.perf_counter()
-    if run is None and (resume or place()):
+    if run is None and (resume or this_worker()):
         raise UsageError("train: give the run folder; to go on takes it, and several processes share one")
     with contextlib.ExitStack() as last_things:  # each of them happens, whatever becomes of those before
         if run is None:

@@ -14,7 +14,7 @@ from fastseg.errors import FastsegError
 from fastseg.overlays import PANEL_WIDTH, write_sheet
 from fastseg.pipelines.growing import GrowingSource, work_left
 from fastseg.pipelines.source import Batch
-from fastseg.ranges import stage
+from fastseg.ranges import annotate
 from fastseg.runlog import RunLog
 from fastseg.training.gradients import BackwardClock, traffic
 from fastseg.training.meter import Meter
@@ -39,13 +39,13 @@ def train_loop(
         after_step: called between steps with the number of those that are done; the next batch is there then.
     """
     progress, first = run.progress, run.progress.step
-    source = GrowingSource(run.spec, run.plan, run.stages, run.config.augment, first, run.world.rank, run.world.size)
+    source = GrowingSource(run.spec, run.plan, run.phases, run.config.augment, first, run.world.rank, run.world.size)
     batches = iter(source)
     batch = next(batches)
     log.event("first_batch", first, seconds=time.perf_counter() - began)
     show_samples(run, folder, batch)
     saver, rate = Saver(run, folder, log), run.rate
-    with Meter(source, run.spec.device, first, parts=after_step is None) as meter:
+    with Meter(source, run.spec.device, first, ranges=after_step is None) as meter:
         while True:
             lr = rate(progress.step - progress.skipped_steps)
             with gradients_timed(run, log) if progress.step == first + 1 else contextlib.nullcontext():
@@ -122,7 +122,7 @@ def log_interval(run: Run, log: RunLog, meter: Meter, lr: float) -> None:
         FastsegError: a label holds what it must not, or the loss is no number.
     """
     world, progress, train = run.world, run.progress, run.config.train
-    with stage("wait for the device"):
+    with annotate("wait for the device"):
         loss = float(world.sum(run.loss)) / (progress.step - progress.since)
     interval = meter.read(progress.step)
     progress.seconds += interval.seconds
@@ -131,7 +131,7 @@ def log_interval(run: Run, log: RunLog, meter: Meter, lr: float) -> None:
     progress.void_steps = int(run.void)
     images_per_s = interval.steps * run.plan.batch / interval.seconds
     validations = (run.total_steps - progress.step) / run.plan.steps_per_epoch / train.validate_every
-    training_left = work_left(run.stages, progress.step) * run.plan.batch / images_per_s
+    training_left = work_left(run.phases, progress.step) * run.plan.batch / images_per_s
     scaler = run.step.scaler
     log.train(
         progress.step,
@@ -149,8 +149,8 @@ def log_interval(run: Run, log: RunLog, meter: Meter, lr: float) -> None:
         loss_scale=scaler.get_scale() if scaler.is_enabled() else None,
         **progress.logged(),
     )
-    if interval.parts:
-        log.event("parts", progress.step, steps=interval.steps, total=interval.seconds, seconds=interval.parts)
+    if interval.ranges:
+        log.event("ranges", progress.step, steps=interval.steps, total=interval.seconds, seconds=interval.ranges)
     # The first lines are those in which everything warms up; a cache waits in its first epoch alone.
     warm = progress.step - meter.first > 2 * run.config.runtime.log_every
     if warm and not meter.warned and not run.spec.tier.keeps and interval.data_wait > DATA_BOUND:
@@ -167,13 +167,13 @@ def log_interval(run: Run, log: RunLog, meter: Meter, lr: float) -> None:
 def end_epoch(run: Run, folder: Path, log: RunLog, meter: Meter, saver: Saver, epoch: int) -> None:
     """Validation, its line, a checkpoint, and the report now and then."""
     start = time.perf_counter()
-    with stage("validation"):
+    with annotate("validation"):
         scores, best = validate(run, folder)
     meter.validation_seconds = time.perf_counter() - start
     summary = scores.summary(run.spec.classes.names) | {"confusion": scores.confusion.tolist()}
     seconds, epochs = meter.validation_seconds, run.config.train.epochs
     log.val(run.progress.step, epochs=epochs, epoch=epoch, best=best, seconds=seconds, **summary)
-    with stage("checkpoint"):
+    with annotate("checkpoint"):
         saver.checkpoint(epoch)
     if run.world.is_main and time.perf_counter() - saver.reported > REPORT_SECONDS:
         try:

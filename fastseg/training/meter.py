@@ -1,4 +1,4 @@
-"""The clocks and counters of a log interval, and how long the parts of a step take, measured in passing over one."""
+"""The clocks and counters of a log interval, and how long the ranges of a step take, measured in passing over one."""
 
 import contextlib
 import time
@@ -9,10 +9,10 @@ import torch
 
 from fastseg.pipelines.growing import GrowingSource
 from fastseg.pipelines.source import Batch
-from fastseg.ranges import shown_by, stage
+from fastseg.ranges import annotate, shown_by
 
-PARTS = ("data wait", "sum of weights", "forward", "loss", "backward", "optimiser")
-TIMED_LINE = 2  # the log line whose interval is timed part by part: the first has all that warms up
+RANGES = ("data wait", "sum of weights", "forward", "loss", "backward", "optimiser")
+TIMED_LINE = 2  # the log line whose interval is timed range by range: the first has all that warms up
 
 
 class Interval(NamedTuple):
@@ -21,28 +21,28 @@ class Interval(NamedTuple):
     Attributes:
         steps: that were taken.
         data_wait: the share of the seconds that went by waiting for batches.
-        parts: seconds of each of PARTS, where this interval was timed part by part.
+        ranges: seconds of each of RANGES, where this interval was timed range by range.
     """
 
     seconds: float
     steps: int
     data_wait: float
     decoded_per_s: float
-    parts: dict[str, float] | None
+    ranges: dict[str, float] | None
 
 
 class Meter:
-    """Measures log intervals, as a context around the steps; one of them part by part.
+    """Measures log intervals, as a context around the steps; one of them range by range.
 
     Args:
         source: whose batches are waited for.
-        device: whose work the parts are.
+        device: whose work the ranges hold.
         step: how many steps are done.
-        parts: False leaves them to a profiler, which names the same.
+        ranges: False leaves them to a profiler, which names the same.
     """
 
-    def __init__(self, source: GrowingSource, device: torch.device, step: int, *, parts: bool) -> None:
-        self.source, self._clock, self._timed = source, PartsClock(device), parts
+    def __init__(self, source: GrowingSource, device: torch.device, step: int, *, ranges: bool) -> None:
+        self.source, self._clock, self._timed = source, RangeClock(device), ranges
         self.first, self.lines = step, 0
         self.validation_seconds = 0.0  # of the last one
         self.warned = False  # of data that hold training back
@@ -62,7 +62,7 @@ class Meter:
     def next(self, batches: Iterator[Batch]) -> Batch:
         """The next batch; how long it took to come is noted."""
         before = time.perf_counter()
-        with stage("data wait"):
+        with annotate("data wait"):
             batch = next(batches)
         self._waited += time.perf_counter() - before
         return batch
@@ -72,16 +72,16 @@ class Meter:
         self.lines += 1
         seconds = time.perf_counter() - self._start
         decoded = self.source.decoded - self._decoded
-        parts = self._clock.end() if self._timed and self.lines == TIMED_LINE else None
+        ranges = self._clock.end() if self._timed and self.lines == TIMED_LINE else None
         if self._timed and self.lines == TIMED_LINE - 1:
             self._clock.begin()
-        return Interval(seconds, step - self._step, self._waited / seconds, decoded / seconds, parts)
+        return Interval(seconds, step - self._step, self._waited / seconds, decoded / seconds, ranges)
 
 
-class PartsClock:
-    """Sums the time of PARTS as `ranges.stage` names them: of the GPU's work by events, on a CPU by the clock.
+class RangeClock:
+    """Sums the time of RANGES as `ranges.annotate` names them: of the GPU's work by events, on a CPU by the clock.
 
-    From `begin` to `end` or `close`. Parts inside parts are not told apart. Nothing waits for the GPU before the end.
+    From `begin` to `end` or `close`. Ranges inside ranges are not told apart. Nothing waits for the GPU before the end.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -94,7 +94,7 @@ class PartsClock:
         self._open.close()
 
     def begin(self) -> None:
-        """Time the parts from now on."""
+        """Time the ranges from now on."""
         self._open.enter_context(shown_by(self._show))
 
     def _now(self) -> Any:
@@ -106,7 +106,7 @@ class PartsClock:
 
     @contextlib.contextmanager
     def _show(self, name: str) -> Iterator[None]:
-        if name not in PARTS:
+        if name not in RANGES:
             yield
             return
         start = self._now()
@@ -114,11 +114,11 @@ class PartsClock:
         self._marks.append((name, start, self._now()))
 
     def end(self) -> dict[str, float]:
-        """Stop, and give the seconds of each part, in the order of PARTS."""
+        """Stop, and give the seconds of each range, in the order of RANGES."""
         self._open.close()
         if self._on_gpu:
             torch.cuda.synchronize()
-        times = dict.fromkeys(PARTS, 0.0)
+        times = dict.fromkeys(RANGES, 0.0)
         for name, start, end in self._marks:
             times[name] += start.elapsed_time(end) / 1e3 if self._on_gpu else end - start
         return times

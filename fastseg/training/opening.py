@@ -55,7 +55,7 @@ def files(run: Run) -> str:
 def network(run: Run) -> str:
     """The network and the sizes that it sees."""
     model, size = run.config.model, run.config.data.size
-    seen = ", ".join([f"input {size}", *(f"{stage.size} until step {stage.until}" for stage in run.stages[:-1])])
+    seen = ", ".join([f"input {size}", *(f"{phase.size} until step {phase.until}" for phase in run.phases[:-1])])
     if run.spec.crop:
         seen = f"trains on {run.spec.crop} windows of {size}"
     return f"SegNet, {model.backbone}, depth {model.depth}, init {model.init}, {seen}"

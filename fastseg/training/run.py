@@ -14,7 +14,7 @@ from fastseg.choice import Choice
 from fastseg.config import Config
 from fastseg.distributed import World
 from fastseg.errors import FastsegError
-from fastseg.pipelines.growing import Stage, stages
+from fastseg.pipelines.growing import Phase, plan_phases
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.source import Spec
 from fastseg.training.optim import schedule
@@ -98,9 +98,9 @@ class Run:
         return min(steps, self.config.train.max_steps or steps)
 
     @property
-    def stages(self) -> list[Stage]:
+    def phases(self) -> list[Phase]:
         """The sizes that training images have, step after step."""
-        return stages(self.config.train, self.spec.size, self.total_steps)
+        return plan_phases(self.config.train, self.spec.size, self.total_steps)
 
     @property
     def rate(self) -> Callable[[int], float]:

@@ -14,11 +14,10 @@ from fastseg.data.split import contents
 from fastseg.data.stats import Counts, class_weights, count
 from fastseg.distributed import World, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError
-from fastseg.inputs import make_plan, make_spec, open_data
 from fastseg.kernels import launch
 from fastseg.model import SegNet, initialise
-from fastseg.pipelines.cache import find_room
 from fastseg.pipelines.source import DECODED_AHEAD, Spec, choose_loader, decoded_at_once
+from fastseg.specs import make_plan, make_spec, open_data
 from fastseg.training.optim import Average, make_optimizer
 from fastseg.training.run import Run
 from fastseg.training.state import restore
@@ -44,7 +43,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
         make_spec(config, dataset, splits, s, device=device, dtype=dtype, threads=world.threads)
         for s in ("train", "val")
     )
-    spec, loader_why = choose_loader(runtime.loader, spec, epochs=True)
+    spec, loader = choose_loader(runtime.loader, spec, epochs=True)
     val_spec, _ = choose_loader(runtime.loader, val_spec, epochs=True, resize_labels=False)
     plan = make_plan(config, len(spec.pairs), world.size)
     # What was batch x processes becomes a number: the run keeps its batches when it goes on with other processes.
@@ -61,9 +60,8 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
     model = model.to(device).to(memory_format=torch.channels_last)
     weights = torch.tensor(class_weights(counts, train.weighting), dtype=torch.float32, device=device)
     step, optimizer = make_step(model, train, world, dtype, weights, plan.batch // (world.size * train.accumulate))
-    # Why nothing is kept, where a cache was wanted.
-    obstacle = find_room(spec)[1] if runtime.loader in ("auto", "cache") and not spec.tier.keeps else None
-    reading = {"threads": spec.threads, "ahead": [DECODED_AHEAD, decoded_at_once(plan.batch // world.size)]}
+    ahead = [DECODED_AHEAD, decoded_at_once(plan.batch // world.size)]
+    reading = {"threads": spec.threads, "ahead": ahead, "keeps": spec.tier.keeps}
     run = Run(
         config=config,
         world=world,
@@ -74,7 +72,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
         pixels=counts.pixels.tolist(),
         choices={
             "split": Choice(*choose_split(dataset, config.data.split_scheme)),
-            "loader": Choice(spec.loader, loader_why, reading | {"no_cache": obstacle}),
+            "loader": dataclasses.replace(loader, facts=loader.facts | reading),
             "device": Choice(device.type, device_why),
             "dtype": Choice(str(dtype).removeprefix("torch."), dtype_why),
             "kernels": Choice(kernels, kernels_why),

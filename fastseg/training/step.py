@@ -19,7 +19,7 @@ from fastseg.kernels.cross_entropy import (
     weight_sum,
 )
 from fastseg.model import SegNet
-from fastseg.ranges import stage
+from fastseg.ranges import annotate
 from fastseg.training.optim import Average
 
 
@@ -95,7 +95,7 @@ class Step:
         sum_weights, sum_losses = (
             (weight_sum, cross_entropy_sum) if fused else (torch_weight_sum, torch_cross_entropy_sum)
         )
-        with stage("sum of weights"):
+        with annotate("sum of weights"):
             # A batch of only void pixels has weight 0 and cross-entropy 0: its loss is 0, not 0 / 0.
             total = self.world.sum(sum_weights(labels, self.weights))
             void = total == 0
@@ -104,11 +104,11 @@ class Step:
         parts = list(zip(images.split(self.micro_batch), labels.split(self.micro_batch), strict=True))
         for position, (some_images, some_labels) in enumerate(parts):
             with self.world.gradient_sync(self.wrapped, position == len(parts) - 1):
-                with stage("forward"):
+                with annotate("forward"):
                     logits = self.forward(some_images)
-                with stage("loss"):
+                with annotate("loss"):
                     part = sum_losses(logits, some_labels, self.weights) / total
-                with stage("backward"):
+                with annotate("backward"):
                     # DistributedDataParallel takes the mean over processes; the parts of the loss are to be summed.
                     self.scaler.scale(part * self.world.size).backward()
             loss += part.detach()
@@ -122,7 +122,7 @@ class Step:
         """
         statistics = [buffer.clone() for buffer in self.model.buffers()] if self.scaler.is_enabled() else []
         loss, void = self.backward(images, labels)
-        with stage("optimiser"):
+        with annotate("optimiser"):
             if self.clip:
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)

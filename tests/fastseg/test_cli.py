@@ -243,7 +243,7 @@ def test_parity_counts_what_differs_between_tiers(call, street):
     code, out, _ = call("data", "parity", street, "--size", "48x72", "--json")
     document = json.loads(out)
     assert (code, document["reference"], document["images"]) == (0, "reference", 4)
-    rows = [(row["tier"], row["stage"], row["labels_off"]) for row in document["rows"]]
+    rows = [(row["tier"], row["operation"], row["labels_off"]) for row in document["rows"]]
     assert rows == [(tier, stage, 0) for tier in ("dali", "cache") for stage in ("decode", "resize", "augment")]
     assert all(row["image_difference"] <= 1.001 for row in document["rows"])
     assert [row["labels"] for row in document["rows"][:3]] == [4 * 96 * 144, 4 * 48 * 72, 4 * 48 * 72]

@@ -12,8 +12,7 @@ from fastseg.errors import FastsegError, UsageError
 
 START = {"event": "start", "step": 0, "device": "CPU", "dtype": "bfloat16", "kernels": "torch", "world": 1}
 START |= {
-    "loader": "reference",
-    "choices": {"loader": {"facts": {"threads": 9, "no_cache": None}}},
+    "choices": {"loader": {"facts": {"threads": 9, "keeps": False, "obstacle": None}}},
 }
 
 
@@ -44,17 +43,14 @@ def test_a_run_that_waits_for_data_it_does_not_keep(tmp_path):
 
 
 def test_what_does_not_fit_is_named_with_the_cure(tmp_path):
-    choice = {"facts": {"threads": 2, "no_cache": "60 GB are needed and 40 free"}}
-    (finding,) = diagnosis.of_run(run(tmp_path / "r", start={"loader": "dali", "choices": {"loader": choice}}))
+    choice = {"facts": {"threads": 2, "keeps": False, "obstacle": "60 GB are needed and 40 free"}}
+    (finding,) = diagnosis.of_run(run(tmp_path / "r", start={"choices": {"loader": choice}}))
     assert "nothing is kept, since 60 GB are needed and 40 free" in finding.text
     assert "--cache-dir" in finding.cure
 
 
 def test_a_cache_that_is_being_filled_is_told_from_one_that_is_too_slow(tmp_path):
-    start = {
-        "loader": "cache",
-        "choices": {"loader": {"facts": {"threads": 2, "no_cache": None}}},
-    }
+    start = {"choices": {"loader": {"facts": {"threads": 2, "keeps": True, "obstacle": None}}}}
     waits, epochs = (0.9, 0.9, 0.8, 0.02, 0.02), (0.2, 0.4, 0.9, 1.5, 2.0)
     (filling,) = diagnosis.of_run(run(tmp_path / "a", start=start, waits=waits, epochs=epochs))
     assert "only the first epoch does, which fills the cache" in filling.text

@@ -13,7 +13,7 @@ from fastseg.cli.train_commands import processes_before
 from fastseg.config import Runtime
 from fastseg.distributed import check_gpus, choose_device, choose_dtype
 from fastseg.errors import FastsegError, UsageError
-from fastseg.place import place, slurm_meeting_point
+from fastseg.workers import slurm_meeting_point, this_worker
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def environment(monkeypatch):
 )
 def test_the_launchers_variables_give_the_place(environment, variables, expected):
     environment(variables)
-    assert place() == expected
+    assert this_worker() == expected
 
 
 LONE = {"RANK": "0", "WORLD_SIZE": "1"}

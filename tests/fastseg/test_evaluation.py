@@ -15,7 +15,7 @@ from fastseg.config import load_recipe, override
 from fastseg.distributed import World
 from fastseg.errors import FastsegError
 from fastseg.evaluation import BATCH, Mirrored, evaluate, score
-from fastseg.inputs import make_spec, open_data
+from fastseg.specs import make_spec, open_data
 
 
 class RedOrNot(nn.Module):

@@ -16,8 +16,8 @@ from fastseg.data.decode import decode_image
 from fastseg.distributed import World
 from fastseg.errors import FastsegError, UsageError
 from fastseg.evaluation import score
-from fastseg.inputs import make_spec, open_data
 from fastseg.predict import find_images
+from fastseg.specs import make_spec, open_data
 from fastseg.training import train
 
 

@@ -4,12 +4,12 @@ import contextlib
 
 import pytest
 
-from fastseg.ranges import shown_by, stage
+from fastseg.ranges import annotate, shown_by
 
 
 def test_while_nobody_looks_each_name_is_the_same_nothing():
-    assert stage("forward") is stage("backward")
-    with stage("forward"), stage("encoder 1"):
+    assert annotate("forward") is annotate("backward")
+    with annotate("forward"), annotate("encoder 1"):
         pass
 
 
@@ -24,8 +24,8 @@ def test_names_go_to_whoever_looks_until_he_leaves():
         finally:
             seen.append(f"-{name}")
 
-    with pytest.raises(ZeroDivisionError), shown_by(show), stage("forward"), stage("encoder 1"):
+    with pytest.raises(ZeroDivisionError), shown_by(show), annotate("forward"), annotate("encoder 1"):
         _ = 1 / 0
-    with stage("loss"):
+    with annotate("loss"):
         pass
     assert seen == ["+forward", "+encoder 1", "-encoder 1", "-forward"]

@@ -252,7 +252,7 @@ def test_the_confusion_matrix_has_the_share_of_each_row(run: Path) -> None:
 
 
 def test_the_time_of_a_step_adds_up(run: Path) -> None:
-    timed = {"event": "parts", "step": 20, "steps": 10, "total": 5.0, "seconds": {"forward": 1.0, "backward": 3.0}}
+    timed = {"event": "ranges", "step": 20, "steps": 10, "total": 5.0, "seconds": {"forward": 1.0, "backward": 3.0}}
     text = page(run, START, train(20), timed)
     assert row(text, "forward") == ["100.0", "20.0 %"]
     assert row(text, "backward") == ["300.0", "60.0 %"]

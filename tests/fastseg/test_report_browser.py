@@ -81,8 +81,8 @@ def test_the_page_fits_and_shows_what_the_log_says(run, tmp_path, width, dark):
     for row in best["classes"]:
         if row["pixels"] and row["iou"] is not None:
             assert f"{100 * row['iou']:.1f} %" in words
-    (parts,) = [e for e in events if e["event"] == "parts"]
-    assert f"backward {1e3 * parts['seconds']['backward'] / parts['steps']:.1f}" in words
+    (ranges,) = [e for e in events if e["event"] == "ranges"]
+    assert f"backward {1e3 * ranges['seconds']['backward'] / ranges['steps']:.1f}" in words
     assert (run / "report.html").stat().st_size < 3e6
 
 

@@ -10,12 +10,12 @@ from PIL import Image
 
 from fastseg.config import load_recipe, override
 from fastseg.evaluation import Counted
-from fastseg.inputs import make_spec, open_data
 from fastseg.overlays import PANEL_WIDTH, WRONG, Shown, disagreement, write_sheet, write_strips
 from fastseg.pipelines.source import Batch
-from fastseg.ranges import stage
+from fastseg.ranges import annotate
+from fastseg.specs import make_spec, open_data
 from fastseg.training import validation
-from fastseg.training.meter import PARTS, PartsClock
+from fastseg.training.meter import RANGES, RangeClock
 
 
 @pytest.fixture
@@ -92,19 +92,19 @@ def test_samples_for_a_page_are_made_smaller_and_small_ones_are_left(spec, tmp_p
 def test_the_time_of_parts_is_summed_and_what_lies_inside_is_theirs(monkeypatch):
     clock = iter([1.0, 4.0, 10.0, 11.0, 20.0, 22.5])
     monkeypatch.setattr("fastseg.training.meter.time.perf_counter", lambda: next(clock))
-    parts = PartsClock(torch.device("cpu"))
-    parts.begin()
-    with stage("forward"), stage("encoder 1"):
+    ranges = RangeClock(torch.device("cpu"))
+    ranges.begin()
+    with annotate("forward"), annotate("encoder 1"):
         pass
-    with stage("validation"):
+    with annotate("validation"):
         pass
-    with stage("loss"):
+    with annotate("loss"):
         pass
-    with stage("forward"):
+    with annotate("forward"):
         pass
-    assert parts.end() == dict.fromkeys(PARTS, 0.0) | {"forward": 5.5, "loss": 1.0}
-    with stage("forward"):  # nobody looks any more
+    assert ranges.end() == dict.fromkeys(RANGES, 0.0) | {"forward": 5.5, "loss": 1.0}
+    with annotate("forward"):  # nobody looks any more
         pass
-    parts.begin()
-    parts.close()
-    assert stage("forward") is stage("loss")  # a run that ends before its second log line
+    ranges.begin()
+    ranges.close()
+    assert annotate("forward") is annotate("loss")  # a run that ends before its second log line

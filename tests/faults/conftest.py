@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastseg.inputs import reading
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.source import TrainSource, choose_loader, evaluation_batches
+from fastseg.specs import open_specs
 
 TABLE = Path(__file__).parents[2] / "docs" / "faults.md"
 HEAD = """# What fastseg says to faults
@@ -116,7 +116,7 @@ def read_by():
     """
 
     def read(folder: Path, loader: str, size: str = "96x144") -> tuple[np.ndarray, np.ndarray]:
-        _, specs = reading(str(folder), splits=("train",), size=size)
+        _, specs = open_specs(str(folder), splits=("train",), size=size)
         spec, _ = choose_loader(loader, specs["train"])
         count = len(spec.pairs)
         evaluated = list(evaluation_batches(spec, count, resize_labels=True))

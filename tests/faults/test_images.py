@@ -10,10 +10,10 @@ from PIL import Image
 from fastseg.data.classes import VOID
 from fastseg.data.decode import decode_image
 from fastseg.data.layouts import find
-from fastseg.inputs import reading
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.resize import resize_image, resize_label
 from fastseg.pipelines.source import MEAN, STD, choose_loader, make_tier
+from fastseg.specs import open_specs
 
 TINY = ["--recipe", "fast", "--size", "32x48", "--epochs", "1", "--batch", "2", "--set", "model.depth=1"]
 SIZE = (96, 144)
@@ -124,7 +124,7 @@ def test_translation_uncovers_void(copy_of, row):
     folder, labels = copy_of("five")
     for path in labels:
         Image.fromarray(np.full(SIZE, 5, np.uint8)).save(path)
-    _, specs = reading(str(folder), splits=("train",), size="96x144")
+    _, specs = open_specs(str(folder), splits=("train",), size="96x144")
     plan = Plan(num_samples=8, batch=8, seed=0, mirror=True, max_shift=(8, 8))
     for loader in ("dali", "reference", "cache"):
         _, found = next(iter(make_tier(choose_loader(loader, specs["train"])[0]).train(plan, 0, 0, 1)))

@@ -20,10 +20,10 @@ from fastseg.checkpoint import build_model, read
 from fastseg.distributed import World
 from fastseg.errors import FastsegError, StoppedError
 from fastseg.evaluation import score
-from fastseg.inputs import reading
 from fastseg.metrics import Scores
 from fastseg.pipelines.source import TrainSource
 from fastseg.runs import read_log
+from fastseg.specs import open_specs
 from fastseg.training import train
 from fastseg.training.loop import advance
 from fastseg.training.optim import one_cycle
@@ -72,7 +72,7 @@ def test_counts_depend_on_neither_batch_nor_processes(street, row):
     from fastseg.model import SegNet
 
     network = SegNet(11, depth=2).to(memory_format=torch.channels_last)
-    _, specs = reading(str(street), splits=("train",), size="33x47")
+    _, specs = open_specs(str(street), splits=("train",), size="33x47")
     spec, alone = specs["train"], World(0, 1, torch.device("cpu"))
     whole = score(network, spec, alone).confusions
     assert whole.sum(axis=(1, 2)).min() > 0

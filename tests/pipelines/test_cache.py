@@ -298,20 +298,22 @@ def test_what_dead_sessions_left_is_swept(tmp_path):
 def test_without_room_the_files_are_streamed_and_the_reason_is_said(spec, monkeypatch, tmp_path):
     monkeypatch.setattr(prepared, "available_memory", lambda: 1000)
     monkeypatch.setattr(prepared, "_free", lambda folder: 1000)
-    chosen, why = choose_loader("cache", dataclasses.replace(spec, cache_dir=""))
+    chosen, choice = choose_loader("cache", dataclasses.replace(spec, cache_dir=""))
     assert chosen.loader in ("dali", "reference")
-    assert why.startswith("no cache, since neither shared memory nor ")
-    chosen, why = choose_loader("auto", spec)
+    assert choice.why.startswith("no cache, since neither shared memory nor ")
+    assert choice.facts["obstacle"].startswith("neither shared memory nor ")
+    chosen, choice = choose_loader("auto", spec)
     assert chosen.loader in ("dali", "reference")
-    assert why.startswith(f"no cache, since {tmp_path / 'cache'} has no room for 0 MB; ")
+    assert choice.why.startswith(f"no cache, since {tmp_path / 'cache'} has no room for 0 MB; ")
 
 
 def test_a_split_read_once_is_streamed_and_one_read_often_is_cached(spec):
     mine = dataclasses.replace(spec, cache_dir="")
     assert choose_loader("auto", mine)[0].loader != "cache"
-    chosen, why = choose_loader("auto", mine, epochs=True)
+    chosen, choice = choose_loader("auto", mine, epochs=True)
     assert chosen == dataclasses.replace(mine, loader="cache")
-    assert ", filled by " in why
+    assert ", filled by " in choice.why
+    assert choice.facts == {"obstacle": None}
 
 
 def test_a_folder_that_may_not_be_written_is_named(spec, tmp_path):

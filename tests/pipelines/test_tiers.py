@@ -302,9 +302,10 @@ SIZES = [(24, 32), (45, 61), (24, 32), (30, 20), (48, 64)]
 
 def test_an_evaluation_yields_each_sample_once_in_order_with_labels_of_the_files_size(loader, tmp_path):
     spec = make_spec(make_pairs(tmp_path, SIZES, colored=True), camvid_colored(), (24, 32))
-    chosen, why = choose_loader(loader, spec, resize_labels=False)
+    chosen, choice = choose_loader(loader, spec, resize_labels=False)
     if loader == "cache":
-        assert "no cache, since labels of several sizes are not cached at their own size; " in why
+        assert choice.facts == {"obstacle": "labels of several sizes are not cached at their own size"}
+        assert "no cache, since labels of several sizes are not cached at their own size; " in choice.why
     batches = list(evaluation_batches(chosen, 2, resize_labels=False))
     assert [batch.indices.tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
     images = torch.cat([batch.images for batch in batches])
@@ -423,13 +424,14 @@ def saved_as(mode, side, tmp_path, colored=False):
 def test_files_that_dali_would_misread_go_through_the_reference(tmp_path, mode, side, colored):
     pytest.importorskip("nvidia.dali")
     spec, path = saved_as(mode, side, tmp_path, colored)
-    chosen, why = choose_loader("auto", spec)
+    chosen, choice = choose_loader("auto", spec)
     assert chosen == replace(spec, loader="reference")
-    assert path in why
-    assert f"mode {mode}" in why
+    assert path in choice.why
+    assert f"mode {mode}" in choice.why
     with pytest.raises(UsageError, match=f"^--loader dali: .*{re.escape(path)}.*; use --loader reference$"):
         choose_loader("dali", spec)
-    assert choose_loader("reference", spec) == (replace(spec, loader="reference"), "as asked")
+    chosen, choice = choose_loader("reference", spec)
+    assert (chosen, str(choice)) == (replace(spec, loader="reference"), "reference: as asked")
 
 
 def test_palette_labels_are_read_by_value_not_by_colour(tmp_path):
@@ -448,16 +450,17 @@ def test_plain_files_go_through_dali(tmp_path):
     pytest.importorskip("nvidia.dali")
     for mode in ("RGB", "L"):
         spec, _ = saved_as(mode, "image", tmp_path)
-        chosen = replace(spec, loader="dali")
-        assert choose_loader("auto", spec) == (chosen, "DALI is installed and reads these files exactly")
-        assert choose_loader("dali", spec) == (chosen, "as asked")
+        for requested, why in (("auto", "DALI is installed and reads these files exactly"), ("dali", "as asked")):
+            chosen, choice = choose_loader(requested, spec)
+            assert (chosen, str(choice)) == (replace(spec, loader="dali"), f"dali: {why}")
 
 
 def test_without_dali_auto_takes_the_reference_and_says_so(tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if "nvidia" in name else real(name, *a))
     spec, _ = saved_as("RGB", "image", tmp_path)
-    assert choose_loader("auto", spec) == (replace(spec, loader="reference"), "DALI is not installed")
+    chosen, choice = choose_loader("auto", spec)
+    assert (chosen, str(choice)) == (replace(spec, loader="reference"), "reference: DALI is not installed")
     with pytest.raises(UsageError, match=r"^--loader dali: DALI is not installed; .*pip install "):
         choose_loader("dali", spec)
 

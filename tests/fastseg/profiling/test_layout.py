@@ -6,7 +6,7 @@ from torch import nn
 
 from fastseg.model import SegNet
 from fastseg.profiling.layout import LayoutAudit, layout_of
-from fastseg.ranges import stage
+from fastseg.ranges import annotate
 
 
 def test_the_layout_of_a_tensor():
@@ -35,9 +35,9 @@ def test_conversions_are_counted_by_layer_part_and_operator():
     model.turn.forward = lambda x: x.contiguous(memory_format=torch.channels_last)
     images = torch.zeros(2, 3, 8, 8)
     with LayoutAudit() as audit:
-        with stage("forward"):
+        with annotate("forward"):
             out = model(images)
-        with stage("loss"):
+        with annotate("loss"):
             out.contiguous().sum()
         images.permute(0, 2, 3, 1)  # a view: nothing moves
         torch.empty_like(out).copy_(images[:, :1, :6, :6].expand(2, 4, 6, 6).contiguous())

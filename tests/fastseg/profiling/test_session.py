@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from fastseg.cli import main
 from fastseg.config import load_recipe
 from fastseg.errors import FastsegError, UsageError
-from fastseg.pipelines.growing import Stage, stages
+from fastseg.pipelines.growing import Phase, plan_phases
 from fastseg.profiling import session
 
 TINY = ["--recipe", "fast", "--size", "32x48", "--batch", "2", "--set", "model.depth=1", "--device", "cpu"]
@@ -28,12 +28,12 @@ def test_steps_after_the_warm_up_are_recorded_and_their_parts_add_up(street, tmp
     assert document["profiler"] == "torch"
     (rank,) = document["ranks"]
     assert (rank["rank"], rank["steps"], rank["device"]) == (0, 3, None)
-    shares = {row["name"]: row["share"] for row in rank["parts"]}
+    shares = {row["name"]: row["share"] for row in rank["ranges"]}
     assert {"data wait", "sum of weights", "forward", "loss", "backward", "optimiser", "other"} <= shares.keys()
     assert sum(shares.values()) == pytest.approx(1)
-    (forward,) = [row for row in rank["parts"] if row["name"] == "forward"]
-    assert [row["name"] for row in forward["parts"]] == ["encoder 1", "decoder 1"]
-    assert sum(row["ms"] for row in forward["parts"]) <= forward["ms"]
+    (forward,) = [row for row in rank["ranges"] if row["name"] == "forward"]
+    assert [row["name"] for row in forward["ranges"]] == ["encoder 1", "decoder 1"]
+    assert sum(row["ms"] for row in forward["ranges"]) <= forward["ms"]
     # The names of the steps are those of the run, and the trace is Chrome's.
     events = json.loads(Path("p/rank0.json").read_text())["traceEvents"]
     names = [e["name"] for e in events if e.get("cat") == "user_annotation"]
@@ -65,7 +65,7 @@ def test_a_profile_is_of_the_full_size_whatever_a_recipe_begins_with(street, tmp
     assert done.exit_code == 0, done.output
     (config,) = seen
     steps = config.train.max_steps
-    assert stages(config.train, config.data.size, steps) == [Stage(steps, (32, 48))]
+    assert plan_phases(config.train, config.data.size, steps) == [Phase(steps, (32, 48))]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from fastseg.profiling.timeline import Span, Timeline, Work, from_nsys
 def test_the_hosts_time_by_part_and_operator():
     found = Timeline(
         steps=[Span("step 6", 0, 100), Span("step 7", 100, 220)],
-        stages=[
+        ranges=[
             Span("forward", 0, 40),
             Span("encoder 1", 0, 30),
             Span("forward", 100, 150),
@@ -29,9 +29,9 @@ def test_the_hosts_time_by_part_and_operator():
     )
     document = summarise(found)
     assert (document["steps"], document["step_ms"], document["device"]) == (2, 0.11, None)
-    forward, loss, other = document["parts"]
+    forward, loss, other = document["ranges"]
     assert (forward["name"], forward["ms"], forward["share"]) == ("forward", 0.045, pytest.approx(90 / 220))
-    assert [(row["name"], row["ms"]) for row in forward["parts"]] == [("encoder 1", 0.025)]
+    assert [(row["name"], row["ms"]) for row in forward["ranges"]] == [("encoder 1", 0.025)]
     assert (loss["name"], loss["share"]) == ("loss", pytest.approx(10 / 220))
     assert (other["name"], other["share"]) == ("other", pytest.approx(120 / 220))
     # 20 + 5 less the 15 inside.
@@ -47,7 +47,7 @@ def test_the_devices_side_of_a_made_up_report(nsys_report):
     # Per step of 10 ms: a copy 0-1, a convolution 1-4, a conversion 4-5 beside NCCL 4-6.
     assert device["busy"] == pytest.approx(0.6)
     assert [(row["name"], row["ms"]) for row in device["idle"]] == [("data wait", pytest.approx(4))]
-    assert {row["name"]: row["ms"] for row in device["parts"]} == {"forward": 4, "backward": pytest.approx(3)}
+    assert {row["name"]: row["ms"] for row in device["ranges"]} == {"forward": 4, "backward": pytest.approx(3)}
     assert [(row["ms"], row["calls"]) for row in device["kernels"]] == [(3, 1), (2, 1), (1, 1)]
     assert device["tensor_core_share"] == pytest.approx(3 / 4)
     assert device["communication"]["ms"] == 2
@@ -99,8 +99,8 @@ def timelines(draw):
 @given(timelines())
 def test_shares_add_up_to_the_step_and_the_device_is_busy_or_idle(found):
     document = summarise(found)
-    assert sum(row["share"] for row in document["parts"]) == pytest.approx(1)
-    assert all(row["share"] >= -1e-12 for row in document["parts"])
+    assert sum(row["share"] for row in document["ranges"]) == pytest.approx(1)
+    assert all(row["share"] >= -1e-12 for row in document["ranges"])
     if document["device"]:
         idle = sum(row["share"] for row in document["device"]["idle"])
         assert document["device"]["busy"] + idle == pytest.approx(1)

@@ -12,7 +12,7 @@ from fastseg.profiling.timeline import Span, Work, from_chrome, from_nsys
 def test_a_report_of_nsight_systems(nsys_report):
     found = from_nsys(nsys_report)
     assert found.steps == [Span("step 6", 0, 10_000), Span("step 7", 10_000, 20_000)]
-    first = [span for span in found.stages if span.start < 10_000]
+    first = [span for span in found.ranges if span.start < 10_000]
     assert first == [
         Span("forward", 0, 2000),
         Span("encoder 1", 0, 1000),
@@ -68,7 +68,7 @@ def test_a_trace_of_torchs_profiler(tmp_path):
     path.write_text(json.dumps({"traceEvents": events}))
     found = from_chrome(path)
     assert found.steps == [Span("step 6", 100.5, 150.5)]
-    assert found.stages == [Span("forward", 101, 121)]
+    assert found.ranges == [Span("forward", 101, 121)]
     assert found.operators == [(1, Span("aten::conv2d", 102, 112))]
     copy = Work("Memcpy HtoD (Pageable -> Device)", 104, 108, 104, "HtoD", 1000)
     assert found.work == [copy, Work("sgd_kernel", 110, 118, 103)]

@@ -127,7 +127,7 @@ def make_plan(config: Config, num_samples: int, world: int) -> Plan:
     )
 
 
-def reading(
+def open_specs(
     path: str, *, splits: tuple[str, ...] = ("train", "val"), threads: int = 0, **options: Any
 ) -> tuple[Config, dict[str, Spec]]:
     """What to read of each split that is there, for those who look at data and train nothing.
@@ -192,7 +192,7 @@ def open_source(
     if not 0 <= rank < world:
         raise UsageError(f"open_source: rank {rank} of {world}: from 0 to {world - 1}")
     options: dict[str, Any] = {"size": size, "batch": batch, "seed": seed, "device": device, "loader": loader}
-    config, specs = reading(str(path), splits=(split,), threads=threads or max(1, cores() // world), **options)
+    config, specs = open_specs(str(path), splits=(split,), threads=threads or max(1, cores() // world), **options)
     spec, asked = specs[split], config.runtime.loader
     if split == "train":
         spec, _ = choose_loader(asked, spec, epochs=True)

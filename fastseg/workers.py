@@ -19,7 +19,7 @@ LAUNCHER = "FASTSEG_LAUNCHER"
 PID = "pid"  # a file there: the launcher's
 
 
-class Place(NamedTuple):
+class Worker(NamedTuple):
     """A process's number among all and among those of its machine."""
 
     rank: int
@@ -29,12 +29,12 @@ class Place(NamedTuple):
     by_slurm: bool = False
 
 
-def place() -> Place | None:
+def this_worker() -> Worker | None:
     """Where the launcher put this process, or None where there is no launcher."""
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
         rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
-        return Place(rank, size, int(env.get("LOCAL_RANK", 0)), int(env.get("LOCAL_WORLD_SIZE", size)))
+        return Worker(rank, size, int(env.get("LOCAL_RANK", 0)), int(env.get("LOCAL_WORLD_SIZE", size)))
     size = int(env.get("SLURM_STEP_NUM_TASKS", 1))
     if size == 1 or "SLURM_PROCID" not in env:
         return None
@@ -44,7 +44,7 @@ def place() -> Place | None:
         for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])
         for _ in range(int(times or 1))
     ]
-    return Place(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), tasks[int(env["SLURM_NODEID"])], True)
+    return Worker(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), tasks[int(env["SLURM_NODEID"])], True)
 
 
 def slurm_meeting_point() -> dict[str, str]:
@@ -64,12 +64,12 @@ def slurm_meeting_point() -> dict[str, str]:
 
 def is_worker() -> bool:
     """True in a process that a launcher has started as one of several."""
-    return place() is not None
+    return this_worker() is not None
 
 
 def is_main() -> bool:
     """True in a run's one process, or in the first of several: the one that talks."""
-    mine = place()
+    mine = this_worker()
     return mine is None or mine.rank == 0
 
 
