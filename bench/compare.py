@@ -1,8 +1,8 @@
 """`fastseg bench compare OLD.json NEW.json`: has anything become slower?
 
 What is compared are the ratios of a document: each was measured against something else of the same run, turn by turn,
-so that a machine that is slower today slows both sides. A ratio counts as worse where it fell by more than the limit
-and its change differs from none by more than chance gives in 19 of 20 cases.
+so that a machine that is slower today slows both sides. A ratio counts as worse where it fell (or rose, where lower is
+better) by more than the limit and its change differs from none by more than chance gives in 19 of 20 cases.
 
 A file may hold several documents, a line each. On a machine that others use too, one is not enough to see a change of
 ten per cent: write a few of the old version and of the new one, turn by turn.
@@ -74,7 +74,7 @@ def compare(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], limit:
     """A row per ratio of all documents: its change as a share, the error of that, and whether it is worse.
 
     Args:
-        limit: a fall by more than this share is worse, if it is no chance.
+        limit: a fall by more than this share is worse, if it is no chance; a rise where a ratio is better lower.
 
     Raises:
         UsageError: other hardware, another protocol, or nothing in common.
@@ -92,7 +92,8 @@ def compare(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], limit:
         (before, error_before), (now, error_now) = (together([ratios[name] for ratios in side]) for side in sides)
         change = now / before - 1
         error = (1 + change) * math.hypot(error_now / now, error_before / before)
-        worse = change < -limit and change + CONFIDENCE * error < 0
+        gain = -change if sides[0][0][name].get("better") == "lower" else change
+        worse = gain < -limit and gain + CONFIDENCE * error < 0
         rows.append({"name": name, "change": change, "error": error, "worse": worse})
     if not rows:
         raise UsageError("bench compare: the records have no ratio in common: give the same WHAT, --size and --batch")

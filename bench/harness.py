@@ -65,9 +65,10 @@ def exact(name: str, unit: str, value: float) -> Result:
     return {"name": name, "unit": unit, "value": value, "n": 1, "p20": value, "p80": value}
 
 
-def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> Result:
-    """A row of `ratios`: round by round, so that what slows the machine slows both."""
-    return {"name": name, **_spread([a / b for a, b in zip(above, below, strict=True)])}
+def ratio(name: str, above: Sequence[float], below: Sequence[float], *, better: str = "higher") -> Result:
+    """A row of `ratios`: round by round, so that what slows the machine slows both; `better` is "higher" or "lower"."""
+    row = {"name": name, **_spread([a / b for a, b in zip(above, below, strict=True)])}
+    return row if better == "higher" else row | {"better": better}
 
 
 def document(found: Sequence[Found], protocol: dict[str, Any], measured_on: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ the class scores. Convolutions carry no bias, since batch normalisation subtract
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,29 +40,37 @@ class SegNet(nn.Module):
         backbone: "vgg16" or "vgg19".
         depth: 1 to 5 encoder stages, each with its decoder stage (MATLAB's segnetLayers offers the same).
         fused: run fastseg's operators between the convolutions instead of PyTorch's; the weights are the same.
+        channels: of each stage; VGG's unless others are given.
     """
 
-    def __init__(self, num_classes: int, backbone: str = "vgg16", depth: int = 5, fused: bool = False) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "vgg16",
+        depth: int = 5,
+        fused: bool = False,
+        channels: Sequence[int] = CHANNELS,
+    ) -> None:
         super().__init__()
         self.fused = fused
         if backbone not in BACKBONES:
             raise UsageError(f"model.backbone {backbone}: choose one of {', '.join(BACKBONES)}")
-        if not 1 <= depth <= len(CHANNELS):
-            raise UsageError(f"model.depth {depth}: from 1 to {len(CHANNELS)}")
+        if not 1 <= depth <= len(channels):
+            raise UsageError(f"model.depth {depth}: from 1 to {len(channels)}")
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
-        stages = list(zip(BACKBONES[backbone][:depth], CHANNELS[:depth], strict=True))
-        channels = IMAGE_CHANNELS
+        stages = list(zip(BACKBONES[backbone][:depth], channels[:depth], strict=True))
+        width_before = IMAGE_CHANNELS
         for convs, width in stages:
             layers: list[nn.Module] = []
             for _ in range(convs):
-                layers += _conv(channels, width)
-                channels = width
+                layers += _conv(width_before, width)
+                width_before = width
             self.encoder.append(nn.Sequential(*layers))
         for number in reversed(range(depth)):
             convs, width = stages[number]
             layers = [layer for _ in range(convs - 1) for layer in _conv(width, width)]
             if number > 0:
-                layers += _conv(width, CHANNELS[number - 1])
+                layers += _conv(width, channels[number - 1])
             else:
                 layers += [nn.Conv2d(width, num_classes, 3, padding=1)]
             self.decoder.append(nn.Sequential(*layers))

@@ -30,11 +30,12 @@ POINTERS = {
     **dict.fromkeys(MAPS, "*{dtype}"),
     **dict.fromkeys(("codes_ptr", "labels_ptr", "labels_out_ptr", "images_ptr", "predictions_ptr"), "*u8"),
     **dict.fromkeys(("weight_ptr", "weights_ptr", "bias_ptr", "mean_ptr", "variance_ptr", "std_ptr"), "*fp32"),
-    **dict.fromkeys(("upstream_ptr", "parts_ptr", "means_ptr", "squares_ptr", "d_weight_ptr", "d_bias_ptr"), "*fp32"),
-    "counts_ptr": "*i64",
+    **dict.fromkeys(("upstream_ptr", "parts_ptr", "d_weight_ptr", "d_bias_ptr"), "*fp32"),
+    **dict.fromkeys(("sum_ptr", "running_mean_ptr", "running_var_ptr"), "*fp32"),
+    **dict.fromkeys(("counts_ptr", "batches_ptr"), "*i64"),
     "samples_ptr": "*i32",
 }
-FLOATS = ("eps", "scale_y", "scale_x")
+FLOATS = ("eps", "momentum", "scale_y", "scale_x")
 
 
 def cases() -> dict[str, tuple[Any, dict[str, int]]]:
@@ -59,7 +60,8 @@ def cases() -> dict[str, tuple[Any, dict[str, int]]]:
         "tiles": 20,
         **maps(bn_relu_triton.ELEMENTS // 2, "PIXELS"),
     }
-    merge = {"parts": 512, "rows": pixels, "part_rows": 640, "C": CHANNELS, "PARTS": 128, "CHANNELS": 8}
+    shape = {name: bn_relu_triton.MERGED[name] for name in ("PARTS", "CHANNELS")}
+    merge = {"parts": 512, "rows": pixels, "part_rows": 640, "C": CHANNELS, **shape}
     counted = {**large, **scores(confusion_triton.ELEMENTS), "h": HEIGHT, "w": WIDTH, "BINS": 128}
     bn, entropy = bn_relu_triton, cross_entropy_triton
     found: dict[str, tuple[Any, dict[str, int]]] = {
@@ -74,9 +76,11 @@ def cases() -> dict[str, tuple[Any, dict[str, int]]]:
         "bn_relu backward sums, pool": (bn.backward_sums_pool_kernel, fused),
         "bn_relu backward": (bn.backward_kernel, {**norm, "TRAINING": 1}),
         "bn_relu backward, pool": (bn.backward_pool_kernel, {**fused, "TRAINING": 1}),
+        "bn_relu merge sums": (bn.merge_sums_kernel, merge),
         "cross_entropy forward": (entropy.forward_kernel, scores(entropy.ELEMENTS)),
         "cross_entropy backward": (entropy.backward_kernel, scores(entropy.ELEMENTS)),
         "weight_sum": (entropy.weight_sum_kernel, {"pixels": pixels, "C": CLASSES, "PIXELS": entropy.LABELS}),
+        "sum of parts": (entropy.sum_kernel, {"parts": 5400, "PARTS": entropy.PARTS}),
         "confusion": (confusion_triton.confusion_kernel, {**counted, "RESIZE": 0, "KEEP": 0}),
         "confusion, resized": (
             confusion_triton.confusion_kernel,

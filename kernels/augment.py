@@ -8,7 +8,7 @@ normalisation) and VOID.
 import torch
 
 from fastseg.data.classes import VOID
-from fastseg.kernels.launch import empty, on_triton
+from fastseg.kernels.launch import empty, operator
 
 
 def torch_augment(
@@ -70,7 +70,16 @@ def augment_by_slices(
     return images.view(batch, height, width, 3).permute(0, 3, 1, 2), labels
 
 
-@torch.library.custom_op("fastseg::augment", mutates_args=())
+def _fake_augment(images_NHWC, labels_NHW, samples_B4, mean_3, std_3, dtype, height, width):
+    batch = samples_B4.shape[0]
+    return empty((batch, 3, height, width), images_NHWC, dtype), labels_NHW.new_empty((batch, height, width))
+
+
+@operator(
+    "augment(Tensor images, Tensor labels, Tensor samples, Tensor mean, Tensor std, ScalarType dtype, SymInt height, "
+    "SymInt width) -> (Tensor, Tensor)",
+    fake=_fake_augment,
+)
 def augment(
     images_NHWC: torch.Tensor,
     labels_NHW: torch.Tensor,
@@ -91,14 +100,4 @@ def augment(
         dtype: of the images.
         height, width: of the batch.
     """
-    if on_triton(images_NHWC):
-        from fastseg.kernels import augment_triton
-
-        return augment_triton.augment(images_NHWC, labels_NHW, samples_B4, mean_3, std_3, dtype, height, width)
     return torch_augment(images_NHWC, labels_NHW, samples_B4, mean_3, std_3, dtype, height, width)
-
-
-@augment.register_fake
-def _(images_NHWC, labels_NHW, samples_B4, mean_3, std_3, dtype, height, width):
-    batch = samples_B4.shape[0]
-    return empty((batch, 3, height, width), images_NHWC, dtype), labels_NHW.new_empty((batch, height, width))

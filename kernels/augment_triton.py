@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from fastseg.data.classes import VOID
-from fastseg.kernels.launch import empty
+from fastseg.kernels.launch import cdiv, empty
 
 PIXELS, WARPS = 1024, 4
 
@@ -71,7 +71,7 @@ def augment(
     (H, W), batch = labels_NHW.shape[1:], len(samples_B4)
     out = empty((batch, 3, height, width), images_NHWC, dtype)
     labels_out = labels_NHW.new_empty((batch, height, width))
-    grid = (triton.cdiv(height * width, PIXELS), batch)
+    grid = (cdiv(height * width, PIXELS), batch)
     augment_kernel[grid](
         images_NHWC,
         labels_NHW,

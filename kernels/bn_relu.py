@@ -4,9 +4,9 @@ Ioffe and Szegedy, "Batch Normalization", 2015. PyTorch's two modules pass over 
 (5 forward, 8 backward); these 8 times (3 forward, 5 backward), since ReLU costs no pass of its own and backward works
 its mask out again from the input. The pooled variant writes no full-size map at all on the way forward.
 
-Statistics are merged from means and squared deviations of parts (Chan, Golub, LeVeque 1979) in fp32 and a fixed order.
-The operators return them; `bn_relu` and `bn_relu_pool` below move a module's running ones, as torch does. Comparing
-for the pooled maximum happens after rounding to the map's dtype, so that ties are those of the unfused sequence.
+Statistics are merged from means and squared deviations of parts (Chan, Golub, LeVeque 1979) in fp32 and a fixed order;
+whoever merges them moves a module's running ones too, as torch does. Comparing for the pooled maximum happens after
+rounding to the map's dtype, so that ties are those of the unfused sequence.
 """
 
 from typing import Any
@@ -14,11 +14,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
-from fastseg.kernels.launch import empty, halved, on_triton
+from fastseg.kernels.launch import empty, halved, operator
 from fastseg.kernels.pool import pool, unpool
 
 Tensor = torch.Tensor
+
+ARGUMENTS = (
+    "Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, Tensor(b!) running_var, "
+    "Tensor(c!) num_batches_tracked, bool training, float momentum, float eps"
+)
+MUTATED = (3, 4, 5)
 
 
 def bn_relu(x_BCHW: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -27,98 +34,115 @@ def bn_relu(x_BCHW: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     Raises:
         ValueError: training on one value per channel, which has no variance.
     """
-    y, mean, variance = bn_relu_op(x_BCHW, *_arguments(x_BCHW, norm))
-    _move_running(x_BCHW, norm, mean, variance)
-    return y
+    return _BnRelu.apply(x_BCHW, *_arguments(x_BCHW, norm))
 
 
 def bn_relu_pool(x_BCHW: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """`fastseg.kernels.pool.pool` of `bn_relu`: values and uint8 codes."""
-    values, codes, mean, variance = bn_relu_pool_op(x_BCHW, *_arguments(x_BCHW, norm))
-    _move_running(x_BCHW, norm, mean, variance)
-    return values, codes
+    return _BnReluPool.apply(x_BCHW, *_arguments(x_BCHW, norm))
 
 
 def _arguments(x_BCHW: Tensor, norm: nn.BatchNorm2d) -> tuple:
     if norm.running_mean is None or norm.momentum is None or norm.weight is None:
         raise ValueError("batch norm: only one with a scale, running statistics and a fixed momentum can be fused")
-    if norm.training and x_BCHW.numel() == x_BCHW.shape[1]:
+    training = norm.training
+    if training and x_BCHW.numel() == x_BCHW.shape[1]:
         raise ValueError(
             f"batch norm: one value per channel has no variance ({list(x_BCHW.shape)}); use a larger batch"
         )
-    return norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.training, norm.eps
-
-
-def _move_running(x_BCHW: Tensor, norm: Any, mean_C: Tensor, variance_C: Tensor) -> None:
-    # Any, since torch has these buffers as optional; `_arguments` has seen that they are there.
-    if not norm.training:
-        return
-    values = x_BCHW.numel() // x_BCHW.shape[1]
-    with torch.no_grad():
-        norm.num_batches_tracked.add_(1)
-        unbiased = variance_C * (values / (values - 1))
-        norm.running_mean.lerp_(mean_C.to(norm.running_mean.dtype), norm.momentum)
-        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+    vectors = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    if not all(vector.is_contiguous() for vector in vectors):  # type: ignore[union-attr]
+        raise ValueError("batch norm: scale, shift and running statistics have to be contiguous")
+    return *vectors, norm.num_batches_tracked, training, norm.momentum, norm.eps
 
 
 def _reference(x, weight, bias, mean, variance, eps):
     return F.batch_norm(x, mean, variance, weight.to(mean.dtype), bias.to(mean.dtype), False, 0.0, eps).relu_()
 
 
-def _statistics(x, running_mean, running_var, training):
-    if not training:
-        return running_mean.clone(), running_var.clone()
+def _statistics(x, running_mean, running_var, num_batches_tracked, momentum):
+    """The batch's mean and biased variance; the running ones move towards them."""
     variance, mean = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3), correction=0)
+    values = x.numel() // x.shape[1]
+    num_batches_tracked.add_(1)
+    unbiased = variance * (values / (values - 1))
+    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    running_var.lerp_(unbiased.to(running_var.dtype), momentum)
     return mean, variance
 
 
-@torch.library.custom_op("fastseg::bn_relu", mutates_args=())
+def _fake_statistics(x, training):
+    channels = x.shape[1] if training else 0
+    return tuple(x.new_empty(channels, dtype=torch.promote_types(x.dtype, torch.float32)) for _ in range(2))
+
+
+def _fake_bn_relu(x_BCHW, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps):
+    return empty(tuple(x_BCHW.shape), x_BCHW), *_fake_statistics(x_BCHW, training)
+
+
+@operator(f"bn_relu({ARGUMENTS}) -> (Tensor, Tensor, Tensor)", fake=_fake_bn_relu, mutated=MUTATED)
 def bn_relu_op(
     x_BCHW: Tensor,
     weight: Tensor,
     bias: Tensor,
     running_mean: Tensor,
     running_var: Tensor,
+    num_batches_tracked: Tensor,
     training: bool,
+    momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """relu((x - mean) / sqrt(variance + eps) * weight + bias), and that mean and (biased) variance.
 
-    They are the batch's, over B, H and W, when training; the running ones when not.
+    They are the batch's, over B, H and W, when training, which also moves the running ones; else the running ones,
+    which are not given back: the second and third result have no elements.
     """
-    if on_triton(x_BCHW):
-        from fastseg.kernels import bn_relu_triton
-
-        return bn_relu_triton.bn_relu(x_BCHW, weight, bias, running_mean, running_var, training, eps)
-    mean, variance = _statistics(x_BCHW, running_mean, running_var, training)
+    if not training:
+        y = _reference(x_BCHW, weight, bias, running_mean, running_var, eps)
+        return y.contiguous(memory_format=torch.channels_last), *_fake_statistics(x_BCHW, training)
+    mean, variance = _statistics(x_BCHW, running_mean, running_var, num_batches_tracked, momentum)
     y = _reference(x_BCHW, weight, bias, mean, variance, eps)
     return y.contiguous(memory_format=torch.channels_last), mean, variance
 
 
-@torch.library.custom_op("fastseg::bn_relu_pool", mutates_args=())
+def _fake_bn_relu_pool(x_BCHW, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps):
+    shape = (*x_BCHW.shape[:2], halved(x_BCHW.shape[-2]), halved(x_BCHW.shape[-1]))
+    return empty(shape, x_BCHW), empty(shape, x_BCHW, torch.uint8), *_fake_statistics(x_BCHW, training)
+
+
+@operator(f"bn_relu_pool({ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)", fake=_fake_bn_relu_pool, mutated=MUTATED)
 def bn_relu_pool_op(
     x_BCHW: Tensor,
     weight: Tensor,
     bias: Tensor,
     running_mean: Tensor,
     running_var: Tensor,
+    num_batches_tracked: Tensor,
     training: bool,
+    momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `bn_relu_op`, pooled: values, codes, mean, variance."""
-    if on_triton(x_BCHW):
-        from fastseg.kernels import bn_relu_triton
+    if not training:
+        pooled = pool(_reference(x_BCHW, weight, bias, running_mean, running_var, eps))
+        return *pooled, *_fake_statistics(x_BCHW, training)
+    mean, variance = _statistics(x_BCHW, running_mean, running_var, num_batches_tracked, momentum)
+    return *pool(_reference(x_BCHW, weight, bias, mean, variance, eps)), mean, variance
 
-        return bn_relu_triton.bn_relu_pool(x_BCHW, weight, bias, running_mean, running_var, training, eps)
-    mean, variance = _statistics(x_BCHW, running_mean, running_var, training)
-    return (*pool(_reference(x_BCHW, weight, bias, mean, variance, eps)), mean, variance)
+
+def _fake_backward(x_BCHW, gradient, codes, weight, bias, mean, variance, training, eps):
+    return empty(tuple(x_BCHW.shape), x_BCHW), torch.empty_like(weight), torch.empty_like(bias)
 
 
-@torch.library.custom_op("fastseg::bn_relu_backward", mutates_args=())
+@operator(
+    "bn_relu_backward(Tensor x, Tensor gradient, Tensor? codes, Tensor weight, Tensor bias, Tensor mean, "
+    "Tensor variance, bool training, float eps) -> (Tensor, Tensor, Tensor)",
+    fake=_fake_backward,
+)
 def bn_relu_backward(
+    x_BCHW: Tensor,
     gradient: Tensor,
     codes: Tensor | None,
-    x_BCHW: Tensor,
     weight: Tensor,
     bias: Tensor,
     mean: Tensor,
@@ -127,10 +151,6 @@ def bn_relu_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (channels-last, its dtype), weight and bias; with `codes`, `gradient` is that of pooled values."""
-    if on_triton(x_BCHW):
-        from fastseg.kernels import bn_relu_triton
-
-        return bn_relu_triton.bn_relu_backward(gradient, codes, x_BCHW, weight, bias, mean, variance, training, eps)
     if codes is not None:
         gradient = unpool(gradient, codes, *x_BCHW.shape[-2:])
 
@@ -150,40 +170,40 @@ def bn_relu_backward(
     return d_x.contiguous(memory_format=torch.channels_last), d_weight.to(weight.dtype), d_bias.to(bias.dtype)
 
 
-@bn_relu_op.register_fake
-def _(x_BCHW, weight, bias, running_mean, running_var, training, eps):
-    mean, variance = _fake_statistics(x_BCHW, running_mean, training)
-    return empty(tuple(x_BCHW.shape), x_BCHW), mean, variance
+def _save(ctx: Any, codes: Tensor | None, arguments: tuple, statistics: list[Tensor]) -> None:
+    x, weight, bias, running_mean, running_var, _, ctx.training, _, ctx.eps = arguments
+    mean, variance = statistics if ctx.training else (running_mean, running_var)
+    ctx.save_for_backward(x, codes, weight, bias, mean, variance)
 
 
-@bn_relu_pool_op.register_fake
-def _(x_BCHW, weight, bias, running_mean, running_var, training, eps):
-    shape = (*x_BCHW.shape[:2], halved(x_BCHW.shape[-2]), halved(x_BCHW.shape[-1]))
-    mean, variance = _fake_statistics(x_BCHW, running_mean, training)
-    return empty(shape, x_BCHW), empty(shape, x_BCHW, torch.uint8), mean, variance
+def _gradients(ctx: Any, gradient: Tensor) -> tuple:
+    x, codes, *vectors = ctx.saved_tensors
+    found = bn_relu_backward(x, gradient, codes, *vectors, ctx.training, ctx.eps)  # type: ignore[call-arg]
+    return *found, None, None, None, None, None, None
 
 
-def _fake_statistics(x, running_mean, training):
-    dtype = torch.promote_types(x.dtype, torch.float32) if training else running_mean.dtype
-    return running_mean.new_empty(x.shape[1], dtype=dtype), running_mean.new_empty(x.shape[1], dtype=dtype)
+class _BnRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        y, *statistics = bn_relu_op(*arguments)
+        _save(ctx, None, arguments, statistics)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple:
+        return _gradients(ctx, gradient)
 
 
-@bn_relu_backward.register_fake
-def _(gradient, codes, x_BCHW, weight, bias, mean, variance, training, eps):
-    return empty(tuple(x_BCHW.shape), x_BCHW), torch.empty_like(weight), torch.empty_like(bias)
+class _BnReluPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        values, codes, *statistics = bn_relu_pool_op(*arguments)
+        ctx.mark_non_differentiable(codes)
+        _save(ctx, codes, arguments, statistics)
+        return values, codes
 
-
-def _save(ctx, inputs, output):
-    x, weight, bias, _, _, ctx.training, ctx.eps = inputs
-    *_, mean, variance = output
-    ctx.mark_non_differentiable(mean, variance)
-    ctx.save_for_backward(output[1] if len(output) == 4 else None, x, weight, bias, mean, variance)
-
-
-def _backward(ctx, gradient, *_):
-    gradients = bn_relu_backward(gradient, *ctx.saved_tensors, ctx.training, ctx.eps)
-    return (*gradients, None, None, None, None)
-
-
-bn_relu_op.register_autograd(_backward, setup_context=_save)
-bn_relu_pool_op.register_autograd(_backward, setup_context=_save)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _codes: Tensor | None) -> tuple:
+        return _gradients(ctx, gradient)

@@ -3,11 +3,14 @@
 Reductions run in two steps without atomics: at most PARTS programs leave one row each, and a second kernel merges them.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 
-from fastseg.kernels.launch import channels_last, empty, halved, tile
+from fastseg.kernels.launch import cdiv, channels_last, empty, halved, over, tile
 from fastseg.kernels.pool_triton import corner, window
 
 Tensor = torch.Tensor
@@ -43,8 +46,8 @@ def load_tile(x_ptr, row, channel, exists, rows, C):
 
 
 @triton.jit
-def moments_kernel(x_ptr, means_ptr, squares_ptr, rows, C, tiles, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Mean and sum of squared deviations of `tiles` tiles of ROWS rows, per channel -> [parts, C]."""
+def moments_kernel(x_ptr, parts_ptr, rows, C, tiles, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Mean and sum of squared deviations of `tiles` tiles of ROWS rows, per channel -> [2, parts, C]."""
     channel, exists = channel_range(C, CHANNELS)
     first = tl.program_id(0) * tiles * ROWS
     mean = tl.zeros([CHANNELS], tl.float32)
@@ -62,45 +65,66 @@ def moments_kernel(x_ptr, means_ptr, squares_ptr, rows, C, tiles, ROWS: tl.const
         squares += tl.sum(deviation * deviation, 0) + tl.where(count > 0, delta * delta * (before * count / total), 0.0)
         mean += tl.where(count > 0, delta * (count / total), 0.0)
     part = tl.program_id(0).to(tl.int64) * C + channel
-    tl.store(means_ptr + part, mean, exists)
-    tl.store(squares_ptr + part, squares, exists)
+    tl.store(parts_ptr + part, mean, exists)
+    tl.store(parts_ptr + tl.num_programs(0) * C + part, squares, exists)
 
 
 @triton.jit
-def merge_kernel(
-    means_ptr,
-    squares_ptr,
-    mean_ptr,
-    variance_ptr,
-    parts,
-    rows,
-    C,
-    part_rows,
-    PARTS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    """Means and squared deviations of parts -> mean and biased variance per channel."""
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    exists = channel < C
-    total = tl.zeros([PARTS, CHANNELS], tl.float32)
+def moments_of_parts(parts_ptr, channel, exists, parts, rows, C, part_rows, PARTS: tl.constexpr):
+    """Mean and biased variance per channel, of the means and squared deviations of parts [2, parts, C]."""
+    total = tl.zeros([PARTS, channel.shape[0]], tl.float32)
     for start in range(0, parts, PARTS):
         part = start + tl.arange(0, PARTS)
         count = tl.minimum(tl.maximum(rows - part * part_rows, 0), part_rows).to(tl.float32)
         mask = (part < parts)[:, None] & exists[None, :]
-        total += tl.load(means_ptr + part[:, None] * C + channel[None, :], mask, 0.0) * count[:, None]
+        total += tl.load(parts_ptr + part[:, None] * C + channel[None, :], mask, 0.0) * count[:, None]
     mean = tl.sum(total, 0) / rows
-    squares = tl.zeros([PARTS, CHANNELS], tl.float32)
+    squares = tl.zeros([PARTS, channel.shape[0]], tl.float32)
     for start in range(0, parts, PARTS):
         part = start + tl.arange(0, PARTS)
         count = tl.minimum(tl.maximum(rows - part * part_rows, 0), part_rows).to(tl.float32)
         mask = (part < parts)[:, None] & exists[None, :]
         offset = part[:, None] * C + channel[None, :]
-        deviation = tl.load(means_ptr + offset, mask, 0.0) - mean[None, :]
-        squares += tl.where(
-            mask, tl.load(squares_ptr + offset, mask, 0.0) + deviation * deviation * count[:, None], 0.0
-        )
+        deviation = tl.load(parts_ptr + offset, mask, 0.0) - mean[None, :]
+        inside = tl.load(parts_ptr + parts * C + offset, mask, 0.0)
+        squares += tl.where(mask, inside + deviation * deviation * count[:, None], 0.0)
+    return mean, tl.sum(squares, 0) / rows
+
+
+@triton.jit
+def move(running_ptr, channel, exists, value, momentum):
+    """Move a running statistic towards a batch's, as torch's lerp does."""
+    before = tl.load(running_ptr + channel, exists, 0.0).to(tl.float32)
+    tl.store(running_ptr + channel, (before + momentum * (value - before)).to(running_ptr.dtype.element_ty), exists)
+
+
+@triton.jit
+def merge_kernel(
+    parts_ptr,
+    mean_ptr,
+    variance_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    batches_ptr,
+    parts,
+    rows,
+    C,
+    part_rows,
+    momentum,
+    PARTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Merges the parts, and moves the running statistics and the number of batches that they are of."""
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = channel < C
+    mean, variance = moments_of_parts(parts_ptr, channel, exists, parts, rows, C, part_rows, PARTS)
     tl.store(mean_ptr + channel, mean, exists)
-    tl.store(variance_ptr + channel, tl.sum(squares, 0) / rows, exists)
+    tl.store(variance_ptr + channel, variance, exists)
+    move(running_mean_ptr, channel, exists, mean, momentum)
+    unbiased = variance * (rows.to(tl.float32) / (rows - 1).to(tl.float32))
+    move(running_var_ptr, channel, exists, unbiased, momentum)
+    if tl.program_id(0) == 0:
+        tl.store(batches_ptr, tl.load(batches_ptr) + 1)
 
 
 @triton.jit
@@ -248,6 +272,23 @@ def backward_sums_pool_kernel(
 
 
 @triton.jit
+def merge_sums_kernel(parts_ptr, d_weight_ptr, d_bias_ptr, parts, C, PARTS: tl.constexpr, CHANNELS: tl.constexpr):
+    """[2, parts, C] -> the sums over parts, in a fixed order."""
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = channel < C
+    d_weight = tl.zeros([PARTS, CHANNELS], tl.float32)
+    d_bias = tl.zeros([PARTS, CHANNELS], tl.float32)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS)
+        mask = (part < parts)[:, None] & exists[None, :]
+        offset = part[:, None] * C + channel[None, :]
+        d_weight += tl.load(parts_ptr + offset, mask, 0.0)
+        d_bias += tl.load(parts_ptr + parts * C + offset, mask, 0.0)
+    tl.store(d_weight_ptr + channel, tl.sum(d_weight, 0), exists)
+    tl.store(d_bias_ptr + channel, tl.sum(d_bias, 0), exists)
+
+
+@triton.jit
 def batch_terms(d_weight_ptr, d_bias_ptr, channel, exists, values, TRAINING: tl.constexpr):
     """What batch statistics, which depend on x too, take off each gradient (Ioffe and Szegedy 2015, section 3)."""
     if TRAINING:
@@ -324,87 +365,106 @@ def backward_pool_kernel(
         tl.store(d_x_ptr + offset, d_x.to(d_x_ptr.dtype.element_ty), inside)
 
 
-def _rows(x_BCHW: Tensor) -> int:
-    return x_BCHW.numel() // x_BCHW.shape[1]
+# Parts and channels of a program that merges parts.
+MERGED = {"PARTS": 128, "CHANNELS": 8, "num_warps": WARPS}
 
 
-def _reduction(rows: int, channels: int, elements: int) -> tuple[tuple[int, int], int, int, tuple[int, int]]:
-    """Grid, tiles per program, parts and tile of a reduction over rows."""
+@functools.cache
+def _reduction(
+    kernel, merging, unit: str, rows: int, channels: int, elements: int, most: int
+) -> tuple[Callable[..., None], Callable[..., None], int, int, int]:
+    """The launchers of a reduction over rows and of what merges its parts, at most `most`; their number; the tiles and
+    the rows of one."""
     height, width = tile(channels, elements)
-    blocks = triton.cdiv(channels, width)
-    tiles = triton.cdiv(triton.cdiv(rows, height) * blocks, PARTS)
-    parts = triton.cdiv(rows, height * tiles)
-    return (parts, blocks), tiles, parts, (height, width)
+    blocks = cdiv(channels, width)
+    tiles = cdiv(cdiv(rows, height) * blocks, most)
+    parts = cdiv(rows, height * tiles)
+    reduce = functools.partial(kernel[parts, blocks], CHANNELS=width, num_warps=WARPS, **{unit: height})
+    merge = functools.partial(merging[(cdiv(channels, MERGED["CHANNELS"]),)], **MERGED)
+    return reduce, merge, parts, tiles, tiles * height
 
 
-def _statistics(x_BCHW: Tensor, running_mean: Tensor, running_var: Tensor, training: bool) -> tuple[Tensor, Tensor]:
-    if not training:
-        copied = torch.contiguous_format
-        return running_mean.clone(memory_format=copied), running_var.clone(memory_format=copied)
-    rows, channels = _rows(x_BCHW), x_BCHW.shape[1]
-    grid, tiles, parts, (height, width) = _reduction(rows, channels, ELEMENTS)
-    means, squares = x_BCHW.new_empty((2, parts, channels), dtype=torch.float32)
-    moments_kernel[grid](x_BCHW, means, squares, rows, channels, tiles, ROWS=height, CHANNELS=width, num_warps=WARPS)
-    mean, variance = (x_BCHW.new_empty(channels, dtype=torch.float32) for _ in range(2))
-    merge_kernel[(triton.cdiv(channels, 8),)](
-        means, squares, mean, variance, parts, rows, channels, tiles * height, PARTS=128, CHANNELS=8, num_warps=WARPS
+def _statistics(
+    x_BCHW: Tensor, rows: int, running_mean: Tensor, running_var: Tensor, num_batches_tracked: Tensor, momentum: float
+) -> tuple[Tensor, Tensor]:
+    """The batch's mean and biased variance; the running ones move towards them."""
+    channels = x_BCHW.shape[1]
+    measure, merge, parts, tiles, part_rows = _reduction(
+        moments_kernel, merge_kernel, "ROWS", rows, channels, ELEMENTS, PARTS
     )
+    moments = x_BCHW.new_empty((2, parts, channels), dtype=torch.float32)
+    mean = x_BCHW.new_empty(channels, dtype=torch.float32)
+    variance = torch.empty_like(mean)
+    measure(x_BCHW, moments, rows, channels, tiles)
+    moved = running_mean, running_var, num_batches_tracked
+    merge(moments, mean, variance, *moved, parts, rows, channels, part_rows, momentum)
     return mean, variance
 
 
+def _none_of(x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    nothing = [x_BCHW.new_empty(0, dtype=torch.float32) for _ in range(2)]
+    return nothing[0], nothing[1]
+
+
 def bn_relu(
-    x_BCHW: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, training: bool, eps: float
+    x_BCHW: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `fastseg.kernels.bn_relu.bn_relu_op`."""
-    x_BCHW, weight, bias = channels_last(x_BCHW), weight.contiguous(), bias.contiguous()
-    mean, variance = _statistics(x_BCHW, running_mean, running_var, training)
-    rows, channels = _rows(x_BCHW), x_BCHW.shape[1]
-    height, width = tile(channels, ELEMENTS)
-    y = empty(tuple(x_BCHW.shape), x_BCHW)
-    grid = (triton.cdiv(rows, height), triton.cdiv(channels, width))
-    apply_kernel[grid](
-        x_BCHW, weight, bias, mean, variance, y, rows, channels, eps, ROWS=height, CHANNELS=width, num_warps=WARPS
-    )
-    return y, mean, variance
+    x_BCHW, channels = channels_last(x_BCHW), x_BCHW.shape[1]
+    rows = x_BCHW.numel() // channels
+    if training:
+        found = _statistics(x_BCHW, rows, running_mean, running_var, num_batches_tracked, momentum)
+        mean, variance = found
+    else:
+        mean, variance, found = running_mean, running_var, _none_of(x_BCHW)
+    y = torch.empty_like(x_BCHW)
+    apply = over(apply_kernel, "ROWS", rows, channels, ELEMENTS, WARPS)
+    apply(x_BCHW, weight, bias, mean, variance, y, rows, channels, eps)
+    return y, *found
 
 
 def bn_relu_pool(
-    x_BCHW: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, training: bool, eps: float
+    x_BCHW: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `fastseg.kernels.bn_relu.bn_relu_pool_op`."""
-    x_BCHW, weight, bias = channels_last(x_BCHW), weight.contiguous(), bias.contiguous()
-    mean, variance = _statistics(x_BCHW, running_mean, running_var, training)
+    x_BCHW = channels_last(x_BCHW)
     batch, channels, *large = x_BCHW.shape
+    if training:
+        rows = batch * large[0] * large[1]
+        found = _statistics(x_BCHW, rows, running_mean, running_var, num_batches_tracked, momentum)
+        mean, variance = found
+    else:
+        mean, variance, found = running_mean, running_var, _none_of(x_BCHW)
     small = [halved(size) for size in large]
     values = empty((batch, channels, *small), x_BCHW)
     codes = empty((batch, channels, *small), x_BCHW, torch.uint8)
     pixels = batch * small[0] * small[1]
     # Four pixels are met per pooled one.
-    rows, width = tile(channels, ELEMENTS // 2)
-    apply_pool_kernel[(triton.cdiv(pixels, rows), triton.cdiv(channels, width))](
-        x_BCHW,
-        weight,
-        bias,
-        mean,
-        variance,
-        values,
-        codes,
-        pixels,
-        channels,
-        *large,
-        *small,
-        eps,
-        PIXELS=rows,
-        CHANNELS=width,
-        num_warps=WARPS,
-    )
-    return values, codes, mean, variance
+    apply = over(apply_pool_kernel, "PIXELS", pixels, channels, ELEMENTS // 2, WARPS)
+    apply(x_BCHW, weight, bias, mean, variance, values, codes, pixels, channels, *large, *small, eps)
+    return values, codes, *found
 
 
 def bn_relu_backward(
+    x_BCHW: Tensor,
     gradient: Tensor,
     codes: Tensor | None,
-    x_BCHW: Tensor,
     weight: Tensor,
     bias: Tensor,
     mean: Tensor,
@@ -415,11 +475,10 @@ def bn_relu_backward(
     """See `fastseg.kernels.bn_relu.bn_relu_backward`."""
     gradient, x_BCHW = channels_last(gradient), channels_last(x_BCHW)
     batch, channels, *large = x_BCHW.shape
-    values = rows = _rows(x_BCHW)
-    vectors = [vector.contiguous() for vector in (weight, bias, mean, variance)]
-    given: tuple[Tensor, ...] = (gradient, x_BCHW, *vectors)
+    values = rows = batch * large[0] * large[1]
+    given: tuple[Tensor, ...] = (gradient, x_BCHW, weight, bias, mean, variance)
     sizes: tuple[int, ...] = (channels,)
-    sums_kernel, kernel, unit = backward_sums_kernel, backward_kernel, "ROWS"
+    sums_kernel, kernel, unit, elements = backward_sums_kernel, backward_kernel, "ROWS", ELEMENTS
     if codes is not None:
         # One pooled pixel stands for its window of four.
         small = gradient.shape[-2:]
@@ -427,14 +486,18 @@ def bn_relu_backward(
         given = (gradient, channels_last(codes), *given[1:])
         sizes = (channels, *large, *small)
         sums_kernel, kernel, unit = backward_sums_pool_kernel, backward_pool_kernel, "PIXELS"
+        elements = ELEMENTS // 2
 
-    grid, tiles, parts, (height, width) = _reduction(rows, channels, ELEMENTS if codes is None else ELEMENTS // 2)
-    shape = {unit: height, "CHANNELS": width, "num_warps": WARPS}
+    add_up, merge, parts, tiles, _ = _reduction(sums_kernel, merge_sums_kernel, unit, rows, channels, elements, PARTS)
     sums = x_BCHW.new_empty((2, parts, channels), dtype=torch.float32)
-    sums_kernel[grid](*given, sums, rows, *sizes, eps, tiles, **shape)
-    d_weight, d_bias = sums[0].sum(0), sums[1].sum(0)
-    d_x = empty(tuple(x_BCHW.shape), x_BCHW)
-    grid = (triton.cdiv(rows, height), triton.cdiv(channels, width))
+    d_weight = x_BCHW.new_empty(channels, dtype=torch.float32)
+    d_bias = torch.empty_like(d_weight)
+    d_x = torch.empty_like(x_BCHW)
+    add_up(*given, sums, rows, *sizes, eps, tiles)
+    merge(sums, d_weight, d_bias, parts, channels)
     counts = (rows,) if codes is None else (values, rows)
-    kernel[grid](*given, d_weight, d_bias, d_x, *counts, *sizes, eps, TRAINING=training, **shape)
-    return d_x, d_weight.to(weight.dtype), d_bias.to(bias.dtype)
+    spread = over(kernel, unit, rows, channels, elements, WARPS)
+    spread(*given, d_weight, d_bias, d_x, *counts, *sizes, eps, TRAINING=training)
+    if weight.dtype != torch.float32:
+        return d_x, d_weight.to(weight.dtype), d_bias.to(bias.dtype)
+    return d_x, d_weight, d_bias

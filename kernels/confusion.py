@@ -7,7 +7,7 @@ the labels' size is written but, where asked for, the predictions themselves.
 import torch
 import torch.nn.functional as F
 
-from fastseg.kernels.launch import on_triton
+from fastseg.kernels.launch import operator
 
 
 def torch_confusion(
@@ -28,7 +28,12 @@ def torch_confusion(
     counts_CC += torch.bincount(pairs.flatten(), minlength=classes**2 + 1)[:-1].view_as(counts_CC)
 
 
-@torch.library.custom_op("fastseg::confusion", mutates_args=("counts_CC", "predictions_BHW"))
+@operator(
+    "confusion(Tensor(a!) counts, Tensor scores, Tensor labels, Tensor(b!)? predictions=None) -> ()",
+    fake=lambda *_: None,
+    leading=1,
+    mutated=(0, 3),
+)
 def confusion(
     counts_CC: torch.Tensor,
     scores_BChw: torch.Tensor,
@@ -45,9 +50,4 @@ def confusion(
         labels_BHW: uint8.
         predictions_BHW: uint8, contiguous, filled with the classes where given.
     """
-    if on_triton(scores_BChw):
-        from fastseg.kernels import confusion_triton
-
-        confusion_triton.confusion(counts_CC, scores_BChw, labels_BHW, predictions_BHW)
-    else:
-        torch_confusion(counts_CC, scores_BChw, labels_BHW, predictions_BHW)
+    torch_confusion(counts_CC, scores_BChw, labels_BHW, predictions_BHW)

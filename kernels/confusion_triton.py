@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastseg.kernels.launch import channels_last
+from fastseg.kernels.launch import cdiv, channels_last
 
 ELEMENTS, WARPS = 2048, 4
 # A histogram of more bins than this is slower than one atomic per pixel, and soon larger than shared memory.
@@ -87,7 +87,10 @@ def confusion_kernel(
 
 
 def confusion(
-    counts_CC: torch.Tensor, scores_BChw: torch.Tensor, labels_BHW: torch.Tensor, predictions_BHW: torch.Tensor | None
+    counts_CC: torch.Tensor,
+    scores_BChw: torch.Tensor,
+    labels_BHW: torch.Tensor,
+    predictions_BHW: torch.Tensor | None = None,
 ) -> None:
     """See `fastseg.kernels.confusion.confusion`."""
     if not counts_CC.is_contiguous() or not (predictions_BHW is None or predictions_BHW.is_contiguous()):
@@ -96,7 +99,7 @@ def confusion(
     classes, small, large = scores_BChw.shape[1], scores_BChw.shape[-2:], labels_BHW.shape[-2:]
     width, bins = triton.next_power_of_2(classes), triton.next_power_of_2(classes**2)
     rows = max(1, ELEMENTS // width)
-    confusion_kernel[(triton.cdiv(labels_BHW.numel(), rows),)](
+    confusion_kernel[(cdiv(labels_BHW.numel(), rows),)](
         scores_BChw,
         labels_BHW,
         counts_CC,

@@ -8,10 +8,13 @@ in fp32 registers: no int64 labels, no fp32 scores, no log-softmax in memory. La
 and get zero gradients, whatever their scores. Sums are made of per-program parts in a fixed order: same bits each time.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
-from fastseg.kernels.launch import empty, on_triton
+from fastseg.kernels.launch import empty, operator
 
 IGNORED = -100
 
@@ -33,35 +36,39 @@ def torch_cross_entropy_sum(
     return F.cross_entropy(logits_BCHW.float(), target, weights_C, ignore_index=IGNORED, reduction="sum")
 
 
-@torch.library.custom_op("fastseg::weight_sum", mutates_args=())
+def cross_entropy_sum(logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
+    """As `torch_cross_entropy_sum`; differentiable once, in the scores."""
+    return _CrossEntropySum.apply(logits_BCHW, labels_BHW, weights_C)
+
+
+def _fake_sum(values, *_):
+    return values.new_empty((), dtype=torch.float32)
+
+
+@operator("weight_sum(Tensor labels, Tensor weights) -> Tensor", fake=_fake_sum)
 def weight_sum(labels: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
     """As `torch_weight_sum`."""
-    if on_triton(labels):
-        from fastseg.kernels import cross_entropy_triton
-
-        return cross_entropy_triton.weight_sum(labels, weights_C)
     return torch_weight_sum(labels, weights_C)
 
 
-@torch.library.custom_op("fastseg::cross_entropy_sum", mutates_args=())
-def cross_entropy_sum(logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
-    """As `torch_cross_entropy_sum`; differentiable once, in the scores."""
-    if on_triton(logits_BCHW):
-        from fastseg.kernels import cross_entropy_triton
-
-        return cross_entropy_triton.cross_entropy_sum(logits_BCHW, labels_BHW, weights_C)
+@operator("cross_entropy_sum(Tensor logits, Tensor labels, Tensor weights) -> Tensor", fake=_fake_sum)
+def cross_entropy_sum_op(logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
+    """`cross_entropy_sum`, without a gradient."""
     return torch_cross_entropy_sum(logits_BCHW, labels_BHW, weights_C)
 
 
-@torch.library.custom_op("fastseg::cross_entropy_backward", mutates_args=())
+def _fake_backward(logits_BCHW, labels_BHW, weights_C, gradient):
+    return empty(tuple(logits_BCHW.shape), logits_BCHW)
+
+
+@operator(
+    "cross_entropy_backward(Tensor logits, Tensor labels, Tensor weights, Tensor gradient) -> Tensor",
+    fake=_fake_backward,
+)
 def cross_entropy_backward(
-    gradient: torch.Tensor, logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor, weights_C: torch.Tensor
+    logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor, weights_C: torch.Tensor, gradient: torch.Tensor
 ) -> torch.Tensor:
     """gradient * weight[label] * (softmax(logits) - one_hot(label)), channels-last in the scores' dtype."""
-    if on_triton(logits_BCHW):
-        from fastseg.kernels import cross_entropy_triton
-
-        return cross_entropy_triton.cross_entropy_backward(gradient, logits_BCHW, labels_BHW, weights_C)
     target = labels_BHW.long()
     counted = target < len(weights_C)
     target = torch.where(counted, target, 0)
@@ -71,27 +78,14 @@ def cross_entropy_backward(
     return out.to(logits_BCHW.dtype).contiguous(memory_format=torch.channels_last)
 
 
-@weight_sum.register_fake
-def _(labels, weights_C):
-    return weights_C.new_empty(())
+class _CrossEntropySum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *operands: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*operands)
+        return cross_entropy_sum_op(*operands)
 
-
-@cross_entropy_sum.register_fake
-def _(logits_BCHW, labels_BHW, weights_C):
-    return weights_C.new_empty(())
-
-
-@cross_entropy_backward.register_fake
-def _(gradient, logits_BCHW, labels_BHW, weights_C):
-    return empty(tuple(logits_BCHW.shape), logits_BCHW)
-
-
-def _save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx, gradient):
-    return cross_entropy_backward(gradient, *ctx.saved_tensors), None, None
-
-
-cross_entropy_sum.register_autograd(_backward, setup_context=_save)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        logits, labels, weights = ctx.saved_tensors
+        return cross_entropy_backward(logits, labels, weights, gradient), None, None

@@ -1,13 +1,17 @@
 """Triton kernels of `fastseg.kernels.cross_entropy`: a program holds a tile of pixels x all classes, in fp32."""
 
+import functools
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 
-from fastseg.kernels.launch import channels_last, empty
+from fastseg.kernels.launch import cdiv, channels_last
 
 ELEMENTS, WARPS = 2048, 4
 LABELS = 1024  # labels per program of the weight sum
+PARTS = 1024  # parts that are added at once
 
 
 @triton.jit
@@ -58,44 +62,57 @@ def weight_sum_kernel(labels_ptr, weights_ptr, parts_ptr, pixels, C, PIXELS: tl.
     tl.store(parts_ptr + tl.program_id(0), tl.sum(weight, 0))
 
 
-def _tile(classes: int) -> tuple[int, int]:
+@triton.jit
+def sum_kernel(parts_ptr, sum_ptr, parts, PARTS: tl.constexpr):
+    """The sum of parts, in a fixed order."""
+    total = tl.zeros([PARTS], tl.float32)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS)
+        total += tl.load(parts_ptr + part, part < parts, 0.0)
+    tl.store(sum_ptr, tl.sum(total, 0))
+
+
+@functools.cache
+def _over(kernel, pixels: int, classes: int) -> tuple[Callable[..., None], int]:
+    """A kernel's launcher over tiles of pixels with all classes, and how many of them there are."""
     width = triton.next_power_of_2(classes)
-    return max(1, ELEMENTS // width), width
+    rows = max(1, ELEMENTS // width)
+    tiles = cdiv(pixels, rows)
+    return functools.partial(kernel[(tiles,)], PIXELS=rows, CLASSES=width, num_warps=WARPS), tiles
+
+
+def _sum(parts: torch.Tensor) -> torch.Tensor:
+    total = parts.new_empty(())
+    sum_kernel[(1,)](parts, total, len(parts), PARTS=PARTS, num_warps=WARPS)
+    return total
 
 
 def weight_sum(labels: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
     """See `fastseg.kernels.cross_entropy.weight_sum`."""
     labels, weights_C = labels.contiguous(), weights_C.contiguous()
-    programs = triton.cdiv(labels.numel(), LABELS)
-    parts = torch.empty(programs, dtype=torch.float32, device=labels.device)
-    weight_sum_kernel[(programs,)](
-        labels, weights_C, parts, labels.numel(), len(weights_C), PIXELS=LABELS, num_warps=WARPS
-    )
-    return parts.sum()
+    pixels = labels.numel()
+    parts = weights_C.new_empty(cdiv(pixels, LABELS), dtype=torch.float32)
+    weight_sum_kernel[(len(parts),)](labels, weights_C, parts, pixels, len(weights_C), PIXELS=LABELS, num_warps=WARPS)
+    return _sum(parts)
 
 
 def cross_entropy_sum(logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
     """See `fastseg.kernels.cross_entropy.cross_entropy_sum`."""
     logits_BCHW, labels_BHW, weights_C = channels_last(logits_BCHW), labels_BHW.contiguous(), weights_C.contiguous()
     pixels, classes = labels_BHW.numel(), logits_BCHW.shape[1]
-    rows, width = _tile(classes)
-    programs = triton.cdiv(pixels, rows)
-    parts = torch.empty(programs, dtype=torch.float32, device=logits_BCHW.device)
-    forward_kernel[(programs,)](
-        logits_BCHW, labels_BHW, weights_C, parts, pixels, classes, PIXELS=rows, CLASSES=width, num_warps=WARPS
-    )
-    return parts.sum()
+    launch, tiles = _over(forward_kernel, pixels, classes)
+    parts = weights_C.new_empty(tiles, dtype=torch.float32)
+    launch(logits_BCHW, labels_BHW, weights_C, parts, pixels, classes)
+    return _sum(parts)
 
 
 def cross_entropy_backward(
-    gradient: torch.Tensor, logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor, weights_C: torch.Tensor
+    logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor, weights_C: torch.Tensor, gradient: torch.Tensor
 ) -> torch.Tensor:
     """See `fastseg.kernels.cross_entropy.cross_entropy_backward`."""
     logits_BCHW, labels_BHW, weights_C = channels_last(logits_BCHW), labels_BHW.contiguous(), weights_C.contiguous()
     pixels, classes = labels_BHW.numel(), logits_BCHW.shape[1]
-    rows, width = _tile(classes)
-    out = empty(tuple(logits_BCHW.shape), logits_BCHW)
-    backward_kernel[(triton.cdiv(pixels, rows),)](
-        gradient, logits_BCHW, labels_BHW, weights_C, out, pixels, classes, PIXELS=rows, CLASSES=width, num_warps=WARPS
-    )
+    out = torch.empty_like(logits_BCHW)
+    launch, _ = _over(backward_kernel, pixels, classes)
+    launch(gradient, logits_BCHW, labels_BHW, weights_C, out, pixels, classes)
     return out

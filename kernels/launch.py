@@ -1,4 +1,4 @@
-"""Where fastseg's operators run, and what their launchers share.
+"""How fastseg's operators are made known to PyTorch, where they run, and what their launchers share.
 
 `choose` is the one switch: "fused" trains with fastseg's own operators, "torch" with PyTorch's. A fused operator runs
 its Triton kernel on a GPU (and anywhere under TRITON_INTERPRET=1), its PyTorch reference on a CPU.
@@ -7,12 +7,20 @@ Tensors are channels-last: element (b, c, y, x) of [B, C, H, W] lies at ((b * H 
 is a row of C neighbours, which a thread loads 16 bytes at a time.
 """
 
+import functools
+import importlib
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
 from fastseg.errors import UsageError
+
+Reference = TypeVar("Reference", bound=Callable[..., Any])
+
+LIBRARY = torch.library.Library("fastseg", "DEF")
 
 CHOICES = ("auto", "fused", "torch")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -55,6 +63,51 @@ def _obstacle(device: torch.device) -> str | None:
     return None
 
 
+def operator(
+    schema: str, *, fake: Callable[..., Any], leading: int = 0, mutated: tuple[int, ...] = ()
+) -> Callable[[Reference], Reference]:
+    """Make a function fastseg::NAME of PyTorch's; it is the reference, which runs where no Triton kernel does.
+
+    Its launcher bears the operator's name in the module MODULE_triton beside the function's. The operator has no
+    gradient of its own: a `torch.autograd.Function` around it has. Together that costs a third of the host time of
+    `torch.library.custom_op` with `register_autograd`; `fastseg bench host` measures it.
+
+    Args:
+        schema: NAME(arguments) -> results, in PyTorch's notation.
+        fake: gives results of the right shapes, dtypes and strides for arguments without values.
+        leading: which argument decides by its device and dtype where the operator runs.
+        mutated: the arguments that it changes in place.
+    """
+    name = schema.partition("(")[0]
+
+    def register(reference: Reference) -> Reference:
+        launchers = f"{reference.__module__}_triton"
+
+        @functools.cache
+        def launching() -> Any:
+            return importlib.import_module(launchers)  # where there is Triton, that is
+
+        def serve(*arguments: Any) -> Any:
+            run = getattr(launching(), name) if on_triton(arguments[leading]) else reference
+            results = run(*arguments)
+            if mutated:  # so that autograd notices where a saved one is used; those left out are not among them
+                torch.autograd.graph.increment_version([arguments[i] for i in mutated if i < len(arguments)])
+            return results
+
+        LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+        LIBRARY.impl(name, serve, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastseg::{name}", fake, lib=LIBRARY)
+        overload = getattr(torch.ops.fastseg, name).default
+
+        @functools.wraps(reference)
+        def call(*arguments: Any) -> Any:
+            return overload(*arguments)
+
+        return call  # type: ignore[return-value]
+
+    return register
+
+
 def on_triton(tensor: torch.Tensor) -> bool:
     """True where an operator's Triton kernel serves this tensor, False where its reference does.
 
@@ -81,6 +134,22 @@ def empty(shape: tuple[int, ...], like: torch.Tensor, dtype: torch.dtype | None 
 def halved(size: int) -> int:
     """Windows of two along an axis, the last one cut short where the size is odd (ceil mode)."""
     return (size + 1) // 2
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up. Triton's own, called from Python, goes through a wrapper that takes microseconds."""
+    return -(-a // b)
+
+
+@functools.cache
+def over(kernel: Any, unit: str, pixels: int, channels: int, elements: int, warps: int) -> Callable[..., None]:
+    """A kernel's launcher over tiles of `elements` pixels x channels; `unit` is its name for pixels of a tile.
+
+    Worked out once per shape: what a launch costs on the host decides how fast small maps are.
+    """
+    height, width = tile(channels, elements)
+    grid = (cdiv(pixels, height), cdiv(channels, width))
+    return functools.partial(kernel[grid], CHANNELS=width, num_warps=warps, **{unit: height})
 
 
 def tile(channels: int, elements: int) -> tuple[int, int]:

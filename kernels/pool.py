@@ -8,10 +8,12 @@ written once, by a gather: no memset, no atomics, so the same bits each time. Th
 of several NaN, as in torch. `unpool` is also the gradient of `pool`, and `take` that of `unpool`.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
-from fastseg.kernels.launch import empty, halved, on_triton
+from fastseg.kernels.launch import empty, halved, operator
 
 
 def torch_pool(x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,25 +30,41 @@ def torch_unpool(x_BCHW: torch.Tensor, positions: torch.Tensor, size: tuple[int,
     return out.contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.custom_op("fastseg::pool", mutates_args=())
 def pool(x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[B, C, H, W] -> values and uint8 codes, both [B, C, ceil(H/2), ceil(W/2)], channels-last."""
-    if on_triton(x_BCHW):
-        from fastseg.kernels import pool_triton
+    return _Pool.apply(x_BCHW)
 
-        return pool_triton.pool(x_BCHW)
+
+def unpool(x_BCHW: torch.Tensor, codes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """[B, C, h, w] and its codes -> channels-last [B, C, height, width], zero where no maximum was."""
+    return _Unpool.apply(x_BCHW, codes, height, width)
+
+
+def take(x_BCHW: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """The value of [B, C, H, W] at each window's code -> channels-last, shaped as the codes."""
+    return _Take.apply(x_BCHW, codes)
+
+
+def _fake_pool(x_BCHW):
+    shape = (*x_BCHW.shape[:2], halved(x_BCHW.shape[-2]), halved(x_BCHW.shape[-1]))
+    return empty(shape, x_BCHW), empty(shape, x_BCHW, torch.uint8)
+
+
+@operator("pool(Tensor x) -> (Tensor, Tensor)", fake=_fake_pool)
+def pool_op(x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`pool`, without a gradient."""
     values, positions = torch_pool(x_BCHW.contiguous(memory_format=torch.channels_last))
     width = x_BCHW.shape[-1]
     return values, (positions // width % 2 * 2 + positions % width % 2).to(torch.uint8)
 
 
-@torch.library.custom_op("fastseg::unpool", mutates_args=())
-def unpool(x_BCHW: torch.Tensor, codes: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[B, C, h, w] and its codes -> channels-last [B, C, height, width], zero where no maximum was."""
-    if on_triton(x_BCHW):
-        from fastseg.kernels import pool_triton
+def _fake_unpool(x_BCHW, codes, height, width):
+    return empty((*x_BCHW.shape[:2], height, width), x_BCHW)
 
-        return pool_triton.unpool(x_BCHW, codes, height, width)
+
+@operator("unpool(Tensor x, Tensor codes, SymInt height, SymInt width) -> Tensor", fake=_fake_unpool)
+def unpool_op(x_BCHW: torch.Tensor, codes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """`unpool`, without a gradient."""
     out = empty((*x_BCHW.shape[:2], height, width), x_BCHW)
     for code in range(4):
         part = out[..., code // 2 :: 2, code % 2 :: 2]
@@ -55,13 +73,13 @@ def unpool(x_BCHW: torch.Tensor, codes: torch.Tensor, height: int, width: int) -
     return out
 
 
-@torch.library.custom_op("fastseg::take", mutates_args=())
-def take(x_BCHW: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The value of [B, C, H, W] at each window's code -> channels-last, shaped as the codes."""
-    if on_triton(x_BCHW):
-        from fastseg.kernels import pool_triton
+def _fake_take(x_BCHW, codes):
+    return empty(tuple(codes.shape), x_BCHW)
 
-        return pool_triton.take(x_BCHW, codes)
+
+@operator("take(Tensor x, Tensor codes) -> Tensor", fake=_fake_take)
+def take_op(x_BCHW: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """`take`, without a gradient."""
     height, width = codes.shape[-2:]
     padded = F.pad(x_BCHW, (0, 2 * width - x_BCHW.shape[-1], 0, 2 * height - x_BCHW.shape[-2]))
     out = empty(tuple(codes.shape), x_BCHW).zero_()
@@ -70,39 +88,38 @@ def take(x_BCHW: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return out.contiguous(memory_format=torch.channels_last)
 
 
-@pool.register_fake
-def _(x_BCHW):
-    shape = (*x_BCHW.shape[:2], halved(x_BCHW.shape[-2]), halved(x_BCHW.shape[-1]))
-    return empty(shape, x_BCHW), empty(shape, x_BCHW, torch.uint8)
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, codes = pool_op(x_BCHW)
+        ctx.size = x_BCHW.shape[-2:]
+        ctx.save_for_backward(codes)
+        ctx.mark_non_differentiable(codes)
+        return values, codes
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor, _codes: torch.Tensor | None) -> torch.Tensor:
+        return unpool(gradient, *ctx.saved_tensors, *ctx.size)
 
 
-@unpool.register_fake
-def _(x_BCHW, codes, height, width):
-    return empty((*x_BCHW.shape[:2], height, width), x_BCHW)
+class _Unpool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: torch.Tensor, codes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        ctx.save_for_backward(codes)
+        return unpool_op(x_BCHW, codes, height, width)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return take(gradient, *ctx.saved_tensors), None, None, None
 
 
-@take.register_fake
-def _(x_BCHW, codes):
-    return empty(tuple(codes.shape), x_BCHW)
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        ctx.size = x_BCHW.shape[-2:]
+        ctx.save_for_backward(codes)
+        return take_op(x_BCHW, codes)
 
-
-def _save_codes(ctx, inputs, output):
-    ctx.size = inputs[0].shape[-2:]
-    ctx.save_for_backward(output[1] if isinstance(output, tuple) else inputs[1])
-
-
-def _pool_backward(ctx, gradient, _codes):
-    return unpool(gradient, *ctx.saved_tensors, *ctx.size)
-
-
-def _unpool_backward(ctx, gradient):
-    return take(gradient, *ctx.saved_tensors), None, None, None
-
-
-def _take_backward(ctx, gradient):
-    return unpool(gradient, *ctx.saved_tensors, *ctx.size), None
-
-
-pool.register_autograd(_pool_backward, setup_context=_save_codes)
-unpool.register_autograd(_unpool_backward, setup_context=_save_codes)
-take.register_autograd(_take_backward, setup_context=_save_codes)
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return unpool(gradient, *ctx.saved_tensors, *ctx.size), None

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastseg.kernels.launch import channels_last, empty, halved, tile
+from fastseg.kernels.launch import channels_last, empty, halved, over
 
 ELEMENTS, WARPS = 1024, 4
 
@@ -70,24 +70,20 @@ def take_kernel(x_ptr, codes_ptr, out_ptr, pixels, C, H, W, h, w, PIXELS: tl.con
     tl.store(out_ptr + out, found.to(out_ptr.dtype.element_ty), exists)
 
 
-def _launch(
-    kernel, x_BCHW: torch.Tensor, *others: torch.Tensor, large: tuple[int, int], small: tuple[int, int]
-) -> None:
-    batch, channels = x_BCHW.shape[:2]
-    pixels = batch * small[0] * small[1]
-    rows, columns = tile(channels, ELEMENTS)
-    grid = (triton.cdiv(pixels, rows), triton.cdiv(channels, columns))
-    kernel[grid](x_BCHW, *others, pixels, channels, *large, *small, PIXELS=rows, CHANNELS=columns, num_warps=WARPS)
+def _launch(kernel, *maps: torch.Tensor, large: torch.Tensor, small: torch.Tensor) -> None:
+    """Run a kernel over the pooled pixels of `small`, whose windows lie in `large`."""
+    batch, channels, h, w = small.shape
+    pixels = batch * h * w
+    launch = over(kernel, "PIXELS", pixels, channels, ELEMENTS, WARPS)
+    launch(*maps, pixels, channels, *large.shape[-2:], h, w)
 
 
 def pool(x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """See `fastseg.kernels.pool.pool`."""
     x_BCHW = channels_last(x_BCHW)
-    height, width = x_BCHW.shape[-2:]
-    small = halved(height), halved(width)
-    values = empty((*x_BCHW.shape[:2], *small), x_BCHW)
-    codes = empty((*x_BCHW.shape[:2], *small), x_BCHW, torch.uint8)
-    _launch(pool_kernel, x_BCHW, values, codes, large=(height, width), small=small)
+    shape = (*x_BCHW.shape[:2], halved(x_BCHW.shape[-2]), halved(x_BCHW.shape[-1]))
+    values, codes = empty(shape, x_BCHW), empty(shape, x_BCHW, torch.uint8)
+    _launch(pool_kernel, x_BCHW, values, codes, large=x_BCHW, small=values)
     return values, codes
 
 
@@ -95,15 +91,13 @@ def unpool(x_BCHW: torch.Tensor, codes: torch.Tensor, height: int, width: int) -
     """See `fastseg.kernels.pool.unpool`."""
     x_BCHW, codes = channels_last(x_BCHW), channels_last(codes)
     out = empty((*x_BCHW.shape[:2], height, width), x_BCHW)
-    small = x_BCHW.shape[-2], x_BCHW.shape[-1]
-    _launch(unpool_kernel, x_BCHW, codes, out, large=(height, width), small=small)
+    _launch(unpool_kernel, x_BCHW, codes, out, large=out, small=x_BCHW)
     return out
 
 
 def take(x_BCHW: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """See `fastseg.kernels.pool.take`."""
     x_BCHW, codes = channels_last(x_BCHW), channels_last(codes)
-    out = empty(tuple(codes.shape), x_BCHW)
-    large, small = (x_BCHW.shape[-2], x_BCHW.shape[-1]), (codes.shape[-2], codes.shape[-1])
-    _launch(take_kernel, x_BCHW, codes, out, large=large, small=small)
+    out = torch.empty_like(codes, dtype=x_BCHW.dtype)
+    _launch(take_kernel, x_BCHW, codes, out, large=x_BCHW, small=codes)
     return out

@@ -63,6 +63,16 @@ def test_a_file_may_hold_a_document_or_a_line_for_each(tmp_path):
     assert comparing.read(path) == [one, two]
 
 
+def test_a_ratio_that_is_better_the_lower_it_is_gets_worse_by_rising():
+    low, high = ([x * factor for x in (0.98, 0.99, 1.0, 1.01, 1.02)] for factor in (1, 1.2))
+    before, after = (
+        document([Found([], [ratio("host", samples, [1.0] * 5, better="lower")])], {}, environment())
+        for samples in (low, high)
+    )
+    assert comparing.compare([before], [after], 0.05)[0]["worse"]
+    assert not comparing.compare([after], [before], 0.05)[0]["worse"]
+
+
 def test_what_is_faster_is_never_worse():
     assert not comparing.compare([record([1.0, 1.1, 1.2])], [record([2.0, 2.1, 2.2])], 0.0)[0]["worse"]
 

@@ -157,7 +157,7 @@ def test_two_moves_the_same_way_are_one_by_their_sum(device, first, second):
 def test_torch_accepts_the_operator_as_its_own(device, dtype):
     operands = *store(2, 5, 7), torch.tensor([[1, 0, 0, 0], [0, 1, 2, -3]], dtype=torch.int32)
     operands = *operands, torch.tensor(MEAN), torch.tensor(STD)
-    torch.library.opcheck(augment, (*(t.to(device) for t in operands), dtype, 4, 6))
+    torch.library.opcheck(torch.ops.fastseg.augment.default, (*(t.to(device) for t in operands), dtype, 4, 6))
 
 
 def test_the_triton_kernel_runs_on_a_gpu_and_in_the_interpreter_alone(device, monkeypatch):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fastseg.kernels.bn_relu import bn_relu, bn_relu_backward, bn_relu_op, bn_relu_pool, bn_relu_pool_op
+from fastseg.kernels.bn_relu import bn_relu, bn_relu_op, bn_relu_pool
 from fastseg.kernels.launch import INTERPRETED
 from fastseg.kernels.pool import pool
 
@@ -46,8 +46,9 @@ def sample(shape, device, dtype=torch.float32, training=True, seed=0):
 
 
 def vectors(norm):
-    """What the operators take of a module."""
-    return [vector.detach() for vector in (norm.weight, norm.bias, norm.running_mean, norm.running_var)]
+    """What the operators take of a module, but for its numbers."""
+    tensors = norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked
+    return [tensor.detach() for tensor in tensors]
 
 
 def fused(x, norm, pooled):
@@ -210,7 +211,7 @@ def test_a_large_mean_costs_the_variance_no_precision(device, few_parts, shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device) + 1000
     norm = nn.BatchNorm2d(shape[1]).to(device)
     twin = copy.deepcopy(norm).double()
-    y, mean, variance = bn_relu_op(x, *vectors(norm), True, norm.eps)
+    y, mean, variance = bn_relu_op(x, *vectors(norm), True, norm.momentum, norm.eps)
     torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=1e-6, atol=0)
     torch.testing.assert_close(variance.double(), x.double().var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
     torch.testing.assert_close(y.double(), F.relu(twin(x.double())), rtol=0, atol=1e-3)
@@ -268,18 +269,41 @@ def test_maps_are_channels_last_whatever_the_operands_strides(device, pooled):
             assert_close(found, wanted)
 
 
-def test_statistics_carry_no_gradient(device):
+@poolings
+def test_neither_codes_nor_statistics_carry_a_gradient(device, pooled):
     x, norm = sample((2, 3, 4, 6), device)
-    for operator in (bn_relu_op, bn_relu_pool_op):
-        y, *rest = operator(x.requires_grad_(), *vectors(norm), True, 1e-5)
-        assert y.requires_grad
-        assert not any(tensor.requires_grad for tensor in rest)
+    y, codes = fused(x.requires_grad_(), norm, pooled)
+    assert y.requires_grad
+    assert not any(tensor.requires_grad for tensor in (codes, *norm.buffers()) if tensor is not None)
 
 
-def test_vectors_of_any_strides_are_read_as_they_are(device):
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_vectors_with_gaps_are_refused(device, name):
+    # The kernels would read the gaps.
     x, norm = sample((2, 3, 4, 6), device)
-    strided = [torch.stack((vector, vector + 1), 1)[:, 0] for vector in vectors(norm)]
-    torch.testing.assert_close(bn_relu_op(x, *strided, False, 1e-5)[0], bn_relu_op(x, *vectors(norm), False, 1e-5)[0])
+    vector = getattr(norm, name)
+    vector.data = torch.stack((vector.data, vector.data + 1), 1)[:, 0]
+    with pytest.raises(ValueError, match="have to be contiguous"):
+        bn_relu(x, norm)
+
+
+@poolings
+def test_statistics_that_moved_since_are_noticed_in_backward(device, pooled):
+    # Frozen statistics are kept for backward as they are, and not copied.
+    x, norm = sample((2, 3, 4, 6), device, training=False)
+    y, _ = fused(x.requires_grad_(), norm, pooled)
+    fused(x, norm.train(), pooled)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@poolings
+def test_a_second_derivative_is_refused(device, pooled):
+    x, norm = sample((2, 3, 4, 6), device)
+    y, _ = fused(x.requires_grad_(), norm, pooled)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 @given(
@@ -310,13 +334,15 @@ def test_two_runs_give_the_same_bits(device, few_parts, pooled):
 @poolings
 def test_the_operators_keep_the_rules_of_custom_operators(device, training, pooled):
     x, norm = sample((2, 3, 3, 4), device)
-    weight, bias, *statistics = vectors(norm)
-    operator = bn_relu_pool_op if pooled else bn_relu_op
-    y, *rest = operator(x, weight, bias, *statistics, training, 1e-5)
-    operands = (torch.ones_like(y), rest[0] if pooled else None, x, weight, bias, *statistics, training, 1e-5)
-    torch.library.opcheck(bn_relu_backward, operands)
-    leaves = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
-    torch.library.opcheck(operator, (*leaves, *statistics, training, 1e-5))
+    operators = torch.ops.fastseg
+    operator = (operators.bn_relu_pool if pooled else operators.bn_relu).default
+    operands = (x, *vectors(norm), training, 0.1, 1e-5)
+    torch.library.opcheck(operator, operands)
+    y, *rest = operator(*operands)
+    weight, bias, *statistics, _ = vectors(norm)
+    codes = rest[0] if pooled else None
+    operands = (x, torch.ones_like(y), codes, weight, bias, *statistics, training, 1e-5)
+    torch.library.opcheck(operators.bn_relu_backward.default, operands)
 
 
 @trainings

@@ -260,8 +260,9 @@ def test_any_pixels_count_as_in_a_loop(device, pairs):
 def test_torch_accepts_the_operator_as_its_own(device, small):
     scores, labels = random_scores(3, 2, small).to(device), random_labels(3, (2, 4, 6)).to(device)
     counts = torch.zeros(3, 3, dtype=torch.int64, device=device)
-    torch.library.opcheck(confusion, (counts, scores, labels))
-    torch.library.opcheck(confusion, (counts, scores, labels, torch.zeros_like(labels)))
+    torch.library.opcheck(torch.ops.fastseg.confusion.default, (counts, scores, labels))
+    predictions = torch.zeros_like(labels)
+    torch.library.opcheck(torch.ops.fastseg.confusion.default, (counts, scores, labels, predictions))
 
 
 def test_the_triton_kernel_runs_on_a_gpu_and_in_the_interpreter_alone(device, monkeypatch):

@@ -303,9 +303,10 @@ def test_the_operators_work_where_only_deterministic_ones_may(device):
 def test_torch_accepts_the_operators_as_its_own(device):
     x = normal((2, 3, 5, 7), torch.float32).to(device)
     values, codes = pool(x)
-    torch.library.opcheck(pool, (leaf(x, device),))
-    torch.library.opcheck(unpool, (leaf(values, device), codes, 5, 7))
-    torch.library.opcheck(take, (leaf(x, device), codes))
+    operators = torch.ops.fastseg
+    torch.library.opcheck(operators.pool.default, (x,))
+    torch.library.opcheck(operators.unpool.default, (values, codes, 5, 7))
+    torch.library.opcheck(operators.take.default, (x, codes))
 
 
 def test_a_compiled_way_down_and_up_equals_the_eager_one(device):
