@@ -7,7 +7,7 @@ ARCH := $(shell uname -m)
 EXTRAS := $(if $(filter x86_64 aarch64,$(ARCH)),[dali$(comma)dev],[dev])
 
 
-.PHONY: help demo test lint docs coverage bench wheels clean
+.PHONY: help demo test oldest lint docs coverage bench wheels clean
 help: ## say what each target does
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -26,6 +26,15 @@ test: .venv/done ## run every test that this machine can run
 		> build/second.txt 2>&1 & second=$$!; \
 	$(BIN)/python -m pytest --ignore tests/faults; first=$$?; \
 	wait $$second; second=$$?; cat build/second.txt; exit $$((first | second))
+
+# The lower bounds of pyproject.toml: GPU machines and NVIDIA's containers lag behind. torch 2.11 wants an older setuptools.
+oldest: ## run the quick tests with the oldest torch that fastseg takes (3 GB to download, into .venv-oldest)
+	@mkdir -p build
+	grep -vE '^(torch|torchvision|triton|setuptools)==' constraints.txt > build/oldest.txt
+	sed -nE 's/^ *"(torch|torchvision)>=([0-9.]+)",/\1==\2.*/p' pyproject.toml >> build/oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check -c build/oldest.txt -e '.$(EXTRAS)'
+	.venv-oldest/bin/python -m pytest -m "not slow" --ignore tests/faults
 
 # mypy sees the mapped packages only where they are installed, not where they lie: a copy of its own, see pyproject.toml.
 # In build/lib setuptools keeps modules that are gone.
@@ -52,4 +61,4 @@ wheels: .venv/done ## fill build/wheels for bench/device.sh on a GPU machine wit
 	$(BIN)/pip download --quiet --disable-pip-version-check -c constraints.txt -d build/wheels -r bench/device.txt
 
 clean: ## remove .venv and build products (runs/ stays)
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-oldest build dist *.egg-info

@@ -8,6 +8,7 @@ import torch
 
 from fastseg.bench import accuracy as bench_accuracy
 from fastseg.bench import data as bench_data
+from fastseg.bench import host as bench_host
 from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import ladder as bench_ladder
 from fastseg.bench import model as bench_model
@@ -23,11 +24,12 @@ BENCHES = {
     "ladder": bench_ladder.measure,
     "data": bench_data.measure,
     "kernels": bench_kernels.measure,
+    "host": bench_host.measure,
     "model": bench_model.measure,
     "stream": bench_stream.measure,
 }
 # What stands for several of them; "" is `fastseg bench` alone.
-SEVERAL = {"": ("ladder", "scaling"), "all": ("ladder", "data", "kernels", "model", "scaling")}
+SEVERAL = {"": ("ladder", "scaling"), "all": ("ladder", "data", "kernels", "host", "model", "scaling")}
 
 
 def default_counts(device: str) -> tuple[int, ...]:
@@ -73,7 +75,8 @@ def run(
             data=data, size=size, device=kind, **(accuracy or {})
         ),
     }
-    join(Runtime(device=device))  # steps and batches as training has them: its threads, cuDNN's search, memory kept
+    # Steps and batches as training has them: its threads, cuDNN's search, memory kept; single precision as `baseline`.
+    join(Runtime(device=device, dtype="tf32"))
     measured_on = environment()  # a commit made meanwhile is not what is measured
     found = [
         bench(data=data, size=size, batch=batch, rounds=rounds, device=device, quick=quick)

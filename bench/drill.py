@@ -1,15 +1,17 @@
 """Training's own step on random images, for benches that time it or parts of it."""
 
+import dataclasses
 import time
+from collections.abc import Sequence
 
 import torch
 
-from fastseg.config import Size, Train
+from fastseg.config import Config, Size, Train
 from fastseg.distributed import World
 from fastseg.kernels import launch
 from fastseg.memory import momenta, peak_bytes
-from fastseg.model import SegNet
-from fastseg.training.setup import make_step
+from fastseg.model import CHANNELS, SegNet
+from fastseg.training.setup import capture_passes, choose_capture, make_step
 from fastseg.training.step import Step
 
 CLASSES = 11
@@ -22,11 +24,19 @@ def calls_of(device: torch.device) -> int:
 
 
 class Drill:
-    """Training's own step, with the operators that `auto` chooses, on one random batch unless others are given."""
+    """Training's own step, with the operators that `auto` chooses, on one random batch unless others are given.
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, size: Size, batch: int) -> None:
+    Args:
+        capture: passes are captured where `auto` captures them.
+    """
+
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, size: Size, batch: int, *, capture: bool = True
+    ) -> None:
         torch.manual_seed(0)
         self.step = step_on(device, dtype, batch, fused=launch.choose("auto", device)[0] == "fused")
+        if capture and choose_capture(Config(), device).value == "on":
+            capture_passes(self.step, must=False)
         self.images, self.labels = random_batch(device, dtype, size, batch)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -43,10 +53,11 @@ class Drill:
         return steps * len(self.images) / (time.perf_counter() - start)
 
     def peak_memory(self) -> int:
-        """The most bytes that tensors take in a step."""
+        """The most bytes that tensors take in a step; a graph's memory is its own, and as much."""
         model, momentum = self.step.model, momenta(self.step.optimizer)
         held = [*model.parameters(), *model.buffers(), *momentum, self.images, self.labels]
-        return peak_bytes(lambda: self(self.images, self.labels), held, self.images.device)
+        step = dataclasses.replace(self.step, passes=None)
+        return peak_bytes(lambda: step.step(self.images, self.labels, RATE), held, self.images.device)
 
     def wait(self) -> None:
         """Until the device has done what it was told."""
@@ -54,9 +65,11 @@ class Drill:
             torch.cuda.synchronize()
 
 
-def step_on(device: torch.device, dtype: torch.dtype, batch: int, *, fused: bool) -> Step:
+def step_on(
+    device: torch.device, dtype: torch.dtype, batch: int, *, fused: bool, channels: Sequence[int] = CHANNELS
+) -> Step:
     """A step of the whole network in one process, with equal weights of classes."""
-    model = SegNet(CLASSES, fused=fused).to(device).to(memory_format=torch.channels_last)
+    model = SegNet(CLASSES, fused=fused, channels=channels).to(device).to(memory_format=torch.channels_last)
     return make_step(model, Train(), World(0, 1, device), dtype, torch.ones(CLASSES, device=device), batch)[0]
 
 

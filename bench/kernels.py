@@ -17,8 +17,8 @@ from torch import nn
 
 from fastseg.bench.drill import CLASSES, random_batch, step_on
 from fastseg.bench.harness import Found, exact, ratio, result, take_turns
-from fastseg.config import Runtime, Size
-from fastseg.distributed import choose_dtype, join
+from fastseg.config import Size
+from fastseg.distributed import choose_device, choose_dtype
 from fastseg.kernels.augment import augment, torch_augment
 from fastseg.kernels.bn_relu import bn_relu, bn_relu_pool
 from fastseg.kernels.confusion import confusion, torch_confusion
@@ -120,14 +120,16 @@ class Operator(NamedTuple):
     minimum: int | None
 
 
-def cases(device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int) -> dict[str, Operator]:
+def cases(
+    device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int, channels: int = CHANNELS[0]
+) -> dict[str, Operator]:
     """Forward and backward of each operator on the network's largest map, in memory."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype, memory_format=torch.channels_last)
 
-    channels, (height, width), s = CHANNELS[0], size, dtype.itemsize
+    (height, width), s = size, dtype.itemsize
     small = halved(height), halved(width)
     x, top = noise(batch, channels, height, width).requires_grad_(), noise(batch, channels, *small).requires_grad_()
     down, up = noise(batch, channels, *small), noise(batch, channels, height, width)
@@ -242,26 +244,24 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float:
 
 def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quick: bool) -> Found:
     """Bytes per image of each operator at 360x480, and how much faster than PyTorch's it is on this machine."""
-    world, _ = join(Runtime(device=device))
-    dtype, _ = choose_dtype("auto", world.device.type)
-    on_gpu = world.device.type == "cuda"
+    where = torch.device(choose_device(device)[0])
+    dtype = choose_dtype("auto", where.type).dtype
+    on_gpu = where.type == "cuda"
     results, ratios = [], []
     for operator, (fused, plain) in bytes_per_image(PUBLISHED).items():
         results.append(exact(f"{operator}, fused, must move", "MB/img", fused / 1e6))
         results.append(exact(f"{operator}, torch, moves", "MB/img", plain / 1e6))
-    measured = {**cases(world.device, dtype, size, batch), "step": whole_step(world.device, dtype, size, batch)}
+    measured = {**cases(where, dtype, size, batch), "step": whole_step(where, dtype, size, batch)}
     for operator, case in measured.items():
         ways = {"fused": case.fused, "torch": case.plain}
         if on_gpu:
             ways["compiled torch"] = torch.compile(case.plain)
-        samples = take_turns({way: _milliseconds(call, world.device) for way, call in ways.items()}, rounds)
+        samples = take_turns({way: _milliseconds(call, where) for way, call in ways.items()}, rounds)
         results += [result(f"{operator}, {way}", "ms", figures) for way, figures in samples.items()]
         if on_gpu:
-            results += [
-                exact(f"{operator}, {way}, peak", "MiB", peak_mib(call, world.device)) for way, call in ways.items()
-            ]
+            results += [exact(f"{operator}, {way}, peak", "MiB", peak_mib(call, where)) for way, call in ways.items()]
         if on_gpu and case.minimum:
-            peak = peak_bandwidth(world.device)
+            peak = peak_bandwidth(where)
             share = [100 * case.minimum / 1e6 / figure / peak for figure in samples["fused"]]
             results.append(result(f"{operator}, fused, of {peak:.0f} GB/s", "%", share))
         ratios += [

@@ -57,7 +57,7 @@ def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quic
     shown = str(size)
     config, specs = open_specs(data, splits=("train",), size=shown, batch=batch, device=device)
     spec = specs["train"]
-    dtype, _ = choose_dtype("auto", spec.device.type)
+    dtype = choose_dtype("auto", spec.device.type).dtype
     spec = dataclasses.replace(spec, dtype=dtype)
     plan = make_plan(config, len(spec.pairs), 1)
     streaming, chosen = choose_loader("auto", spec)[0], choose_loader("auto", spec, epochs=True)[0]

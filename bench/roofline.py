@@ -47,7 +47,7 @@ class Peaks:
     """What a machine can do at most.
 
     Attributes:
-        flops: operations per second by dtype ("bfloat16", "float16", "float32"), dense.
+        flops: operations per second by precision ("bfloat16", "float16", "tf32", "float32"), dense.
         bandwidth: bytes per second to and from memory.
         source: where the figures are from.
     """
@@ -59,8 +59,11 @@ class Peaks:
 
 def _card(mixed: float, fp32: float, bandwidth: float, source: str, *, has_bf16: bool = True) -> Peaks:
     """Peaks of a GPU in TFLOP/s and GB/s."""
-    kinds = ("bfloat16", "float16") if has_bf16 else ("float16",)
-    return Peaks({**dict.fromkeys(kinds, mixed * 1e12), "float32": fp32 * 1e12}, bandwidth * 1e9, source)
+    flops = {"float16": mixed * 1e12, "float32": fp32 * 1e12}
+    if has_bf16:
+        # From Ampere on; TF32 runs at half the rate.
+        flops |= {"bfloat16": mixed * 1e12, "tf32": mixed * 1e12 / 2}
+    return Peaks(flops, bandwidth * 1e9, source)
 
 
 # The name by which CUDA knows a card -> NVIDIA's published figures: Tensor Cores without sparsity, fp32 accumulation;

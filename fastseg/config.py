@@ -171,7 +171,9 @@ class Train(_Checked):
 class Runtime(_Checked):
     seed: int = _option(0, "of the sample plan, the split and the initial weights", least=0)
     device: str = _option("auto", "auto is cuda where there is a GPU", ("auto", "cpu", "cuda"))
-    dtype: str = _option("fp32", "auto is the fastest that the device does well", ("auto", "bf16", "fp16", "fp32"))
+    dtype: str = _option(
+        "fp32", "auto is the fastest that the device does well", ("auto", "bf16", "fp16", "tf32", "fp32")
+    )
     loader: str = _option(
         "auto",
         "where batches come from: auto is cache where the data fits into memory, else dali where it reads the files",
@@ -180,6 +182,9 @@ class Runtime(_Checked):
     cache_dir: str = _option("", "folder that keeps decoded data from run to run; empty: memory, for this run")
     kernels: str = _option(
         "auto", "operators between convolutions: auto is fused on a GPU that runs Triton", ("auto", "fused", "torch")
+    )
+    capture: str = _option(
+        "auto", "replay passes from a CUDA graph: auto does on a GPU where nothing is in the way", ("auto", "on", "off")
     )
     threads: int = _option(0, "CPU threads per process; 0 shares the cores out", least=0)
     sync_bn: bool = _option(False, "batch norm over the batches of all GPUs together")

@@ -42,7 +42,12 @@ def of_run(run: Path) -> list[Finding]:
         raise FastsegError(f"--run {run}: too short to say anything; {BEGINNING + 1} log lines are needed")
     environment = run / "environment.json"
     machine = json.loads(environment.read_text(encoding="utf-8")) if environment.is_file() else {}
-    return [*_data(starts[-1], lines, machine), *_compute(starts[-1], lines, machine), *_validation(events, lines)]
+    return [
+        *_data(starts[-1], lines, machine),
+        *_compute(starts[-1], lines, machine),
+        *_capture(starts[-1], events),
+        *_validation(events, lines),
+    ]
 
 
 def _data(start: dict[str, Any], lines: Sequence[dict[str, Any]], machine: dict[str, Any]) -> Iterator[Finding]:
@@ -87,7 +92,7 @@ def _wait(lines: Sequence[dict[str, Any]]) -> float:
 def _compute(start: dict[str, Any], lines: Sequence[dict[str, Any]], machine: dict[str, Any]) -> Iterator[Finding]:
     """What of precision, operators and batch is left to gain."""
     speed = f"{start['device']} in {start['dtype']}"
-    if start["dtype"] == "float32":
+    if start["dtype"] in ("float32", "tf32"):
         yield Finding(f"the network runs on {speed}; `fastseg bench model` measures what less gives", None, "--amp")
     if start["device"] != "CPU" and start["kernels"] == "torch":
         yield Finding("PyTorch's operators run between the convolutions", None, "--set runtime.kernels=auto")
@@ -98,6 +103,28 @@ def _compute(start: dict[str, Any], lines: Sequence[dict[str, Any]], machine: di
             f"{peak / 1024:.1f} of {int(total[0]) / 1024:.1f} GiB of the GPU are used: a larger batch fits",
             None,
             "fastseg train --dry-run shows which batches fit, and how fast they are",
+        )
+
+
+def _capture(start: dict[str, Any], events: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """Whether the host asks for a step's kernels one by one, and what it took to capture them."""
+    if start["device"] == "CPU":
+        return
+    failures = [event["why"] for event in events if event["event"] == "not_captured"]
+    captured = [event for event in events if event["event"] == "captured"]
+    chosen = start["choices"]["capture"]
+    if failures or chosen["value"] == "off":
+        why = failures[-1] if failures else chosen["why"]
+        yield Finding(
+            f"the host asks for each kernel of a step ({why}), which holds a GPU back where batches are small",
+            None,
+            "fastseg bench model measures a step both ways; --set runtime.capture=auto",
+        )
+    elif captured:
+        seconds = sum(event["seconds"] for event in captured)
+        yield Finding(
+            f"steps are replayed from CUDA graphs: {len(captured)} captured in {seconds:.1f} s, of which the last "
+            f"holds {captured[-1]['memory_mib']:.0f} MiB"
         )
 
 
@@ -151,8 +178,8 @@ def _ladder(results: dict[str, float], ratios: dict[str, float]) -> Iterator[Fin
 
 def _model(results: dict[str, float], ratios: dict[str, float]) -> Iterator[Finding]:
     for name, value in ratios.items():
-        if match := re.fullmatch(r"train step (\w+) / float32", name):
-            yield Finding(f"{match[1]} trains {value:.2f} times as fast as float32", value, "--amp")
+        if match := re.fullmatch(r"train step (\w+) / (float32|tf32)", name):
+            yield Finding(f"{match[1]} trains {value:.2f} times as fast as {match[2]}", value, "--amp")
     for name, value in results.items():
         if name.endswith("share of the roofline"):
             said = f"{name.partition(',')[0]}: {value:.0f} % of what its roofline allows"

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from fastseg.errors import FastsegError, LostError, UsageError, first_line
 from fastseg.memory import keep_freed
 from fastseg.workers import Worker, slurm_meeting_point, this_worker
 
+TF32_CAPABILITY = (8, 0)
 # Seconds for all that still live to notice a failure that one of them has noticed.
 ROLL_CALL = 5.0
 
@@ -70,6 +72,12 @@ class World:
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
+
+    def sync_weights(self, model: nn.Module) -> None:
+        """Rank 0's weights for all, before the first step."""
+        if self.size > 1:
+            for parameter in model.parameters():
+                dist.broadcast(parameter.detach(), 0)
 
     def wrap(self, model: nn.Module, accumulate: int, bucket_mib: int, compress: str) -> nn.Module:
         """The model under DistributedDataParallel, or as it is where there is one process."""
@@ -150,12 +158,25 @@ def choose_device(requested: str) -> tuple[str, str]:
     return ("cuda", "a GPU is here") if usable else ("cpu", "no NVIDIA GPU is here")
 
 
-def choose_dtype(requested: str, device: str) -> tuple[torch.dtype, str]:
+class Precision(NamedTuple):
+    """Of convolutions and activations: their dtype, its name ("tf32" is float32 in all but convolutions), and why."""
+
+    dtype: torch.dtype
+    name: str
+    why: str
+
+
+def choose_dtype(requested: str, device: str) -> Precision:
     """The precision of convolutions and activations, and why; weights are fp32 in any case.
 
     Raises:
         UsageError: fp16 on a CPU, which is some thirty times slower there than fp32.
     """
+    if requested == "tf32":
+        tf32 = device == "cuda" and torch.cuda.get_device_capability() >= TF32_CAPABILITY
+        lacks = "a CPU" if device == "cpu" else "this GPU"
+        why = "as asked: convolutions keep 10 bits of a number" if tf32 else f"{lacks} has no TF32"
+        return Precision(torch.float32, "tf32" if tf32 else "float32", why)
     if device == "cpu":
         if requested == "fp16":
             raise UsageError("--dtype fp16: a CPU has no fast fp16; use --dtype auto, bf16 or fp32")
@@ -170,7 +191,8 @@ def choose_dtype(requested: str, device: str) -> tuple[torch.dtype, str]:
         why = f"the best of compute capability {major}.{minor}"
     if requested != "auto":
         best, why = requested, "as asked"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[best], why
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[best]
+    return Precision(dtype, str(dtype).removeprefix("torch."), why)
 
 
 def join(runtime: Runtime) -> tuple[World, str]:
@@ -190,6 +212,8 @@ def join(runtime: Runtime) -> tuple[World, str]:
             raise UsageError(f"{mine.local_size} processes on this machine, but {found} GPUs: use fewer")
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not runtime.deterministic
+        # Left alone, torch computes fp32 convolutions in TF32.
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if runtime.dtype == "tf32" else "ieee"  # type: ignore[attr-defined]
         if runtime.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is first used
             torch.use_deterministic_algorithms(True)

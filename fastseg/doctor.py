@@ -375,21 +375,18 @@ def _choices() -> Iterator[Row]:
     from fastseg.distributed import choose_device, choose_dtype
     from fastseg.profiling.session import choose_profiler
     from fastseg.training.optim import make_optimizer
-    from fastseg.training.setup import choose_kernels
+    from fastseg.training.setup import choose_capture, choose_kernels
 
     config = Config()
     kind, why = choose_device("auto")
     device = torch.device(kind)
     yield Row("auto device", OK, f"{kind}: {why}")
 
-    def dtype() -> tuple[str, str]:
-        chosen, why = choose_dtype("auto", kind)
-        return str(chosen).removeprefix("torch."), why
-
     choices: dict[str, Callable[[], tuple[str, str]]] = {
-        "dtype": dtype,
+        "dtype": lambda: choose_dtype("auto", kind)[1:],
         "loader": lambda: _loader(config.data.size, device),
         "kernels": lambda: choose_kernels(config, device),
+        "capture": lambda: (choose_capture(config, device).value, choose_capture(config, device).why),
         "optimizer": lambda: make_optimizer(torch.nn.Linear(1, 1).to(device), config.train, device)[1:],
         "profiler": lambda: choose_profiler("auto", kind),
     }

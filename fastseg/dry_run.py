@@ -21,6 +21,7 @@ from fastseg.pipelines.growing import plan_phases, work_left
 from fastseg.pipelines.source import Spec, TrainSource, choose_loader
 from fastseg.runlog import duration
 from fastseg.specs import make_plan
+from fastseg.training.capture import WARMUP
 from fastseg.training.opening import start_block
 from fastseg.training.run import Run
 from fastseg.training.setup import set_up
@@ -123,18 +124,19 @@ def measure(step: Step, size: Size, accumulate: int, batch: int) -> Measured:
     images = torch.randn(count, *size, 3, device=device).to(step.dtype).permute(0, 3, 1, 2)
     labels = torch.randint(len(step.weights), (count, *size), device=device, dtype=torch.uint8)
 
-    def steps(number: int) -> float:
+    def steps(number: int, step: Step = step) -> float:
         start = time.perf_counter()
         for _ in range(number):
             loss = step.step(images, labels, lr=0.0).loss
         loss.item()  # waits for the device
         return (time.perf_counter() - start) / number
 
-    steps(1)
+    steps(WARMUP + 1 if step.passes else 1)
     held = [*step.model.parameters(), *step.model.buffers(), *momenta(step.optimizer), images, labels]
     if step.average:
         held += [*step.average.model.parameters(), *step.average.model.buffers()]
-    memory = peak_bytes(lambda: steps(1), held, device)
+    # A graph's memory is its own, and as much as that of a step that is not captured.
+    memory = peak_bytes(lambda: steps(1, dataclasses.replace(step, passes=None)), held, device)
     return Measured(batch, steps(TIMED[device.type]), memory, measured=True)
 
 

@@ -231,7 +231,7 @@ def _evaluate(
     config = configs.override(configs.from_dict(state["config"], str(checkpoint)), changes)
     if world is None:
         world, _ = join(config.runtime)
-    dtype, _ = choose_dtype(config.runtime.dtype, world.device.type)
+    dtype = choose_dtype(config.runtime.dtype, world.device.type).dtype
     dataset, splits = open_data(config)
     if list(dataset.classes.names) != state["classes"]:
         raise FastsegError(

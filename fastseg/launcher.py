@@ -12,12 +12,16 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import torch.distributed as dist
 
 from fastseg.errors import FastsegError, first_line
 from fastseg.workers import LAUNCHER, PID, verdicts
+
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
 
 # torch's agent passes these on to the workers; by default it dies of the last two and leaves them behind.
 SIGNALS_TO_WORKERS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
@@ -49,11 +53,10 @@ def launch(
     Raises:
         FastsegError: a process failed too often (it has said why), or the machines did not meet.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     # Workers say what happened in a line of their own; the agent's tables of files and ranks would bury it.
     for name in logging.root.manager.loggerDict:
@@ -66,20 +69,7 @@ def launch(
         os.environ[LAUNCHER] = folder
         last_things.callback(os.environ.pop, LAUNCHER)  # what is said afterwards is not a worker's
         (Path(folder) / PID).write_text(str(os.getpid()))
-        config = LaunchConfig(
-            min_nodes=nodes,
-            max_nodes=nodes,
-            nproc_per_node=processes,
-            run_id="fastseg",
-            rdzv_backend="c10d",
-            rdzv_endpoint=endpoint or "localhost:0",
-            rdzv_configs={"join_timeout": timeout, "read_timeout": min(timeout, 60)},
-            max_restarts=RESTARTS,
-            monitor_interval=0.5,
-            signals_to_handle=SIGNALS_TO_WORKERS,
-            shutdown_timeout=60,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
-        )
+        config = _configured(processes, nodes, endpoint, timeout, folder)
         _end_at_the_second_signal(folder)
         if endpoint is not None:
             _refuse_foreign_server(endpoint)
@@ -103,6 +93,31 @@ def launch(
                 "give HOST:PORT of one of them, a port that is free there and open to the others"
             ) from None
     return 0
+
+
+def _configured(processes: int, nodes: int, endpoint: str | None, timeout: int, folder: str) -> "LaunchConfig":
+    """What torch's agent is told; its arguments are those of `launch`."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    # Seconds that workers have to save after a signal; torch 2.11 knows no such thing, and waits for half as long.
+    patience: dict[str, Any] = (
+        {"shutdown_timeout": 60} if "shutdown_timeout" in LaunchConfig.__dataclass_fields__ else {}
+    )
+    return LaunchConfig(
+        min_nodes=nodes,
+        max_nodes=nodes,
+        nproc_per_node=processes,
+        run_id="fastseg",
+        rdzv_backend="c10d",
+        rdzv_endpoint=endpoint or "localhost:0",
+        rdzv_configs={"join_timeout": timeout, "read_timeout": min(timeout, 60)},
+        max_restarts=RESTARTS,
+        monitor_interval=0.5,
+        signals_to_handle=SIGNALS_TO_WORKERS,
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+        **patience,
+    )
 
 
 def _refuse_foreign_server(endpoint: str) -> None:

@@ -45,7 +45,7 @@ class Predictor:
         self.colors = tuple((red, green, blue) for red, green, blue in state["colors"])
         self.size = configs.from_dict(state["config"], str(source)).data.size
         self.device = torch.device(choose_device(device)[0])
-        self.dtype, _ = choose_dtype(dtype, self.device.type)
+        self.dtype = choose_dtype(dtype, self.device.type).dtype
         self.network = checkpoints.build_model(state, source).to(self.device)
         self.network.fused = launch.choose("auto", self.device)[0] == "fused"
 

@@ -160,7 +160,8 @@ def _ranges(events: list[Event]) -> list[dict[str, Any]]:
     if not events:
         return []
     event = events[-1]
-    times = {**event["seconds"], "other": max(0.0, event["total"] - sum(event["seconds"].values()))}
+    known = {name: seconds for name, seconds in event["seconds"].items() if seconds}  # a pass is replayed, or is not
+    times = {**known, "other": max(0.0, event["total"] - sum(known.values()))}
     return [{"name": n, "ms": 1e3 * t / event["steps"], "share": t / event["total"]} for n, t in times.items()]
 
 

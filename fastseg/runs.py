@@ -23,7 +23,17 @@ CHANGEABLE = {"train.epochs", "train.patience", "train.validate_every", "train.k
 CHANGEABLE |= {"train.checkpoint_steps", "train.checkpoint_minutes"}
 CHANGEABLE |= {
     f"runtime.{name}"
-    for name in ("device", "kernels", "loader", "cache_dir", "threads", "log_every", "bucket_mib", "collective_timeout")
+    for name in (
+        "device",
+        "kernels",
+        "capture",
+        "loader",
+        "cache_dir",
+        "threads",
+        "log_every",
+        "bucket_mib",
+        "collective_timeout",
+    )
 }
 
 

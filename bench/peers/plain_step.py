@@ -1,6 +1,8 @@
 """A SegNet training step as a tutorial writes it: fp32, NCHW, PyTorch's pooling with indices, cross-entropy and SGD.
 
-Under autocast it is a step as torchvision's references/segmentation/train.py takes it with --amp.
+Under autocast it is a step as torchvision's references/segmentation/train.py takes it with --amp. Tuned it is what
+PyTorch's own guide advises: channels-last maps, autocast, fused SGD, and torch.compile
+(https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html).
 """
 
 import itertools
@@ -74,18 +76,29 @@ def images_per_second(
     classes: int,
     steps: int,
     dtype: torch.dtype = torch.float32,
+    *,
+    tuned: bool = False,
+    mode: str | None = None,
 ) -> Callable[[], float]:
-    """A measurement of so many steps on one random batch, under autocast to `dtype` where that is not fp32."""
-    model = PlainSegNet(classes).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    """A measurement of so many steps on one random batch, under autocast to `dtype` where that is not fp32.
+
+    Args:
+        tuned: channels-last maps and fused SGD.
+        mode: of torch.compile; None does not compile.
+    """
+    layout = torch.channels_last if tuned else torch.contiguous_format
+    model = PlainSegNet(classes).to(device).to(memory_format=layout)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=tuned)
     loss_of = nn.CrossEntropyLoss(weight=torch.ones(classes, device=device), ignore_index=255)
-    images = torch.randn(batch, 3, *size, device=device)
+    images = torch.randn(batch, 3, *size, device=device).contiguous(memory_format=layout)
     labels = torch.randint(0, classes, (batch, *size), device=device)
+
+    network: nn.Module = torch.compile(model, mode=mode) if mode else model  # type: ignore[assignment]
 
     def measure() -> float:
         start = time.perf_counter()
         for _ in range(steps):
-            take(model, optimizer, loss_of, images, labels, dtype).item()  # as it is printed; waits for a GPU
+            take(network, optimizer, loss_of, images, labels, dtype).item()  # as it is printed; waits for a GPU
         return steps * batch / (time.perf_counter() - start)
 
     return measure

@@ -54,7 +54,7 @@ def run_options(command: Command) -> Command:
     """Options that say where and how a command computes."""
     options = (
         click.option("--device", help="auto, cpu or cuda."),
-        click.option("--dtype", help="auto, bf16, fp16 or fp32."),
+        click.option("--dtype", help="auto, bf16, fp16, tf32 or fp32."),
         click.option("--loader", help="auto, dali, cache or reference."),
         click.option("--cache-dir", help="Folder that keeps decoded data from run to run."),
         click.option(

@@ -60,6 +60,8 @@ def train(
         log = prepare_log(training, folder)
         last_things.callback(log.close)
         last_things.callback(training.writer.join)
+        if training.step.passes:
+            last_things.callback(training.step.passes.release)
         if not training.finished:
             with world.named_failures(), Requests(world) as requests:
                 world.barrier()  # from the start line on, a signal to any of them saves

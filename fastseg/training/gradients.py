@@ -1,11 +1,14 @@
 """What travels between processes in a step, and when: the numbers that a model of scaling starts from."""
 
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from fastseg.distributed import World
 
 
 def traffic(wrapped: nn.Module) -> dict[str, Any]:
@@ -19,6 +22,40 @@ def traffic(wrapped: nn.Module) -> dict[str, Any]:
         "gradient_bytes": found["total_parameter_size_bytes"],
         "bucket_bytes": [int(size) for size in str(sizes).split(",")],
     }
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter], world: World, bucket_mib: int, compress: str) -> None:
+    """Make each gradient the sum over processes, bucket by bucket, as DistributedDataParallel does during backward.
+
+    Args:
+        compress: "bf16" sends them in that precision.
+    """
+    for bucket in buckets([p.grad for p in parameters if p.grad is not None], bucket_mib * 2**20):
+        maps = [_in_memory_order(gradient) for gradient in bucket]
+        flat = torch.cat([gradient.reshape(-1) for gradient in maps])
+        flat = world.sum(flat.bfloat16() if compress == "bf16" else flat).to(flat.dtype)
+        sums = flat.split([gradient.numel() for gradient in maps])
+        torch._foreach_copy_(maps, [part.view(gradient.shape) for part, gradient in zip(sums, maps, strict=True)])
+
+
+def buckets(gradients: list[torch.Tensor], nbytes: int) -> Iterator[list[torch.Tensor]]:
+    """The gradients in their order, in lists of at most so many bytes, or of one that is larger."""
+    bucket: list[torch.Tensor] = []
+    held = 0
+    for gradient in gradients:
+        size = gradient.numel() * gradient.element_size()
+        if bucket and held + size > nbytes:
+            yield bucket
+            bucket, held = [], 0
+        bucket.append(gradient)
+        held += size
+    if bucket:
+        yield bucket
+
+
+def _in_memory_order(gradient: torch.Tensor) -> torch.Tensor:
+    """A view whose elements are neighbours as they lie in channels-last memory, the same way in all processes."""
+    return gradient.permute(0, 2, 3, 1) if gradient.ndim == 4 else gradient
 
 
 class BackwardClock:

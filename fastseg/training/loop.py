@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from fastseg.config import Size
 from fastseg.errors import FastsegError
 from fastseg.overlays import PANEL_WIDTH, write_sheet
 from fastseg.pipelines.growing import GrowingSource, work_left
@@ -50,6 +51,7 @@ def train_loop(
             lr = rate(progress.step - progress.skipped_steps)
             with gradients_timed(run, log) if progress.step == first + 1 else contextlib.nullcontext():
                 advance(run, batch, lr)
+            tell_captures(run, log)
 
             epoch = run.epoch_ends.get(progress.step)
             # The only place where the host waits for the device, but for a step under fp16.
@@ -82,11 +84,11 @@ def show_samples(run: Run, folder: Path, batch: Batch) -> None:
 
 @contextlib.contextmanager
 def gradients_timed(run: Run, log: RunLog) -> Iterator[None]:
-    """Log, of several processes, when each bucket of gradients is full in this step.
+    """Log, where gradients travel during backward, when each bucket of them is full in this step.
 
     It must not be the first of the process: torch has cut the buckets that it stays with by the second.
     """
-    if run.world.size == 1:
+    if not traffic(run.step.wrapped):
         yield
         return
     with BackwardClock(run.step.wrapped) as clock:
@@ -113,6 +115,20 @@ def advance(run: Run, batch: Batch, lr: float) -> None:
             "fp32; best.pt has the best weights so far"
         )
     progress.step += 1
+
+
+def tell_captures(run: Run, log: RunLog) -> None:
+    """Log what was captured in this step, and say where that is over."""
+    if run.step.passes is None:
+        return
+    captured, failure = run.step.passes.news()
+    for shape, seconds, nbytes in captured:
+        batch, _, height, width = shape
+        facts = {"size": str(Size(height, width)), "batch": batch, "seconds": seconds, "memory_mib": nbytes / 2**20}
+        log.event("captured", run.progress.step, **facts)
+    if failure:
+        log.event("not_captured", run.progress.step, why=failure)
+        log.say(f"the step cannot be captured ({failure}): the host asks for each kernel from here on")
 
 
 def log_interval(run: Run, log: RunLog, meter: Meter, lr: float) -> None:

@@ -11,7 +11,7 @@ from fastseg.pipelines.growing import GrowingSource
 from fastseg.pipelines.source import Batch
 from fastseg.ranges import annotate, shown_by
 
-RANGES = ("data wait", "sum of weights", "forward", "loss", "backward", "optimiser")
+RANGES = ("data wait", "sum of weights", "forward", "loss", "backward", "replay", "exchange", "optimiser")
 TIMED_LINE = 2  # the log line whose interval is timed range by range: the first has all that warms up
 
 

@@ -1,6 +1,7 @@
 """From a configuration, or from a checkpoint, to a run."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from fastseg.kernels import launch
 from fastseg.model import SegNet, initialise
 from fastseg.pipelines.source import DECODED_AHEAD, Spec, choose_loader, decoded_at_once
 from fastseg.specs import make_plan, make_spec, open_data
+from fastseg.training.capture import Passes
+from fastseg.training.gradients import sum_gradients
 from fastseg.training.optim import Average, make_optimizer
 from fastseg.training.run import Run
 from fastseg.training.state import restore
@@ -37,7 +40,7 @@ def set_up(config: Config, state: dict[str, Any] | None) -> Run:
 
 def _assemble(config: Config, state: dict[str, Any] | None, world: World, device_why: str) -> Run:
     runtime, device, train = config.runtime, world.device, config.train
-    dtype, dtype_why = choose_dtype(runtime.dtype, device.type)
+    dtype, dtype_name, dtype_why = choose_dtype(runtime.dtype, device.type)
     dataset, splits = open_data(config)
     spec, val_spec = (
         make_spec(config, dataset, splits, s, device=device, dtype=dtype, threads=world.threads)
@@ -49,6 +52,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
     # What was batch x processes becomes a number: the run keeps its batches when it goes on with other processes.
     config = dataclasses.replace(config, train=dataclasses.replace(train, batch=0, global_batch=plan.batch))
     kernels, kernels_why = choose_kernels(config, device)
+    capture = choose_capture(config, device)
     counts = count_together(spec, world)
 
     torch.manual_seed(runtime.seed)
@@ -74,8 +78,9 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
             "split": Choice(*choose_split(dataset, config.data.split_scheme)),
             "loader": dataclasses.replace(loader, facts=loader.facts | reading),
             "device": Choice(device.type, device_why),
-            "dtype": Choice(str(dtype).removeprefix("torch."), dtype_why),
+            "dtype": Choice(dtype_name, dtype_why),
             "kernels": Choice(kernels, kernels_why),
+            "capture": capture,
             "optimizer": optimizer,
         },
         trained_on=trained_on(spec) if world.is_main else {},
@@ -90,8 +95,22 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
             f"processes see checkpoints of different steps ({', '.join(f'{step:g}' for step in sorted(steps))}): "
             "give --run in a folder that all machines share"
         )
-    step.wrapped = world.wrap(model, train.accumulate, runtime.bucket_mib, runtime.compress)
+    if capture.value == "off":
+        step.wrapped = world.wrap(model, train.accumulate, runtime.bucket_mib, runtime.compress)
+    else:
+        capture_passes(step, must=capture.facts["must"])
+        if world.size > 1:
+            # DistributedDataParallel's hooks run on the host: they and a graph go together in some versions only.
+            world.sync_weights(model)
+            step.exchange = functools.partial(
+                sum_gradients, list(model.parameters()), world, runtime.bucket_mib, runtime.compress
+            )
     return run
+
+
+def capture_passes(step: Step, *, must: bool) -> None:
+    """Let a step replay its passes from now on; its weights and optimiser are in the memory that they stay in."""
+    step.passes = Passes(step.one_pass, list(step.model.parameters()), must=must)
 
 
 def make_step(
@@ -146,3 +165,25 @@ def choose_kernels(config: Config, device: torch.device) -> tuple[str, str]:
     if runtime.deterministic and device.type == "cuda" and kernels == "torch":
         raise UsageError("--deterministic: PyTorch's unpooling and loss on a GPU are not; use runtime.kernels = fused")
     return kernels, why
+
+
+def choose_capture(config: Config, device: torch.device) -> Choice:
+    """Whether passes are captured: "on" or "off", and why. A fact is `must`: on was asked for, not chosen.
+
+    Raises:
+        UsageError: it was asked for and cannot be.
+    """
+    asked = config.runtime.capture
+    if asked == "off":
+        return Choice("off", "as asked, the host asks for each kernel", {"must": False})
+    obstacle = None
+    if device.type != "cuda":
+        obstacle = "CUDA graphs need an NVIDIA GPU"
+    elif config.runtime.sync_bn:
+        obstacle = "synchronised batch norm talks to other GPUs inside of a pass"
+    if obstacle is None:
+        why = "as asked" if asked == "on" else "the host need not ask for each kernel"
+        return Choice("on", f"{why}: passes are replayed from a CUDA graph", {"must": asked == "on"})
+    if asked == "on":
+        raise UsageError(f"runtime.capture = on: {obstacle}; use --set runtime.capture=auto")
+    return Choice("off", obstacle, {"must": False})

@@ -5,6 +5,7 @@ passes of the step together, so that neither their number nor accumulation chang
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from fastseg.kernels.cross_entropy import (
 )
 from fastseg.model import SegNet
 from fastseg.ranges import annotate
+from fastseg.training.capture import Passes
 from fastseg.training.optim import Average
 
 
@@ -53,6 +55,8 @@ class Step:
         dtype: of convolutions and activations; weights are fp32.
         micro_batch: images per backward pass; a process's share of a batch is cut into passes of so many.
         clip: the largest norm of the gradient; 0 leaves it alone.
+        passes: replays passes from a graph; None: they run as they are.
+        exchange: makes the sum over processes of the parameters' gradients; None where `wrapped` has done that.
         scale: of the loss, after the last step.
     """
 
@@ -66,6 +70,8 @@ class Step:
     dtype: torch.dtype
     micro_batch: int
     clip: float = 0.0
+    passes: Passes | None = None
+    exchange: Callable[[], None] | None = None
     scale: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +84,9 @@ class Step:
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Scores [B, C, H, W] of images [B, 3, H, W], as training gets them."""
-        with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        mixed = self.dtype != torch.float32
+        # Each weight is met once: there is nothing to keep, and what is kept cannot be captured.
+        with torch.autocast(self.world.device.type, self.dtype, enabled=mixed, cache_enabled=False):
             return self.wrapped(images)
 
     def backward(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,10 +99,7 @@ class Step:
         Returns:
             `loss` and `void`, as `Taken` has them.
         """
-        fused = self.model.fused
-        sum_weights, sum_losses = (
-            (weight_sum, cross_entropy_sum) if fused else (torch_weight_sum, torch_cross_entropy_sum)
-        )
+        sum_weights = weight_sum if self.model.fused else torch_weight_sum
         with annotate("sum of weights"):
             # A batch of only void pixels has weight 0 and cross-entropy 0: its loss is 0, not 0 / 0.
             total = self.world.sum(sum_weights(labels, self.weights))
@@ -104,15 +109,33 @@ class Step:
         parts = list(zip(images.split(self.micro_batch), labels.split(self.micro_batch), strict=True))
         for position, (some_images, some_labels) in enumerate(parts):
             with self.world.gradient_sync(self.wrapped, position == len(parts) - 1):
-                with annotate("forward"):
-                    logits = self.forward(some_images)
-                with annotate("loss"):
-                    part = sum_losses(logits, some_labels, self.weights) / total
-                with annotate("backward"):
-                    # DistributedDataParallel takes the mean over processes; the parts of the loss are to be summed.
-                    self.scaler.scale(part * self.world.size).backward()
-            loss += part.detach()
+                if self.passes:
+                    loss += self.passes(some_images, some_labels, total, single=len(parts) == 1)
+                else:
+                    loss += self.one_pass(some_images, some_labels, total)
+        if self.exchange:
+            with annotate("exchange"):
+                self.exchange()
         return loss, void
+
+    def one_pass(self, images: torch.Tensor, labels: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        """Forward, loss and backward of a micro-batch, whose part of the loss is returned.
+
+        Nothing here waits for the device or hangs on a number that changes: it is what a graph replays.
+
+        Args:
+            total: sum of the weights of the global batch's labels, a scalar on the device.
+        """
+        sum_losses = cross_entropy_sum if self.model.fused else torch_cross_entropy_sum
+        with annotate("forward"):
+            logits = self.forward(images)
+        with annotate("loss"):
+            part = sum_losses(logits, labels, self.weights) / total
+        with annotate("backward"):
+            # DistributedDataParallel takes the mean over processes; the parts of the loss are to be summed.
+            times = 1 if self.exchange else self.world.size
+            self.scaler.scale(part * times).backward()
+        return part.detach()
 
     def step(self, images: torch.Tensor, labels: torch.Tensor, lr: float) -> Taken:
         """One optimiser step on this process's share of the global batch, as `backward` takes it.

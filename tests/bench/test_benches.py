@@ -18,11 +18,13 @@ import torch
 from fastseg import bench
 from fastseg.bench import data as bench_data
 from fastseg.bench import drill, harness, peers, roofline
+from fastseg.bench import host as bench_host
 from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import ladder as bench_ladder
 from fastseg.bench import model as bench_model
 from fastseg.bench.peers import plain_step
 from fastseg.data.synth import write
+from fastseg.distributed import Precision, choose_dtype
 from fastseg.errors import FastsegError, UsageError
 from fastseg.model import SegNet
 
@@ -47,7 +49,7 @@ def check(document: dict, rounds: int) -> None:
         assert row.keys() == KEYS
         assert row["n"] in (1, rounds)
     for row in document["ratios"]:
-        assert row.keys() == KEYS - {"unit"}
+        assert row.keys() - {"better"} == KEYS - {"unit"}
         assert row["n"] == rounds
     for row in document["results"] + document["ratios"]:
         assert 0 < row["p20"] <= row["value"] <= row["p80"]
@@ -210,10 +212,15 @@ def test_the_cpu_time_of_child_processes_counts():
         child.communicate(b"\n")
 
 
+def precision(requested: str, device: str) -> Precision:
+    """bf16 as the fastest, whatever this CPU does well."""
+    return choose_dtype("bf16" if requested == "auto" else requested, device)
+
+
 def small(monkeypatch) -> None:
     """Networks of one stage, and bf16 as the second precision: slow on many CPUs, but it shows the ratio."""
     for module in (bench_model, bench_ladder):
-        monkeypatch.setattr(module, "choose_dtype", lambda *_: (torch.bfloat16, "as asked"))
+        monkeypatch.setattr(module, "choose_dtype", precision)
     for module in (bench_model, drill):
         monkeypatch.setattr(module, "SegNet", lambda classes, **options: SegNet(classes, depth=1, **options))
     monkeypatch.setattr(bench_model, "layers", functools.partial(roofline.layers, depth=1))
@@ -221,11 +228,14 @@ def small(monkeypatch) -> None:
 
 def test_several_benches_by_one_word(monkeypatch):
     ran = []
-    for name in ("data", "kernels", "ladder", "model", "scaling", "stream"):
+    for name in ("data", "host", "kernels", "ladder", "model", "scaling", "stream"):
         found = harness.Found([harness.exact(name, "", 1.0)], [])
         monkeypatch.setitem(bench.BENCHES, name, lambda found=found, **options: ran.append(options) or found)
     monkeypatch.setattr(bench.bench_scaling, "measure", bench.BENCHES["scaling"])
-    for what, names in (("", ["ladder", "scaling"]), ("all", ["ladder", "data", "kernels", "model", "scaling"])):
+    for what, names in (
+        ("", ["ladder", "scaling"]),
+        ("all", ["ladder", "data", "kernels", "host", "model", "scaling"]),
+    ):
         document = bench.run(what, data="synth", size=(8, 8), batch=1, rounds=5, device="cpu")
         assert [row["name"] for row in document["results"]] == names
     assert ran[1]["counts"] == (1,)
@@ -236,6 +246,28 @@ def test_processes_are_doubled_up_to_the_gpus_that_are_there(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
         assert bench.default_counts("cuda") == counts
     assert bench.default_counts("cpu") == (1,)
+
+
+def test_host_time_is_of_the_way_to_a_kernel_that_is_not_launched(monkeypatch, threads):
+    import triton
+
+    from fastseg.kernels import launch
+
+    monkeypatch.setattr(bench_host, "CALLS", 2)
+    monkeypatch.setattr(bench_host, "STEPS", 1)
+    before, way = triton.JITFunction.run, launch.on_triton
+    launched = []
+    monkeypatch.setattr(bench_host, "_nothing", lambda kernel, *_, **options: launched.append(kernel.fn.__name__))
+    found = bench.run("host", data="", size=(8, 8), batch=1, rounds=3, device="cpu")
+    check(found, 3)
+    operators = [*bench_kernels.cases(bench_host.CPU, torch.float32, (4, 4), 1), "step"]
+    assert [row["name"] for row in found["ratios"]] == [f"host_{name}_vs_torch" for name in operators]
+    assert {row["better"] for row in found["ratios"]} == {"lower"}
+    # Of the first operator that training takes: three launches forward, three backward.
+    names = ["moments", "merge", "apply", "backward_sums", "merge_sums", "backward"]
+    first = launched.index("moments_kernel")
+    assert launched[first : first + 6] == [f"{name}_kernel" for name in names]
+    assert (triton.JITFunction.run, launch.on_triton) == (before, way)
 
 
 def test_the_ladder_has_a_rung_for_each_part_and_names_the_lowest(street, monkeypatch, threads):
@@ -313,10 +345,11 @@ def test_the_step_is_measured_in_both_precisions(monkeypatch, threads):
         assert rows.pop((f"{name}, share of the roofline", "%")) == pytest.approx(100 * speed * least / 2)
         assert rows.pop((f"{name}, share of compute (MFU)", "%")) == pytest.approx(100 * speed * work * 1e9 / peak)
         assert rows.pop((f"{name}, roofline's time bound by compute", "%")) == pytest.approx(100 * compute / least)
-    loops = {f"plain PyTorch loop {kind} 32x32 batch 2" for kind in ("float32", "autocast")}
-    assert rows.keys() == {(loop, "img/s") for loop in loops}
+    loops = {f"plain PyTorch loop {kind}" for kind in ("float32 {}", "bfloat16 {}, tuned", "bfloat16 {}, autocast")}
+    assert rows.keys() == {(loop.format("32x32 batch 2"), "img/s") for loop in loops}
     assert [r["name"] for r in found["ratios"]] == [
         "train_step_vs_plain",
+        "train_step_vs_tuned",
         "train_step_vs_autocast",
         "train step bfloat16 / float32",
     ]
@@ -349,11 +382,11 @@ def test_a_quick_measurement_makes_many_rounds_of_the_best_precision_and_the_pla
 
 def test_the_whole_network_is_counted_and_unknown_peaks_give_no_share(monkeypatch, threads):
     # Steps that claim 2 images per second, so that nothing is computed.
-    step = SimpleNamespace(model=SimpleNamespace(fused=True))
+    step = SimpleNamespace(model=SimpleNamespace(fused=True), passes=None)
     made = SimpleNamespace(images_per_second=lambda: 2.0, peak_memory=lambda: 5_000_000, step=step)
     monkeypatch.setattr(bench_model, "Drill", lambda *_: made)
-    monkeypatch.setattr(bench_model.plain_step, "images_per_second", lambda *_: lambda: 0.5)
-    monkeypatch.setattr(bench_model, "choose_dtype", lambda *_: (torch.float32, "as asked"))
+    monkeypatch.setattr(bench_model.plain_step, "images_per_second", lambda *_, **options: lambda: 0.5)
+    monkeypatch.setattr(bench_model, "choose_dtype", lambda *_: Precision(torch.float32, "float32", "as asked"))
     monkeypatch.setattr(bench_model, "peaks_here", lambda *_, trials: None)
     found = bench.run("model", data="", size=(360, 480), batch=1, rounds=3, device="cpu")
     check(found, 3)
@@ -364,9 +397,11 @@ def test_the_whole_network_is_counted_and_unknown_peaks_give_no_share(monkeypatc
         ("MB", 5.0),
         ("GFLOP/s", pytest.approx(2 * 639.7, rel=1e-3)),
         ("img/s", 0.5),
+        ("img/s", 0.5),
     ]
     assert [(r["name"], r["value"]) for r in found["ratios"]] == [
         ("train_step_vs_plain", 4.0),
+        ("train_step_vs_tuned", 4.0),
     ]
     assert found["series"] == []
 
@@ -429,12 +464,44 @@ def test_both_ways_of_an_operator_compute_the_same():
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_the_script_for_a_gpu_machine_runs_every_part_at_every_batch():
+def test_the_script_for_a_gpu_machine_runs_every_part_in_the_order_of_its_worth():
     script = Path(bench_kernels.__file__).with_name("device.sh")
-    done = subprocess.run([script, "--dry-run", "/tmp/found"], capture_output=True, text=True, check=True)
-    commands = done.stdout.splitlines()
-    assert sum("pytest -m gpu tests/kernels" in line for line in commands) == 1
-    for what in ("kernels", "model", "ladder"):
-        for batch in (4, 16, 32):
-            (line,) = (line for line in commands if f"bench {what} --device cuda --batch {batch} " in line)
+    command = [script, "--dry-run", "--data", "/data/CamVid", "/tmp/found"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    steps = dict(line.split(", at most ", 1) for line in done.stdout.splitlines())
+    order = ["install", "tests", "model-batch-4", "model-batch-16", "model-batch-8", "model-batch-32", "run", "profile"]
+    order += ["parity", "data", "eager", "fp16", "resume"]
+    assert list(steps)[: len(order)] == order
+    assert "-m gpu tests/kernels tests/fastseg" in steps["tests"]
+    for what, batches in (("kernels", (4, 16)), ("model", (4, 8, 16, 32)), ("ladder", (4, 16))):
+        for batch in batches:
+            line = steps[f"{what}-batch-{batch}"]
+            assert f"bench {what} " in line
+            assert f"--batch {batch} " in line
             assert line.endswith(f"--json > '/tmp/found/{what}-batch-{batch}.json'")
+    assert all("/data/CamVid" in steps[name] for name in ("run", "profile", "parity", "data", "fp16", "resume"))
+
+
+def test_the_script_for_a_gpu_machine_goes_on_after_a_failure_and_ends_in_time(tmp_path):
+    root = Path(bench_kernels.__file__).parents[1]
+    (tmp_path / "bench").mkdir()
+    script = tmp_path / "bench" / "device.sh"
+    script.write_text((root / "bench" / "device.sh").read_text())
+    # python3 of this machine makes a "virtual environment" whose programs say what they are asked, and fail.
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    fake = '#!/bin/sh\nmkdir -p "$4/bin"\nfor name in pip python fastseg; do\n'
+    fake += 'printf \'#!/bin/sh\\necho asked: "$@"\\nexit 3\\n\' > "$4/bin/$name"; chmod +x "$4/bin/$name"; done\n'
+    (programs / "python3").write_text(fake)
+    (programs / "python3").chmod(0o755)
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    command = ["bash", script, "--minutes", "1", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in summary.splitlines() if line.startswith("| ")]
+    outcomes = {name: outcome for name, _, outcome, _ in rows[1:]}
+    assert set(outcomes.values()) == {"FAILED (3)"}
+    assert len(outcomes) == 18
+    assert rows[2][3].startswith("asked: -m pytest -m gpu")
+    assert (tmp_path / "out" / "model-batch-4.json").read_text().startswith("asked: bench model ")

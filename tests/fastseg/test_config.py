@@ -36,7 +36,7 @@ PUBLISHED = {
     "train.clip": 0,
     "train.ema": 0,
     "train.patience": 0,
-    "runtime.dtype": "fp32",
+    "runtime.dtype": "tf32",  # single precision as PyTorch has it by default
 }
 
 
@@ -161,7 +161,7 @@ def test_what_is_no_size_is_refused(text):
         ("train", 1, "unknown key train"),
         ("train.schedule", "onecycle", "train.schedule = 'onecycle': choose one of constant, step, poly, one-cycle"),
         ("train.schedule", "onecycle", "(did you mean one-cycle?)"),
-        ("runtime.dtype", "bfloat16", "runtime.dtype = 'bfloat16': choose one of auto, bf16, fp16, fp32"),
+        ("runtime.dtype", "bfloat16", "runtime.dtype = 'bfloat16': choose one of auto, bf16, fp16, tf32, fp32"),
         ("train.lr", math.nan, "train.lr = nan: 0 or more"),
         ("train.lr", -1, "train.lr = -1.0: 0 or more"),
         ("train.epochs", 0, "train.epochs = 0: 1 or more"),

@@ -67,16 +67,35 @@ def test_a_run_that_the_network_binds(tmp_path):
 
 
 def test_precision_operators_memory_and_validation(tmp_path):
-    start = {"device": "NVIDIA H100 80GB HBM3", "dtype": "float32"}
+    capture = {"value": "off", "why": "as asked, the host asks for each kernel"}
+    choices = START["choices"] | {"capture": capture}
+    start = {"device": "NVIDIA H100 80GB HBM3", "dtype": "float32", "choices": choices}
     machine = {"gpu_memory": "81559 MiB, 81559 MiB"}
     folder = run(tmp_path / "r", start=start, waits=(0, 0, 0, 0), machine=machine, val=4.0)
-    _, dtype, kernels, memory, validation = diagnosis.of_run(folder)
+    _, dtype, kernels, memory, eager, validation = diagnosis.of_run(folder)
     assert dtype.cure == "--amp"
     assert kernels.cure == "--set runtime.kernels=auto"
     assert memory.text == "2.0 of 79.6 GiB of the GPU are used: a larger batch fits"
+    assert eager.text.startswith("the host asks for each kernel of a step (as asked, the host asks for each kernel), ")
     # 4 s of validation beside 4 of training; a fifth of them would leave 4.8 s of 8.
     assert validation.text == "50.0 % of the run is validation"
     assert validation.expected == pytest.approx(8 / 4.8)
+
+
+def test_a_captured_run_says_what_that_took_and_one_that_failed_why(tmp_path):
+    choices = START["choices"] | {"capture": {"value": "on", "why": "passes are replayed"}}
+    start = {"device": "NVIDIA H100 80GB HBM3", "choices": choices}
+    folder = run(tmp_path / "r", start=start, waits=(0, 0, 0, 0))
+    with (folder / "log.jsonl").open("a") as log:
+        for seconds, mib in ((1.25, 300.0), (2.0, 512.0)):
+            log.write(json.dumps({"event": "captured", "step": 3, "seconds": seconds, "memory_mib": mib}) + "\n")
+    found = [finding.text for finding in diagnosis.of_run(folder)]
+    assert "steps are replayed from CUDA graphs: 2 captured in 3.2 s, of which the last holds 512 MiB" in found
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"event": "not_captured", "step": 3, "why": "out of memory"}) + "\n")
+    (failed,) = [f for f in diagnosis.of_run(folder) if "the host asks for each kernel" in f.text]
+    assert "(out of memory)" in failed.text
+    assert "runtime.capture=auto" in failed.cure
 
 
 def test_no_run_and_a_run_that_has_hardly_begun_are_errors(tmp_path):

@@ -11,7 +11,7 @@ from fastseg import distributed
 from fastseg.cli.options import starts_processes
 from fastseg.cli.train_commands import processes_before
 from fastseg.config import Runtime
-from fastseg.distributed import check_gpus, choose_device, choose_dtype
+from fastseg.distributed import check_gpus, choose_device, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError
 from fastseg.workers import slurm_meeting_point, this_worker
 
@@ -27,7 +27,8 @@ from fastseg.workers import slurm_meeting_point, this_worker
 def test_auto_takes_bf16_only_on_cpus_that_compute_it(monkeypatch, avx512, amx, kind, why):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert choose_dtype("auto", "cpu") == (kind, why)
+    found = choose_dtype("auto", "cpu")
+    assert (found.dtype, found.name, found.why) == (kind, str(kind).removeprefix("torch."), why)
 
 
 @pytest.mark.parametrize(
@@ -42,11 +43,40 @@ def test_auto_takes_bf16_only_on_cpus_that_compute_it(monkeypatch, avx512, amx, 
 )
 def test_auto_takes_what_the_gpus_generation_does_well(monkeypatch, capability, kind):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert choose_dtype("auto", "cuda") == (kind, "the best of compute capability {}.{}".format(*capability))
+    found = choose_dtype("auto", "cuda")
+    assert (found.dtype, found.why) == (kind, "the best of compute capability {}.{}".format(*capability))
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "name", "why"),
+    [
+        ("cuda", (8, 0), "tf32", "as asked: convolutions keep 10 bits of a number"),
+        ("cuda", (7, 5), "float32", "this GPU has no TF32"),
+        ("cpu", None, "float32", "a CPU has no TF32"),
+    ],
+)
+def test_tf32_is_a_choice_of_its_own(monkeypatch, device, capability, name, why):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert choose_dtype("tf32", device) == (torch.float32, name, why)
+    assert choose_dtype("fp32", device) == (torch.float32, "float32", "as asked")
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("fp32", "ieee"), ("bf16", "ieee"), ("tf32", "tf32")])
+def test_fp32_convolutions_are_fp32_unless_tf32_was_asked_for(monkeypatch, dtype, precision):
+    before = torch.backends.cudnn.conv.fp32_precision
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    try:
+        join(Runtime(device="cuda", dtype=dtype))
+        assert torch.backends.cudnn.conv.fp32_precision == precision
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+        torch.backends.cudnn.benchmark = False
 
 
 def test_what_was_asked_for_is_taken(monkeypatch):
-    assert choose_dtype("bf16", "cpu") == (torch.bfloat16, "as asked")
+    assert choose_dtype("bf16", "cpu") == (torch.bfloat16, "bfloat16", "as asked")
     assert choose_device("cpu") == ("cpu", "as asked")
 
 

@@ -296,8 +296,8 @@ def test_a_run_folder_holds_what_it_promises(street, tmp_path, capsys):
     assert all(
         e["img_per_s"] == e["img_per_s_per_device"] > 0 and 0 <= e["data_wait"] <= 1 for e in events(run, "train")
     )
-    block = [line.split()[0] for line in capsys.readouterr().err.splitlines()[:14]]
-    names = ["run", "data", "split", "model", "loss", "loader", "device", "dtype", "kernels", "optimizer"]
+    block = [line.split()[0] for line in capsys.readouterr().err.splitlines()[:15]]
+    names = ["run", "data", "split", "model", "loss", "loader", "device", "dtype", "kernels", "capture", "optimizer"]
     names += ["world", "batch", "lr", "steps"]
     assert block == names
 

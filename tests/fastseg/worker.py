@@ -1,6 +1,6 @@
 """A worker that something is wrong with, or that says more than others; test_processes.py runs it under torchrun.
 
-worker.py frozen|late|bug DATA RUN [ACCUMULATE]
+worker.py frozen|late|bug|captured|ordinary DATA RUN [ACCUMULATE]
 """
 
 import hashlib
@@ -10,9 +10,12 @@ import os
 import sys
 import time
 
+from recorded import RecordedGraph
 from torch import nn
 
 from fastseg import cli, training
+from fastseg.choice import Choice
+from fastseg.training import capture, setup
 from fastseg.training.step import Step
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -53,6 +56,11 @@ if WHAT == "frozen":
     training.set_up, Step.step = frozen, observed
     # In fp32 on machines that do bf16 well, too: bf16 would hide whether sums are equal.
     changes |= {"train.accumulate": sys.argv[4], "train.lr": 1e-4, "runtime.dtype": "fp32"}
+elif WHAT in ("captured", "ordinary"):
+    changes |= {"train.ema": 0.9, "train.clip": 1.0, "runtime.dtype": "fp32"}
+    if WHAT == "captured":
+        capture.make_graph = RecordedGraph
+        setup.choose_capture = lambda config, device: Choice("on", "a recording", {"must": True})
 elif WHAT == "late":
     Step.step = late
     changes |= {"runtime.collective_timeout": 10}

@@ -97,7 +97,7 @@ def test_counts_depend_on_neither_batch_nor_processes(street, row):
 @pytest.fixture
 def half(monkeypatch):
     """Training in fp16 with its gradient scaler, on the CPU, where fastseg would refuse it as slow."""
-    monkeypatch.setattr("fastseg.training.setup.choose_dtype", lambda *_: (torch.float16, "for a test"))
+    monkeypatch.setattr("fastseg.training.setup.choose_dtype", lambda *_: (torch.float16, "float16", "for a test"))
 
 
 def tiny(street, **changes):
