@@ -81,15 +81,14 @@ class Captured(NamedTuple):
 class Passes:
     """Takes micro-batches' passes: as they are at first, then from a graph of their shape.
 
-    There is one graph at a time. A new shape, as growing images have it, begins anew and its graph takes the place of
-    the one before; a shape that comes back after that runs as it is.
+    There is one graph at a time. Another shape, as growing images have it, begins anew, and where its graph will be
+    was that of the shape before.
 
     Args:
         work: one pass of images, labels and sum of weights; gives its part of the loss, and adds to the parameters'
-            gradients, which it finds unset. The shape of one call is that of all tensors it hands on.
+            gradients. Nothing but the numbers in these tensors may differ from pass to pass of a shape.
         parameters: whose gradients it makes.
         must: whether a failure to capture is an error; else passes run as they are from then on.
-
     """
 
     def __init__(self, work: Pass, parameters: list[torch.nn.Parameter], *, must: bool) -> None:
@@ -97,11 +96,10 @@ class Passes:
         self._captured: list[Captured] = []
         self._failure, self._told = "", False
         self._shape: tuple[int, ...] = ()
-        self._seen: dict[tuple[int, ...], int] = {}  # passes of a shape so far
-        self._graph: Graph = make_graph()
-        self._ready = False
+        self._count = 0  # of passes of that shape, one after the other
+        self._graph = make_graph()
         self._inputs: list[torch.Tensor] = []
-        self._gradients: list[torch.Tensor] = []
+        self._gradients: list[torch.Tensor] = []  # none before the capture
 
     def __call__(
         self, images: torch.Tensor, labels: torch.Tensor, total: torch.Tensor, *, single: bool
@@ -112,16 +110,16 @@ class Passes:
             single: it is the only one of its step: gradients need not outlive the next pass.
         """
         shape = tuple(images.shape)
-        if shape != self._shape and shape not in self._seen:
+        if shape != self._shape:
             self.release()
-            self._shape, self._graph = shape, make_graph()
+            self._shape, self._count, self._graph = shape, 0, make_graph()
         # Whoever watches operators wants to see them.
-        if self._failure or shape != self._shape or torch._C._len_torch_dispatch_stack():
+        if self._failure or torch._C._len_torch_dispatch_stack():
             return self._work(images, labels, total)
-        self._seen[shape] = self._seen.get(shape, 0) + 1
-        if self._seen[shape] <= WARMUP:
+        self._count += 1
+        if self._count <= WARMUP:
             return self._graph.run(lambda: self._work(images, labels, total))
-        if not self._ready and not self._capture(images, labels, total):
+        if not self._gradients and not self._capture(images, labels, total):
             return self._work(images, labels, total)
         with annotate("replay"):
             for kept, given in zip(self._inputs, (images, labels, total), strict=True):
@@ -146,12 +144,13 @@ class Passes:
             with shown_by(lambda name: contextlib.nullcontext()):
                 self._part = self._graph.capture(lambda: self._work(*self._inputs))
             self._gradients = [p.grad for p in self._parameters if p.grad is not None]
-            self._ready = True
             self._captured.append(
                 Captured(tuple(images.shape), time.perf_counter() - start, _reserved(images.device) - before)
             )
-        except RuntimeError as error:  # CUDA's, PyTorch's and Triton's are, or are derived from it
-            self._failure = first_line(error)
+        except RuntimeError as error:  # as CUDA's and PyTorch's errors are; kernels were compiled in warm-up passes
+            # To end a capture that has failed fails too; what failed first says more.
+            first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            self._failure = first_line(first)
             self.release()
             if self._must:
                 cure = "use --set runtime.capture=auto"
@@ -161,7 +160,7 @@ class Passes:
         finally:
             for parameter, gradient in zip(self._parameters, kept, strict=True):
                 parameter.grad = gradient
-        return self._ready
+        return not self._failure
 
     def _hand_over(self, single: bool) -> None:
         """Give the parameters the gradients of the pass that was replayed, or add them to those of passes before."""
@@ -185,9 +184,8 @@ class Passes:
         return captured, failure
 
     def release(self) -> None:
-        """Give the graph's memory back; passes of its shape run as they are from then on."""
+        """Give the graph's memory back."""
         self._graph.release()
-        self._ready = False
         self._inputs, self._gradients = [], []
 
 
@@ -197,4 +195,8 @@ def make_graph() -> Graph:
 
 
 def _reserved(device: torch.device) -> int:
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+    """Bytes of a GPU that this process holds, without what it only keeps for later: capturing gives that back."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
