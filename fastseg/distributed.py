@@ -213,7 +213,7 @@ def join(runtime: Runtime) -> tuple[World, str]:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not runtime.deterministic
         # Left alone, torch computes fp32 convolutions in TF32.
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if runtime.dtype == "tf32" else "ieee"  # type: ignore[attr-defined]
+        torch.backends.cudnn.allow_tf32 = runtime.dtype == "tf32"
         if runtime.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is first used
             torch.use_deterministic_algorithms(True)

@@ -61,17 +61,17 @@ def test_tf32_is_a_choice_of_its_own(monkeypatch, device, capability, name, why)
     assert choose_dtype("fp32", device) == (torch.float32, "float32", "as asked")
 
 
-@pytest.mark.parametrize(("dtype", "precision"), [("fp32", "ieee"), ("bf16", "ieee"), ("tf32", "tf32")])
-def test_fp32_convolutions_are_fp32_unless_tf32_was_asked_for(monkeypatch, dtype, precision):
-    before = torch.backends.cudnn.conv.fp32_precision
+@pytest.mark.parametrize(("dtype", "allowed"), [("fp32", False), ("bf16", False), ("tf32", True)])
+def test_fp32_convolutions_are_fp32_unless_tf32_was_asked_for(monkeypatch, dtype, allowed):
+    before = torch.backends.cudnn.allow_tf32
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     try:
         join(Runtime(device="cuda", dtype=dtype))
-        assert torch.backends.cudnn.conv.fp32_precision == precision
+        assert torch.backends.cudnn.allow_tf32 == allowed
     finally:
-        torch.backends.cudnn.conv.fp32_precision = before
+        torch.backends.cudnn.allow_tf32 = before
         torch.backends.cudnn.benchmark = False
 
 

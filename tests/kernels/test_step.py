@@ -49,7 +49,8 @@ def test_twenty_steps_with_one_byte_pooling_give_the_same_losses_bit_for_bit(dev
 def test_twenty_steps_with_all_operators_give_the_same_losses(device):
     wanted = losses(device, fused=False, fused_loss=False)
     found = losses(device, fused=True, fused_loss=True)
-    assert found[0] == pytest.approx(wanted[0], rel=1e-6)
+    # On a GPU convolutions are TF32 by default: a last bit of what they get may become a bit of 10 in what they give.
+    assert found[0] == pytest.approx(wanted[0], rel=1e-6 if device.type == "cpu" else 2e-5)
     # Sums in another order differ in the last bit, and each step enlarges that.
     assert found == pytest.approx(wanted, rel=1e-3)
 
