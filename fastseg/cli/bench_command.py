@@ -56,7 +56,7 @@ def bench(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure this machine: WHAT is ladder, data, kernels, model, scaling, or all; by default ladder and scaling.
+    """Measure this machine: WHAT is ladder, data, kernels, host, model, scaling, or all; by default ladder and scaling.
 
     scaling trains on 1, 2, 4 ... of the GPUs that are there. Or stream: an epoch that is not kept. Or compare, with two
     RECORDS that --json wrote, or added to: has anything become slower? Or accuracy: seconds of training to a useful

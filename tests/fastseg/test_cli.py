@@ -123,7 +123,7 @@ def test_data_stats_prints_weights_whose_median_class_weighs_1(call):
         (["train", "--size", "360"], 2, "'360' is no size: write HEIGHTxWIDTH, such as 360x480"),
         (["train", "--set", "train.lrr=1"], 2, "unknown key train.lrr; did you mean train.lr?"),
         (["train", "--set", "train.lr"], 2, "--set train.lr: write KEY=VALUE"),
-        (["train", "--dtype", "bf61"], 2, "choose one of auto, bf16, fp16, fp32 (did you mean bf16?)"),
+        (["train", "--dtype", "bf61"], 2, "choose one of auto, bf16, fp16, tf32, fp32 (did you mean bf16?)"),
         (["train", "--gpus", "2", "--nproc", "2"], 2, "--gpus and --nproc: give one of them"),
         (["train", "--nproc", "2"], 2, "give --device cpu too"),
         (["train", "--nnodes", "2", "--run", "r"], 2, "several machines need --rdzv-endpoint HOST:PORT, and --run"),
@@ -140,7 +140,7 @@ def test_data_stats_prints_weights_whose_median_class_weighs_1(call):
         (["data", "synth", "x", "--layout", "voc"], 2, "--layout voc: choose one of segnet, original, kaggle, fastai"),
         (["data", "synth", "x", "--size", "8x8"], 2, "--size 8x8: scenes need 32x32 or more"),
         (["data", "stats", ".", "--weighting", "x"], 2, "--weighting x: choose one of"),
-        (["bench", "everything"], 2, "bench everything: choose one of ladder, data, kernels, model,"),
+        (["bench", "everything"], 2, "bench everything: choose one of ladder, data, kernels, host, model,"),
         (["--sead"], 2, "No such option '--sead'"),
     ],
 )  # fmt: skip
