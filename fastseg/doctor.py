@@ -16,6 +16,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -386,7 +387,7 @@ def _choices() -> Iterator[Row]:
         "dtype": lambda: choose_dtype("auto", kind)[1:],
         "loader": lambda: _loader(config.data.size, device),
         "kernels": lambda: choose_kernels(config, device),
-        "capture": lambda: (choose_capture(config, device).value, choose_capture(config, device).why),
+        "capture": lambda: attrgetter("value", "why")(choose_capture(config, device)),
         "optimizer": lambda: make_optimizer(torch.nn.Linear(1, 1).to(device), config.train, device)[1:],
         "profiler": lambda: choose_profiler("auto", kind),
     }

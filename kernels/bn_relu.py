@@ -25,7 +25,6 @@ ARGUMENTS = (
     "Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, Tensor(b!) running_var, "
     "Tensor(c!) num_batches_tracked, bool training, float momentum, float eps"
 )
-MUTATED = (3, 4, 5)
 
 
 def bn_relu(x_BCHW: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -71,16 +70,16 @@ def _statistics(x, running_mean, running_var, num_batches_tracked, momentum):
     return mean, variance
 
 
-def _fake_statistics(x, training):
+def _unfilled_statistics(x, training):
     channels = x.shape[1] if training else 0
     return tuple(x.new_empty(channels, dtype=torch.promote_types(x.dtype, torch.float32)) for _ in range(2))
 
 
 def _fake_bn_relu(x_BCHW, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps):
-    return empty(tuple(x_BCHW.shape), x_BCHW), *_fake_statistics(x_BCHW, training)
+    return empty(tuple(x_BCHW.shape), x_BCHW), *_unfilled_statistics(x_BCHW, training)
 
 
-@operator(f"bn_relu({ARGUMENTS}) -> (Tensor, Tensor, Tensor)", fake=_fake_bn_relu, mutated=MUTATED)
+@operator(f"bn_relu({ARGUMENTS}) -> (Tensor, Tensor, Tensor)", fake=_fake_bn_relu)
 def bn_relu_op(
     x_BCHW: Tensor,
     weight: Tensor,
@@ -99,7 +98,7 @@ def bn_relu_op(
     """
     if not training:
         y = _reference(x_BCHW, weight, bias, running_mean, running_var, eps)
-        return y.contiguous(memory_format=torch.channels_last), *_fake_statistics(x_BCHW, training)
+        return y.contiguous(memory_format=torch.channels_last), *_unfilled_statistics(x_BCHW, training)
     mean, variance = _statistics(x_BCHW, running_mean, running_var, num_batches_tracked, momentum)
     y = _reference(x_BCHW, weight, bias, mean, variance, eps)
     return y.contiguous(memory_format=torch.channels_last), mean, variance
@@ -107,10 +106,10 @@ def bn_relu_op(
 
 def _fake_bn_relu_pool(x_BCHW, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps):
     shape = (*x_BCHW.shape[:2], halved(x_BCHW.shape[-2]), halved(x_BCHW.shape[-1]))
-    return empty(shape, x_BCHW), empty(shape, x_BCHW, torch.uint8), *_fake_statistics(x_BCHW, training)
+    return empty(shape, x_BCHW), empty(shape, x_BCHW, torch.uint8), *_unfilled_statistics(x_BCHW, training)
 
 
-@operator(f"bn_relu_pool({ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)", fake=_fake_bn_relu_pool, mutated=MUTATED)
+@operator(f"bn_relu_pool({ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)", fake=_fake_bn_relu_pool)
 def bn_relu_pool_op(
     x_BCHW: Tensor,
     weight: Tensor,
@@ -125,7 +124,7 @@ def bn_relu_pool_op(
     """As `bn_relu_op`, pooled: values, codes, mean, variance."""
     if not training:
         pooled = pool(_reference(x_BCHW, weight, bias, running_mean, running_var, eps))
-        return *pooled, *_fake_statistics(x_BCHW, training)
+        return *pooled, *_unfilled_statistics(x_BCHW, training)
     mean, variance = _statistics(x_BCHW, running_mean, running_var, num_batches_tracked, momentum)
     return *pool(_reference(x_BCHW, weight, bias, mean, variance, eps)), mean, variance
 

@@ -385,25 +385,25 @@ def _reduction(
 
 
 def _statistics(
-    x_BCHW: Tensor, rows: int, running_mean: Tensor, running_var: Tensor, num_batches_tracked: Tensor, momentum: float
-) -> tuple[Tensor, Tensor]:
-    """The batch's mean and biased variance; the running ones move towards them."""
+    x_BCHW: Tensor, running_mean: Tensor, running_var: Tensor, batches: Tensor, training: bool, momentum: float
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Mean and biased variance to normalise with, and what is given back of them: the batch's, towards which the
+    running ones move, or when frozen the running ones, and nothing."""
+    mean = x_BCHW.new_empty(x_BCHW.shape[1] if training else 0, dtype=torch.float32)
+    found = mean, torch.empty_like(mean)
+    if not training:
+        return (running_mean, running_var), found
     channels = x_BCHW.shape[1]
+    rows = x_BCHW.numel() // channels
     measure, merge, parts, tiles, part_rows = _reduction(
         moments_kernel, merge_kernel, "ROWS", rows, channels, ELEMENTS, PARTS
     )
     moments = x_BCHW.new_empty((2, parts, channels), dtype=torch.float32)
-    mean = x_BCHW.new_empty(channels, dtype=torch.float32)
-    variance = torch.empty_like(mean)
     measure(x_BCHW, moments, rows, channels, tiles)
-    moved = running_mean, running_var, num_batches_tracked
-    merge(moments, mean, variance, *moved, parts, rows, channels, part_rows, momentum)
-    return mean, variance
-
-
-def _none_of(x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    nothing = [x_BCHW.new_empty(0, dtype=torch.float32) for _ in range(2)]
-    return nothing[0], nothing[1]
+    merge(moments, *found, running_mean, running_var, batches, parts, rows, channels, part_rows, momentum)
+    # PyTorch does not see what a kernel writes to: autograd shall notice where a saved one has moved.
+    torch.autograd.graph.increment_version((running_mean, running_var, batches))
+    return found, found
 
 
 def bn_relu(
@@ -420,14 +420,10 @@ def bn_relu(
     """See `fastseg.kernels.bn_relu.bn_relu_op`."""
     x_BCHW, channels = channels_last(x_BCHW), x_BCHW.shape[1]
     rows = x_BCHW.numel() // channels
-    if training:
-        found = _statistics(x_BCHW, rows, running_mean, running_var, num_batches_tracked, momentum)
-        mean, variance = found
-    else:
-        mean, variance, found = running_mean, running_var, _none_of(x_BCHW)
+    used, found = _statistics(x_BCHW, running_mean, running_var, num_batches_tracked, training, momentum)
     y = torch.empty_like(x_BCHW)
     apply = over(apply_kernel, "ROWS", rows, channels, ELEMENTS, WARPS)
-    apply(x_BCHW, weight, bias, mean, variance, y, rows, channels, eps)
+    apply(x_BCHW, weight, bias, *used, y, rows, channels, eps)
     return y, *found
 
 
@@ -445,19 +441,14 @@ def bn_relu_pool(
     """See `fastseg.kernels.bn_relu.bn_relu_pool_op`."""
     x_BCHW = channels_last(x_BCHW)
     batch, channels, *large = x_BCHW.shape
-    if training:
-        rows = batch * large[0] * large[1]
-        found = _statistics(x_BCHW, rows, running_mean, running_var, num_batches_tracked, momentum)
-        mean, variance = found
-    else:
-        mean, variance, found = running_mean, running_var, _none_of(x_BCHW)
+    used, found = _statistics(x_BCHW, running_mean, running_var, num_batches_tracked, training, momentum)
     small = [halved(size) for size in large]
     values = empty((batch, channels, *small), x_BCHW)
     codes = empty((batch, channels, *small), x_BCHW, torch.uint8)
     pixels = batch * small[0] * small[1]
     # Four pixels are met per pooled one.
     apply = over(apply_pool_kernel, "PIXELS", pixels, channels, ELEMENTS // 2, WARPS)
-    apply(x_BCHW, weight, bias, mean, variance, values, codes, pixels, channels, *large, *small, eps)
+    apply(x_BCHW, weight, bias, *used, values, codes, pixels, channels, *large, *small, eps)
     return values, codes, *found
 
 

@@ -32,7 +32,6 @@ def torch_confusion(
     "confusion(Tensor(a!) counts, Tensor scores, Tensor labels, Tensor(b!)? predictions=None) -> ()",
     fake=lambda *_: None,
     leading=1,
-    mutated=(0, 3),
 )
 def confusion(
     counts_CC: torch.Tensor,

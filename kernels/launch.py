@@ -63,9 +63,7 @@ def _obstacle(device: torch.device) -> str | None:
     return None
 
 
-def operator(
-    schema: str, *, fake: Callable[..., Any], leading: int = 0, mutated: tuple[int, ...] = ()
-) -> Callable[[Reference], Reference]:
+def operator(schema: str, *, fake: Callable[..., Any], leading: int = 0) -> Callable[[Reference], Reference]:
     """Make a function fastseg::NAME of PyTorch's; it is the reference, which runs where no Triton kernel does.
 
     Its launcher bears the operator's name in the module MODULE_triton beside the function's. The operator has no
@@ -76,7 +74,6 @@ def operator(
         schema: NAME(arguments) -> results, in PyTorch's notation.
         fake: gives results of the right shapes, dtypes and strides for arguments without values.
         leading: which argument decides by its device and dtype where the operator runs.
-        mutated: the arguments that it changes in place.
     """
     name = schema.partition("(")[0]
 
@@ -89,10 +86,7 @@ def operator(
 
         def serve(*arguments: Any) -> Any:
             run = getattr(launching(), name) if on_triton(arguments[leading]) else reference
-            results = run(*arguments)
-            if mutated:  # so that autograd notices where a saved one is used; those left out are not among them
-                torch.autograd.graph.increment_version([arguments[i] for i in mutated if i < len(arguments)])
-            return results
+            return run(*arguments)
 
         LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
         LIBRARY.impl(name, serve, "CompositeExplicitAutograd")

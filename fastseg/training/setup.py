@@ -55,13 +55,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
     capture = choose_capture(config, device)
     counts = count_together(spec, world)
 
-    torch.manual_seed(runtime.seed)
-    model = SegNet(len(spec.classes.names), config.model.backbone, config.model.depth, fused=kernels == "fused")
-    if state is None:
-        initialise(model, config.model.init)
-    if runtime.sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = model.to(device).to(memory_format=torch.channels_last)
+    model = _network(config, spec, fused=kernels == "fused", new=state is None)
     weights = torch.tensor(class_weights(counts, train.weighting), dtype=torch.float32, device=device)
     step, optimizer = make_step(model, train, world, dtype, weights, plan.batch // (world.size * train.accumulate))
     ahead = [DECODED_AHEAD, decoded_at_once(plan.batch // world.size)]
@@ -111,6 +105,17 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
 def capture_passes(step: Step, *, must: bool) -> None:
     """Let a step replay its passes from now on; its weights and optimiser are in the memory that they stay in."""
     step.passes = Passes(step.one_pass, list(step.model.parameters()), must=must)
+
+
+def _network(config: Config, spec: Spec, *, fused: bool, new: bool) -> SegNet:
+    """The network on its device, with the first weights of its seed; those of a file only where it is new."""
+    torch.manual_seed(config.runtime.seed)
+    model = SegNet(len(spec.classes.names), config.model.backbone, config.model.depth, fused=fused)
+    if new:
+        initialise(model, config.model.init)
+    if config.runtime.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model.to(spec.device).to(memory_format=torch.channels_last)
 
 
 def make_step(

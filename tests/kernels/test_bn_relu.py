@@ -298,6 +298,17 @@ def test_statistics_that_moved_since_are_noticed_in_backward(device, pooled):
 
 
 @poolings
+def test_frozen_statistics_serve_several_passes_before_backward(device, pooled):
+    # Nothing moves them, so that nothing spoils what the first pass has kept.
+    x, norm = sample((2, 3, 4, 6), device, training=False)
+    first, _ = fused(x.requires_grad_(), norm, pooled)
+    (alone,) = torch.autograd.grad(first.sum(), x)
+    first, second = (fused(x, norm, pooled)[0] for _ in range(2))
+    (together,) = torch.autograd.grad(first.sum() + second.sum(), x)
+    assert torch.equal(together, 2 * alone)
+
+
+@poolings
 def test_a_second_derivative_is_refused(device, pooled):
     x, norm = sample((2, 3, 4, 6), device)
     y, _ = fused(x.requires_grad_(), norm, pooled)
