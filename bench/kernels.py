@@ -22,7 +22,7 @@ from fastseg.distributed import choose_device, choose_dtype
 from fastseg.kernels.augment import augment, torch_augment
 from fastseg.kernels.bn_relu import bn_relu, bn_relu_pool
 from fastseg.kernels.confusion import confusion, torch_confusion
-from fastseg.kernels.cross_entropy import cross_entropy_sum, torch_cross_entropy_sum
+from fastseg.kernels.cross_entropy import cross_entropy, torch_cross_entropy
 from fastseg.kernels.launch import halved
 from fastseg.kernels.pool import pool, torch_pool, torch_unpool, unpool
 from fastseg.model import BACKBONES, CHANNELS
@@ -141,6 +141,7 @@ def cases(
         torch.ones(CLASSES, device=device),
         torch.zeros(CLASSES, CLASSES, dtype=torch.int64, device=device),
     )
+    total = torch.tensor(float(labels.numel()), device=device)
     images = torch.randint(0, 256, (batch, height, width, 3), generator=generator, dtype=torch.uint8).to(device)
     moves = [[i, i % 2, i % 21 - 10, 10 - i % 21] for i in range(batch)]
     samples = torch.tensor(moves, dtype=torch.int32, device=device)
@@ -178,8 +179,8 @@ def cases(
             bn_relu_pool_bytes(full, pooled, s)[0],
         ),
         "cross_entropy": Operator(
-            both(lambda t: cross_entropy_sum(t, labels, weights), scores, None),
-            both(lambda t: torch_cross_entropy_sum(t, labels, weights), scores, None),
+            both(lambda t: cross_entropy(t, labels, weights, total), scores, None),
+            both(lambda t: torch_cross_entropy(t, labels, weights, total), scores, None),
             cross_entropy_bytes(scores.numel(), pixels, s)[0],
         ),
         "confusion": Operator(

@@ -7,15 +7,17 @@ the class scores. Convolutions carry no bias, since batch normalisation subtract
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fastseg.errors import FastsegError, UsageError, first_line
 from fastseg.kernels.bn_relu import bn_relu, bn_relu_pool
+from fastseg.kernels.cast import cast
 from fastseg.kernels.pool import torch_pool, torch_unpool, unpool
 from fastseg.ranges import annotate
 from fastseg.texts import shown
@@ -25,6 +27,8 @@ BACKBONES = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
 IMAGE_CHANNELS = 3
 SHOWN = 5  # stray keys that are named
+
+Convolve = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 
 def _conv(channels_in: int, channels_out: int) -> list[nn.Module]:
@@ -84,36 +88,46 @@ class SegNet(nn.Module):
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] -> scores [B, C, H, W], for any H and W."""
         x, skipped = images_BCHW, []
+        convolve = self._convolving(images_BCHW.device.type) if self.fused else None
         for number, layers in enumerate(self.encoder, 1):
             with annotate(f"encoder {number}"):
                 size = (x.shape[-2], x.shape[-1])
-                x, positions = _fused_encode(layers, x) if self.fused else torch_pool(layers(x))
+                x, positions = _fused_encode(layers, x, convolve) if convolve else torch_pool(layers(x))
                 skipped.append((positions, size))
         for layers in self.decoder:
             with annotate(f"decoder {len(skipped)}"):
                 positions, size = skipped.pop()
-                if self.fused:
-                    x = _fused_decode(layers, unpool(x, positions, *size))
+                if convolve:
+                    x = _fused_decode(layers, unpool(x, positions, *size), convolve)
                 else:
                     x = layers(torch_unpool(x, positions, size))
         return x
 
+    def _convolving(self, device_type: str) -> Convolve:
+        """How convolutions are called: under autocast with weights that are all cast here, at once."""
+        if not torch.is_autocast_enabled(device_type):
+            return lambda conv, x_BCHW: conv(x_BCHW)
+        convs = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+        *weights, bias = cast([conv.weight for conv in convs] + [convs[-1].bias], torch.get_autocast_dtype(device_type))
+        of = dict(zip(convs, weights, strict=True))
+        return lambda conv, x_BCHW: F.conv2d(x_BCHW, of[conv], bias if conv is convs[-1] else None, padding=1)
 
-def _fused_encode(encoder: nn.Module, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+
+def _fused_encode(encoder: nn.Module, x_BCHW: torch.Tensor, convolve: Convolve) -> tuple[torch.Tensor, torch.Tensor]:
     """An encoder stage and its pooling with fastseg's operators: values and codes."""
     layers: list[Any] = list(encoder.children())
     *blocks, (conv, norm) = zip(layers[::3], layers[1::3], strict=True)
     for inner_conv, inner_norm in blocks:
-        x_BCHW = bn_relu(inner_conv(x_BCHW), inner_norm)
-    return bn_relu_pool(conv(x_BCHW), norm)
+        x_BCHW = bn_relu(convolve(inner_conv, x_BCHW), inner_norm)
+    return bn_relu_pool(convolve(conv, x_BCHW), norm)
 
 
-def _fused_decode(decoder: nn.Module, x_BCHW: torch.Tensor) -> torch.Tensor:
+def _fused_decode(decoder: nn.Module, x_BCHW: torch.Tensor, convolve: Convolve) -> torch.Tensor:
     """A decoder stage with fastseg's operators; the last one ends with the convolution that gives the scores."""
     layers: list[Any] = list(decoder.children())
     for conv, norm in zip(layers[::3], layers[1::3], strict=False):
-        x_BCHW = bn_relu(conv(x_BCHW), norm)
-    return x_BCHW if isinstance(layers[-1], nn.ReLU) else layers[-1](x_BCHW)
+        x_BCHW = bn_relu(convolve(conv, x_BCHW), norm)
+    return x_BCHW if isinstance(layers[-1], nn.ReLU) else convolve(layers[-1], x_BCHW)
 
 
 def read_tensors(path: Path, source: str) -> Any:

@@ -10,18 +10,19 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastseg.data.classes import VOID
-from fastseg.kernels import augment_triton, bn_relu_triton, confusion_triton, cross_entropy_triton, pool_triton
-from fastseg.kernels.launch import tile
+from fastseg.kernels import augment_triton, bn_relu_triton, confusion_triton, cross_entropy_triton, plan, pool_triton
+from fastseg.kernels.cross_entropy import SMALLEST
+from fastseg.kernels.launch import halved
 
 ARCHITECTURES = (80, 90, 100)
-DTYPES = ("fp32", "fp16", "bf16")
+DTYPES = {"fp32": 4, "fp16": 2, "bf16": 2}  # and the bytes of a value
 BATCH, HEIGHT, WIDTH, CHANNELS, CLASSES = 4, 360, 480, 64, 11
 
 # What each kernel's arguments point to; feature maps are of the training step's dtype.
@@ -31,64 +32,93 @@ POINTERS = {
     **dict.fromkeys(("codes_ptr", "labels_ptr", "labels_out_ptr", "images_ptr", "predictions_ptr"), "*u8"),
     **dict.fromkeys(("weight_ptr", "weights_ptr", "bias_ptr", "mean_ptr", "variance_ptr", "std_ptr"), "*fp32"),
     **dict.fromkeys(("upstream_ptr", "parts_ptr", "d_weight_ptr", "d_bias_ptr"), "*fp32"),
-    **dict.fromkeys(("sum_ptr", "running_mean_ptr", "running_var_ptr"), "*fp32"),
+    **dict.fromkeys(("sum_ptr", "total_ptr", "loss_ptr", "running_mean_ptr", "running_var_ptr"), "*fp32"),
     **dict.fromkeys(("counts_ptr", "batches_ptr"), "*i64"),
-    "samples_ptr": "*i32",
+    **dict.fromkeys(("samples_ptr", "arrived_ptr"), "*i32"),
 }
 FLOATS = ("eps", "momentum", "scale_y", "scale_x")
 
 
-def cases() -> dict[str, tuple[Any, dict[str, int]]]:
-    """Name -> kernel, and its whole-number arguments in a training step."""
+class Case(NamedTuple):
+    """A kernel, its numbers in a training step, and its warps."""
+
+    kernel: Any
+    values: dict[str, Any]
+    warps: int
+
+
+def streaming(kernel: Any, unit: str, pixels: int, channels: int, elements: int, **values: int) -> Case:
+    """A kernel that is launched by `launch.over`."""
+    height, width = plan.tile(channels, elements)
+    return Case(
+        kernel, {**values, unit.lower(): pixels, "C": channels, unit: height, "CHANNELS": width}, plan.STREAM_WARPS
+    )
+
+
+def reducing(kernel: Any, unit: str, rows: int, channels: int, element_bytes: int, **values: int) -> Case:
+    """A kernel of batch norm that is launched as `plan.reduction` has it."""
+    found = plan.reduction(rows, channels, element_bytes, plan.MULTIPROCESSORS)
+    shape = {unit: found.height, "CHANNELS": found.width, "STAGES": found.stages, "PARTS": plan.MERGED}
+    return Case(kernel, {**values, unit.lower(): rows, "C": channels, "share": found.share, **shape}, found.warps)
+
+
+def level(batch: int, height: int, width: int, channels: int, value_bytes: int) -> dict[str, Case]:
+    """Kernels of feature maps of one size, and of their pooled halves."""
+    h, w = halved(height), halved(width)
+    pixels, pooled = batch * height * width, batch * h * w
+    sizes = {"H": height, "W": width, "h": h, "w": w}
+
+    def pool(kernel: Any, **values: int) -> Case:
+        return streaming(kernel, "PIXELS", pooled, channels, plan.STREAMED // 2, **sizes, **values)
+
+    def norm(kernel: Any, **values: int) -> Case:
+        return streaming(kernel, "ROWS", pixels, channels, plan.STREAMED, **values)
+
+    bn, s = bn_relu_triton, value_bytes
+    sums = reducing(bn.backward_sums_pool_kernel, "PIXELS", pooled, channels, 5 * s + 1, **sizes)
+    return {
+        "pool": pool(pool_triton.pool_kernel),
+        "unpool": pool(pool_triton.unpool_kernel),
+        "take": pool(pool_triton.take_kernel),
+        "bn_relu statistics": reducing(bn.statistics_kernel, "ROWS", pixels, channels, s),
+        "bn_relu apply": norm(bn.apply_kernel),
+        "bn_relu apply, pool": pool(bn.apply_pool_kernel),
+        "bn_relu backward sums": reducing(bn.backward_sums_kernel, "ROWS", pixels, channels, 2 * s),
+        "bn_relu backward sums, pool": sums,
+        "bn_relu backward": norm(bn.backward_kernel, TRAINING=1),
+        "bn_relu backward, pool": pool(bn.backward_pool_kernel, values=pixels, TRAINING=1),
+    }
+
+
+def cases(dtype: str) -> dict[str, Case]:
+    """By name; feature maps are the largest ones, in one of DTYPES."""
     large = {"H": HEIGHT, "W": WIDTH, "h": HEIGHT // 2, "w": WIDTH // 2, "C": CHANNELS}
     out = {"height": HEIGHT, "width": WIDTH}
     pixels = BATCH * HEIGHT * WIDTH
 
-    def maps(elements: int, pixel: str) -> dict[str, int]:
-        return dict(zip((pixel, "CHANNELS"), tile(CHANNELS, elements), strict=True))
-
-    def scores(elements: int) -> dict[str, int]:
-        width = triton.next_power_of_2(CLASSES)
-        return {"pixels": pixels, "C": CLASSES, "PIXELS": elements // width, "CLASSES": width}
-
-    pooling = {**large, "pixels": pixels // 4, **maps(pool_triton.ELEMENTS, "PIXELS")}
-    norm = {**large, "rows": pixels, "tiles": 20, **maps(bn_relu_triton.ELEMENTS, "ROWS")}
-    fused = {
-        **large,
-        "pixels": pixels // 4,
-        "values": pixels,
-        "tiles": 20,
-        **maps(bn_relu_triton.ELEMENTS // 2, "PIXELS"),
-    }
-    shape = {name: bn_relu_triton.MERGED[name] for name in ("PARTS", "CHANNELS")}
-    merge = {"parts": 512, "rows": pixels, "part_rows": 640, "C": CHANNELS, **shape}
-    counted = {**large, **scores(confusion_triton.ELEMENTS), "h": HEIGHT, "w": WIDTH, "BINS": 128}
-    bn, entropy = bn_relu_triton, cross_entropy_triton
-    found: dict[str, tuple[Any, dict[str, int]]] = {
-        "pool": (pool_triton.pool_kernel, pooling),
-        "unpool": (pool_triton.unpool_kernel, pooling),
-        "take": (pool_triton.take_kernel, pooling),
-        "bn_relu moments": (bn.moments_kernel, norm),
-        "bn_relu merge": (bn.merge_kernel, merge),
-        "bn_relu apply": (bn.apply_kernel, norm),
-        "bn_relu apply, pool": (bn.apply_pool_kernel, fused),
-        "bn_relu backward sums": (bn.backward_sums_kernel, norm),
-        "bn_relu backward sums, pool": (bn.backward_sums_pool_kernel, fused),
-        "bn_relu backward": (bn.backward_kernel, {**norm, "TRAINING": 1}),
-        "bn_relu backward, pool": (bn.backward_pool_kernel, {**fused, "TRAINING": 1}),
-        "bn_relu merge sums": (bn.merge_sums_kernel, merge),
-        "cross_entropy forward": (entropy.forward_kernel, scores(entropy.ELEMENTS)),
-        "cross_entropy backward": (entropy.backward_kernel, scores(entropy.ELEMENTS)),
-        "weight_sum": (entropy.weight_sum_kernel, {"pixels": pixels, "C": CLASSES, "PIXELS": entropy.LABELS}),
-        "sum of parts": (entropy.sum_kernel, {"parts": 5400, "PARTS": entropy.PARTS}),
-        "confusion": (confusion_triton.confusion_kernel, {**counted, "RESIZE": 0, "KEEP": 0}),
-        "confusion, resized": (
-            confusion_triton.confusion_kernel,
-            {**counted, "h": HEIGHT // 2, "w": WIDTH // 2, "RESIZE": 1, "KEEP": 1},
+    height, width = plan.score_tile(CLASSES)
+    scores = {"pixels": pixels, "C": CLASSES, "PIXELS": height, "CLASSES": width, "SMALLEST": SMALLEST}
+    summed = {"pixels": pixels, "C": CLASSES, "PARTS": plan.SUMMED}
+    counted = {**large, **scores, "h": HEIGHT, "w": WIDTH, "BINS": 128}
+    resized = {"h": HEIGHT // 2, "w": WIDTH // 2, "RESIZE": 1, "KEEP": 1}
+    entropy, many = cross_entropy_triton, plan.MULTIPROCESSORS
+    count, warps = confusion_triton.confusion_kernel, plan.STREAM_WARPS
+    placed = {**large, **out, "PIXELS": plan.AUGMENTED, "VOID": VOID}
+    return {
+        **level(BATCH, HEIGHT, WIDTH, CHANNELS, DTYPES[dtype]),
+        "cross_entropy forward": Case(
+            entropy.forward_kernel, {**scores, **summed, "share": plan.sums(pixels, height, many)[1]}, warps
         ),
-        "augment": (augment_triton.augment_kernel, {**large, **out, "PIXELS": augment_triton.PIXELS, "VOID": VOID}),
+        "cross_entropy backward": Case(entropy.backward_kernel, scores, warps),
+        "weight_sum": Case(
+            entropy.weight_sum_kernel,
+            {**summed, "PIXELS": plan.LABELS, "share": plan.sums(pixels, plan.LABELS, many)[1]},
+            warps,
+        ),
+        "confusion": Case(count, {**counted, "RESIZE": 0, "KEEP": 0}, warps),
+        "confusion, resized": Case(count, {**counted, **resized}, warps),
+        "augment": Case(augment_triton.augment_kernel, placed, warps),
     }
-    return found
 
 
 def stated(kernel: Any, name: str, table: Mapping[str, Any], where: str) -> Any:
@@ -102,15 +132,13 @@ def stated(kernel: Any, name: str, table: Mapping[str, Any], where: str) -> Any:
     return table[name]
 
 
-def build(kernel: Any, values: dict[str, int], dtype: str, architecture: int) -> dict[str, Any]:
+def build(case: Case, dtype: str, architecture: int) -> dict[str, Any]:
     """Compile to machine code; what it takes and how wide its memory accesses are.
 
-    Args:
-        values: the kernel's whole-number arguments.
-
     Raises:
-        LookupError: a parameter that `values`, POINTERS and FLOATS do not state.
+        LookupError: a parameter that the case's values, POINTERS and FLOATS do not state.
     """
+    kernel, values, warps = case
     numbers = "its case in cases(), or to FLOATS,"
     constants = {p.name: stated(kernel, p.name, values, numbers) for p in kernel.params if p.is_constexpr}
     signature, attributes = {}, {}
@@ -126,12 +154,13 @@ def build(kernel: Any, values: dict[str, int], dtype: str, architecture: int) ->
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": 4})
+    compiled = triton.compile(source, target=target, options={"num_warps": warps})
     return {
         **resources(compiled.asm["cubin"]),
         "shared": compiled.metadata.shared,
         "v4": re.search(r"\b(ld|st)\.global[.\w:]*\.v4\.b32", compiled.asm["ptx"]) is not None,
         "load_bits": widths(compiled.asm["ptx"], "ld"),
+        "copy_bits": copied(compiled.asm["ptx"]),
         "store_bits": widths(compiled.asm["ptx"], "st"),
     }
 
@@ -140,6 +169,11 @@ def widths(ptx: str, kind: str) -> list[int]:
     """The different widths in bits of a kernel's loads ("ld") or stores ("st") of global memory, ascending."""
     found = re.findall(rf"\b{kind}\.global[.\w:]*?(?:\.v(\d))?\.b(\d+)", ptx)
     return sorted({int(count or 1) * int(bits) for count, bits in found})
+
+
+def copied(ptx: str) -> list[int]:
+    """The same of copies to shared memory, which no thread waits for."""
+    return sorted({8 * int(nbytes, 16) for nbytes in re.findall(r"\bcp\.async\.c[ag]\.[^;]*?, 0x(\w+)", ptx)})
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -159,13 +193,13 @@ def build_all() -> list[dict[str, Any]]:
     return [
         {
             "kernel": name,
-            "function": kernel.__name__,
+            "function": case.kernel.__name__,
             "dtype": dtype,
             "sm": architecture,
-            **build(kernel, values, dtype, architecture),
+            **build(case, dtype, architecture),
         }
-        for name, (kernel, values) in cases().items()
         for dtype in DTYPES
+        for name, case in cases(dtype).items()
         for architecture in ARCHITECTURES
     ]
 

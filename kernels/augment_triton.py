@@ -5,9 +5,8 @@ import triton
 import triton.language as tl
 
 from fastseg.data.classes import VOID
-from fastseg.kernels.launch import cdiv, empty
-
-PIXELS, WARPS = 1024, 4
+from fastseg.kernels import plan
+from fastseg.kernels.launch import empty
 
 
 @triton.jit
@@ -71,7 +70,7 @@ def augment(
     (H, W), batch = labels_NHW.shape[1:], len(samples_B4)
     out = empty((batch, 3, height, width), images_NHWC, dtype)
     labels_out = labels_NHW.new_empty((batch, height, width))
-    grid = (cdiv(height * width, PIXELS), batch)
+    grid = (plan.cdiv(height * width, plan.AUGMENTED), batch)
     augment_kernel[grid](
         images_NHWC,
         labels_NHW,
@@ -85,7 +84,7 @@ def augment(
         height,
         width,
         VOID=VOID,
-        PIXELS=PIXELS,
-        num_warps=WARPS,
+        PIXELS=plan.AUGMENTED,
+        num_warps=plan.STREAM_WARPS,
     )
     return out, labels_out

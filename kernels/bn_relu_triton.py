@@ -1,23 +1,23 @@
 """Triton kernels of `fastseg.kernels.bn_relu`: a program holds tiles of pixels x channels, in fp32.
 
-Reductions run in two steps without atomics: at most PARTS programs leave one row each, and a second kernel merges them.
+A reduction is one launch: each program leaves a part, and the last to arrive merges all of them, in the order of the
+programs and not of their arrival, so that the bits are the same each time. `launch.scratch` holds parts and counters.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from fastseg.kernels.launch import cdiv, channels_last, empty, halved, over, tile
+from fastseg.kernels import plan
+from fastseg.kernels.launch import channels_last, empty, halved, over, scratch
 from fastseg.kernels.pool_triton import corner, window
+from fastseg.kernels.reduce_triton import is_last
 
 Tensor = torch.Tensor
-
-ELEMENTS, WARPS = 2048, 4
-# Enough programs to fill a large GPU (132 SMs, 4 each); more would only make the second step longer.
-PARTS = 512
 
 
 @triton.jit
@@ -29,66 +29,48 @@ def channel_range(C, CHANNELS: tl.constexpr):
 
 @triton.jit
 def scaling(weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, exists, eps):
-    """Per channel, as rows: mean, 1 / sqrt(variance + eps), weight, bias."""
+    """Per channel: mean, 1 / sqrt(variance + eps), that times the weight, bias."""
     mean = tl.load(mean_ptr + channel, exists, 0.0).to(tl.float32)
     inverse = 1.0 / tl.sqrt(tl.load(variance_ptr + channel, exists, 1.0).to(tl.float32) + eps)
     weight = tl.load(weight_ptr + channel, exists, 0.0).to(tl.float32)
     bias = tl.load(bias_ptr + channel, exists, 0.0).to(tl.float32)
-    return mean[None, :], inverse[None, :], weight[None, :], bias[None, :]
+    return mean, inverse, inverse * weight, bias
 
 
 @triton.jit
-def load_tile(x_ptr, row, channel, exists, rows, C):
+def normalised(x, mean, scale, bias):
+    """Batch norm's output, with the same roundings wherever it is worked out: ReLU's mask must be the same."""
+    return (x - mean[None, :]) * scale[None, :] + bias[None, :]
+
+
+@triton.jit
+def load_tile(x_ptr, row, channel, exists, end, C):
     """fp32[rows, channels] (0 where there is nothing), its offsets and mask."""
     offset = row.to(tl.int64)[:, None] * C + channel[None, :]
-    mask = (row < rows)[:, None] & exists[None, :]
+    mask = (row < end)[:, None] & exists[None, :]
     return tl.load(x_ptr + offset, mask, 0.0).to(tl.float32), offset, mask
 
 
 @triton.jit
-def moments_kernel(x_ptr, parts_ptr, rows, C, tiles, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Mean and sum of squared deviations of `tiles` tiles of ROWS rows, per channel -> [2, parts, C]."""
-    channel, exists = channel_range(C, CHANNELS)
-    first = tl.program_id(0) * tiles * ROWS
-    mean = tl.zeros([CHANNELS], tl.float32)
-    squares = tl.zeros([CHANNELS], tl.float32)
-    for i in range(tiles):
-        row = first + i * ROWS + tl.arange(0, ROWS)
-        x, _, mask = load_tile(x_ptr, row, channel, exists, rows, C)
-        before = tl.minimum(i * ROWS, tl.maximum(rows - first, 0)).to(tl.float32)
-        count = tl.minimum(tl.maximum(rows - first - i * ROWS, 0), ROWS).to(tl.float32)
-        here = tl.sum(x, 0) / tl.maximum(count, 1.0)
-        deviation = tl.where(mask, x - here[None, :], 0.0)
-        # Chan, Golub, LeVeque 1979, eq. 2.1: two sets' means and squared deviations to those of both.
-        total = tl.maximum(before + count, 1.0)
-        delta = here - mean
-        squares += tl.sum(deviation * deviation, 0) + tl.where(count > 0, delta * delta * (before * count / total), 0.0)
-        mean += tl.where(count > 0, delta * (count / total), 0.0)
-    part = tl.program_id(0).to(tl.int64) * C + channel
-    tl.store(parts_ptr + part, mean, exists)
-    tl.store(parts_ptr + tl.num_programs(0) * C + part, squares, exists)
+def store_part(parts_ptr, first, second, channel, exists, C):
+    """This program's two rows of [2, parts, C]."""
+    offset = tl.program_id(0) * C + channel
+    tl.store(parts_ptr + offset, first, exists)
+    tl.store(parts_ptr + tl.num_programs(0) * C + offset, second, exists)
 
 
 @triton.jit
-def moments_of_parts(parts_ptr, channel, exists, parts, rows, C, part_rows, PARTS: tl.constexpr):
-    """Mean and biased variance per channel, of the means and squared deviations of parts [2, parts, C]."""
-    total = tl.zeros([PARTS, channel.shape[0]], tl.float32)
-    for start in range(0, parts, PARTS):
+def merge_parts(parts_ptr, channel, exists, C, PARTS: tl.constexpr):
+    """The sums over all parts, read from where all programs see them."""
+    first = tl.zeros([PARTS, channel.shape[0]], tl.float32)
+    second = tl.zeros([PARTS, channel.shape[0]], tl.float32)
+    for start in range(0, tl.num_programs(0), PARTS):
         part = start + tl.arange(0, PARTS)
-        count = tl.minimum(tl.maximum(rows - part * part_rows, 0), part_rows).to(tl.float32)
-        mask = (part < parts)[:, None] & exists[None, :]
-        total += tl.load(parts_ptr + part[:, None] * C + channel[None, :], mask, 0.0) * count[:, None]
-    mean = tl.sum(total, 0) / rows
-    squares = tl.zeros([PARTS, channel.shape[0]], tl.float32)
-    for start in range(0, parts, PARTS):
-        part = start + tl.arange(0, PARTS)
-        count = tl.minimum(tl.maximum(rows - part * part_rows, 0), part_rows).to(tl.float32)
-        mask = (part < parts)[:, None] & exists[None, :]
+        mask = (part < tl.num_programs(0))[:, None] & exists[None, :]
         offset = part[:, None] * C + channel[None, :]
-        deviation = tl.load(parts_ptr + offset, mask, 0.0) - mean[None, :]
-        inside = tl.load(parts_ptr + parts * C + offset, mask, 0.0)
-        squares += tl.where(mask, inside + deviation * deviation * count[:, None], 0.0)
-    return mean, tl.sum(squares, 0) / rows
+        first += tl.load(parts_ptr + offset, mask, 0.0, cache_modifier=".cg")
+        second += tl.load(parts_ptr + tl.num_programs(0) * C + offset, mask, 0.0, cache_modifier=".cg")
+    return tl.sum(first, 0), tl.sum(second, 0)
 
 
 @triton.jit
@@ -99,32 +81,55 @@ def move(running_ptr, channel, exists, value, momentum):
 
 
 @triton.jit
-def merge_kernel(
-    parts_ptr,
+def statistics_kernel(
+    x_ptr,
     mean_ptr,
     variance_ptr,
     running_mean_ptr,
     running_var_ptr,
     batches_ptr,
-    parts,
+    parts_ptr,
+    arrived_ptr,
     rows,
     C,
-    part_rows,
+    share,
     momentum,
-    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    """Merges the parts, and moves the running statistics and the number of batches that they are of."""
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    exists = channel < C
-    mean, variance = moments_of_parts(parts_ptr, channel, exists, parts, rows, C, part_rows, PARTS)
-    tl.store(mean_ptr + channel, mean, exists)
-    tl.store(variance_ptr + channel, variance, exists)
-    move(running_mean_ptr, channel, exists, mean, momentum)
-    unbiased = variance * (rows.to(tl.float32) / (rows - 1).to(tl.float32))
-    move(running_var_ptr, channel, exists, unbiased, momentum)
-    if tl.program_id(0) == 0:
-        tl.store(batches_ptr, tl.load(batches_ptr) + 1)
+    """The batch's mean and biased variance; the running ones, and the number of batches that they are of, move.
+
+    Sums are of distances from the mean of a few pixels from all over the map, so that what cancels is not the mean but
+    what that misses it by. `fastseg.kernels.bn_relu` states the error.
+    """
+    channel, exists = channel_range(C, CHANNELS)
+    some = load_tile(x_ptr, tl.arange(0, ROWS) * (rows // ROWS), channel, exists, rows, C)[0]
+    shift = tl.sum(some, 0) / ROWS
+    first = tl.program_id(0) * share
+    end = tl.minimum(first + share, rows)
+    sums = tl.zeros([ROWS, CHANNELS], tl.float32)
+    squares = tl.zeros([ROWS, CHANNELS], tl.float32)
+    for start in tl.range(first, end, ROWS, num_stages=STAGES):
+        x, _, mask = load_tile(x_ptr, start + tl.arange(0, ROWS), channel, exists, end, C)
+        distance = tl.where(mask, x - shift[None, :], 0.0)
+        sums += distance
+        squares += distance * distance
+    store_part(parts_ptr, tl.sum(sums, 0), tl.sum(squares, 0), channel, exists, C)
+    if is_last(arrived_ptr):
+        distances, squared = merge_parts(parts_ptr, channel, exists, C, PARTS)
+        miss = distances / rows
+        mean, variance = shift + miss, squared / rows - miss * miss
+        # Not a maximum, which would lose NaN.
+        variance = tl.where(variance < 0, 0.0, variance)
+        tl.store(mean_ptr + channel, mean, exists)
+        tl.store(variance_ptr + channel, variance, exists)
+        move(running_mean_ptr, channel, exists, mean, momentum)
+        unbiased = variance * (rows.to(tl.float32) / (rows - 1).to(tl.float32))
+        move(running_var_ptr, channel, exists, unbiased, momentum)
+        if tl.program_id(1) == 0:
+            tl.store(batches_ptr, tl.load(batches_ptr) + 1)
 
 
 @triton.jit
@@ -142,9 +147,9 @@ def apply_kernel(
     CHANNELS: tl.constexpr,
 ):
     channel, exists = channel_range(C, CHANNELS)
-    mean, inverse, weight, bias = scaling(weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, exists, eps)
+    mean, _, scale, bias = scaling(weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, exists, eps)
     x, offset, mask = load_tile(x_ptr, tl.program_id(0) * ROWS + tl.arange(0, ROWS), channel, exists, rows, C)
-    y = (x - mean) * inverse * weight + bias
+    y = normalised(x, mean, scale, bias)
     # Not a maximum, which would lose NaN.
     tl.store(y_ptr + offset, tl.where(y <= 0, 0.0, y).to(y_ptr.dtype.element_ty), mask)
 
@@ -168,13 +173,13 @@ def apply_pool_kernel(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    image, row, column, channel, out, exists = window(tl.program_id(0), pixels, C, h, w, PIXELS, CHANNELS)
-    mean, inverse, weight, bias = scaling(weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, channel < C, eps)
+    image, row, column, channel, out, exists = window(tl.program_id(0) * PIXELS, pixels, C, h, w, PIXELS, CHANNELS)
+    mean, _, scale, bias = scaling(weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, channel < C, eps)
     best = tl.full([PIXELS, CHANNELS], -float("inf"), tl.float32)
     best_code = tl.zeros([PIXELS, CHANNELS], tl.int32)
     for code in tl.static_range(4):
         offset, inside = corner(image, row, column, channel, exists, C, H, W, code)
-        y = (tl.load(x_ptr + offset, inside, 0.0).to(tl.float32) - mean) * inverse * weight + bias
+        y = normalised(tl.load(x_ptr + offset, inside, 0.0).to(tl.float32), mean, scale, bias)
         y = tl.where(y <= 0, 0.0, y).to(values_ptr.dtype.element_ty).to(tl.float32)
         better = inside & ((y > best) | (y != y))
         best = tl.where(better, y, best)
@@ -184,19 +189,31 @@ def apply_pool_kernel(
 
 
 @triton.jit
-def masked_gradient(gradient, x, scales):
-    """Gradient of batch norm's output, 0 where ReLU is off, and the normalised input."""
-    mean, inverse, weight, bias = scales
-    normalised = (x - mean) * inverse
-    return tl.where(normalised * weight + bias <= 0, 0.0, gradient), normalised
+def through_relu(gradient, x, mean, scale, bias):
+    """Gradient of batch norm's output: 0 where ReLU is off."""
+    return tl.where(normalised(x, mean, scale, bias) <= 0, 0.0, gradient)
 
 
 @triton.jit
-def store_sums(parts_ptr, d_weight, d_bias, channel, exists, C):
-    """This program's row of [2, parts, C]."""
-    part = tl.program_id(0) * C + channel
-    tl.store(parts_ptr + part, tl.sum(d_weight, 0), exists)
-    tl.store(parts_ptr + tl.num_programs(0) * C + part, tl.sum(d_bias, 0), exists)
+def finish_sums(
+    d_weight,
+    d_bias,
+    inverse,
+    channel,
+    exists,
+    d_weight_ptr,
+    d_bias_ptr,
+    parts_ptr,
+    arrived_ptr,
+    C,
+    PARTS: tl.constexpr,
+):
+    """Store this program's sums of gradient * (x - mean) and of gradient; the last one merges them to gradients."""
+    store_part(parts_ptr, tl.sum(d_weight, 0), tl.sum(d_bias, 0), channel, exists, C)
+    if is_last(arrived_ptr):
+        products, gradients = merge_parts(parts_ptr, channel, exists, C, PARTS)
+        tl.store(d_weight_ptr + channel, products * inverse, exists)
+        tl.store(d_bias_ptr + channel, gradients, exists)
 
 
 @triton.jit
@@ -207,27 +224,33 @@ def backward_sums_kernel(
     bias_ptr,
     mean_ptr,
     variance_ptr,
+    d_weight_ptr,
+    d_bias_ptr,
     parts_ptr,
+    arrived_ptr,
     rows,
     C,
     eps,
-    tiles,
+    share,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    """Sums of gradient * normalised input, and of gradient, over `tiles` tiles -> [2, parts, C]."""
+    """Gradients of weight and bias."""
     channel, exists = channel_range(C, CHANNELS)
-    scales = scaling(weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, exists, eps)
+    mean, inverse, scale, bias = scaling(weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, exists, eps)
+    first = tl.program_id(0) * share
+    end = tl.minimum(first + share, rows)
     d_weight = tl.zeros([ROWS, CHANNELS], tl.float32)
     d_bias = tl.zeros([ROWS, CHANNELS], tl.float32)
-    for i in range(tiles):
-        row = (tl.program_id(0) * tiles + i) * ROWS + tl.arange(0, ROWS)
-        x, offset, mask = load_tile(x_ptr, row, channel, exists, rows, C)
+    for start in tl.range(first, end, ROWS, num_stages=STAGES):
+        x, offset, mask = load_tile(x_ptr, start + tl.arange(0, ROWS), channel, exists, end, C)
         gradient = tl.load(gradient_ptr + offset, mask, 0.0).to(tl.float32)
-        gradient, normalised = masked_gradient(gradient, x, scales)
-        d_weight += tl.where(mask, gradient * normalised, 0.0)
+        gradient = through_relu(gradient, x, mean, scale, bias)
+        d_weight += tl.where(mask, gradient * (x - mean[None, :]), 0.0)
         d_bias += gradient
-    store_sums(parts_ptr, d_weight, d_bias, channel, exists, C)
+    finish_sums(d_weight, d_bias, inverse, channel, exists, d_weight_ptr, d_bias_ptr, parts_ptr, arrived_ptr, C, PARTS)
 
 
 @triton.jit
@@ -239,7 +262,10 @@ def backward_sums_pool_kernel(
     bias_ptr,
     mean_ptr,
     variance_ptr,
+    d_weight_ptr,
+    d_bias_ptr,
     parts_ptr,
+    arrived_ptr,
     pixels,
     C,
     H,
@@ -247,57 +273,53 @@ def backward_sums_pool_kernel(
     h,
     w,
     eps,
-    tiles,
+    share,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """The same for the gradient of pooled values, which belongs to the pixels that the codes name."""
     channel, channels = channel_range(C, CHANNELS)
-    scales = scaling(weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, channels, eps)
+    mean, inverse, scale, bias = scaling(weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, channels, eps)
+    first = tl.program_id(0) * share
+    end = tl.minimum(first + share, pixels)
     d_weight = tl.zeros([PIXELS, CHANNELS], tl.float32)
     d_bias = tl.zeros([PIXELS, CHANNELS], tl.float32)
-    for i in range(tiles):
-        block = tl.program_id(0) * tiles + i
-        image, row, column, _, pooled, exists = window(block, pixels, C, h, w, PIXELS, CHANNELS)
+    for start in tl.range(first, end, PIXELS, num_stages=STAGES):
+        image, row, column, _, pooled, exists = window(start, end, C, h, w, PIXELS, CHANNELS)
         gradient = tl.load(gradient_ptr + pooled, exists, 0.0).to(tl.float32)
         best_code = tl.load(codes_ptr + pooled, exists, 0)
         x = tl.zeros([PIXELS, CHANNELS], tl.float32)
         for code in tl.static_range(4):
             offset, inside = corner(image, row, column, channel, exists, C, H, W, code)
             x = tl.where(best_code == code, tl.load(x_ptr + offset, inside, 0.0).to(tl.float32), x)
-        gradient, normalised = masked_gradient(gradient, x, scales)
-        d_weight += tl.where(exists, gradient * normalised, 0.0)
+        gradient = through_relu(gradient, x, mean, scale, bias)
+        d_weight += tl.where(exists, gradient * (x - mean[None, :]), 0.0)
         d_bias += gradient
-    store_sums(parts_ptr, d_weight, d_bias, channel, channels, C)
+    finish_sums(
+        d_weight, d_bias, inverse, channel, channels, d_weight_ptr, d_bias_ptr, parts_ptr, arrived_ptr, C, PARTS
+    )
 
 
 @triton.jit
-def merge_sums_kernel(parts_ptr, d_weight_ptr, d_bias_ptr, parts, C, PARTS: tl.constexpr, CHANNELS: tl.constexpr):
-    """[2, parts, C] -> the sums over parts, in a fixed order."""
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    exists = channel < C
-    d_weight = tl.zeros([PARTS, CHANNELS], tl.float32)
-    d_bias = tl.zeros([PARTS, CHANNELS], tl.float32)
-    for start in range(0, parts, PARTS):
-        part = start + tl.arange(0, PARTS)
-        mask = (part < parts)[:, None] & exists[None, :]
-        offset = part[:, None] * C + channel[None, :]
-        d_weight += tl.load(parts_ptr + offset, mask, 0.0)
-        d_bias += tl.load(parts_ptr + parts * C + offset, mask, 0.0)
-    tl.store(d_weight_ptr + channel, tl.sum(d_weight, 0), exists)
-    tl.store(d_bias_ptr + channel, tl.sum(d_bias, 0), exists)
-
-
-@triton.jit
-def batch_terms(d_weight_ptr, d_bias_ptr, channel, exists, values, TRAINING: tl.constexpr):
-    """What batch statistics, which depend on x too, take off each gradient (Ioffe and Szegedy 2015, section 3)."""
+def batch_terms(d_weight_ptr, d_bias_ptr, channel, exists, inverse, values, TRAINING: tl.constexpr):
+    """What batch statistics, which depend on x too, take off each gradient: a number, and one times (x - mean) (Ioffe
+    and Szegedy 2015, section 3)."""
     if TRAINING:
-        d_weight = tl.load(d_weight_ptr + channel, exists, 0.0) / values
-        d_bias = tl.load(d_bias_ptr + channel, exists, 0.0) / values
+        slope = tl.load(d_weight_ptr + channel, exists, 0.0) * inverse / values
+        level = tl.load(d_bias_ptr + channel, exists, 0.0) / values
     else:
-        d_weight = tl.zeros(channel.shape, tl.float32)
-        d_bias = d_weight
-    return d_weight[None, :], d_bias[None, :]
+        slope = tl.zeros(channel.shape, tl.float32)
+        level = slope
+    return level, slope
+
+
+@triton.jit
+def input_gradient(gradient, x, mean, scale, bias, level, slope):
+    """Gradient of x, of that of ReLU's output."""
+    taken = level[None, :] + (x - mean[None, :]) * slope[None, :]
+    return (through_relu(gradient, x, mean, scale, bias) - taken) * scale[None, :]
 
 
 @triton.jit
@@ -319,12 +341,11 @@ def backward_kernel(
     TRAINING: tl.constexpr,
 ):
     channel, exists = channel_range(C, CHANNELS)
-    scales = scaling(weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, exists, eps)
-    d_weight, d_bias = batch_terms(d_weight_ptr, d_bias_ptr, channel, exists, rows, TRAINING)
+    mean, inverse, scale, bias = scaling(weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, exists, eps)
+    level, slope = batch_terms(d_weight_ptr, d_bias_ptr, channel, exists, inverse, rows, TRAINING)
     x, offset, mask = load_tile(x_ptr, tl.program_id(0) * ROWS + tl.arange(0, ROWS), channel, exists, rows, C)
     gradient = tl.load(gradient_ptr + offset, mask, 0.0).to(tl.float32)
-    gradient, normalised = masked_gradient(gradient, x, scales)
-    d_x = (gradient - d_bias - normalised * d_weight) * (scales[2] * scales[1])
+    d_x = input_gradient(gradient, x, mean, scale, bias, level, slope)
     tl.store(d_x_ptr + offset, d_x.to(d_x_ptr.dtype.element_ty), mask)
 
 
@@ -352,36 +373,28 @@ def backward_pool_kernel(
     CHANNELS: tl.constexpr,
     TRAINING: tl.constexpr,
 ):
-    image, row, column, channel, pooled, exists = window(tl.program_id(0), pixels, C, h, w, PIXELS, CHANNELS)
-    scales = scaling(weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, channel < C, eps)
-    d_weight, d_bias = batch_terms(d_weight_ptr, d_bias_ptr, channel, channel < C, values, TRAINING)
+    first = tl.program_id(0) * PIXELS
+    image, row, column, channel, pooled, exists = window(first, pixels, C, h, w, PIXELS, CHANNELS)
+    mean, inverse, scale, bias = scaling(weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, channel < C, eps)
+    level, slope = batch_terms(d_weight_ptr, d_bias_ptr, channel, channel < C, inverse, values, TRAINING)
     best = tl.load(gradient_ptr + pooled, exists, 0.0).to(tl.float32)
     best_code = tl.load(codes_ptr + pooled, exists, 0)
     for code in tl.static_range(4):
         offset, inside = corner(image, row, column, channel, exists, C, H, W, code)
         x = tl.load(x_ptr + offset, inside, 0.0).to(tl.float32)
-        gradient, normalised = masked_gradient(tl.where(best_code == code, best, 0.0), x, scales)
-        d_x = (gradient - d_bias - normalised * d_weight) * (scales[2] * scales[1])
+        gradient = tl.where(best_code == code, best, 0.0)
+        d_x = input_gradient(gradient, x, mean, scale, bias, level, slope)
         tl.store(d_x_ptr + offset, d_x.to(d_x_ptr.dtype.element_ty), inside)
 
 
-# Parts and channels of a program that merges parts.
-MERGED = {"PARTS": 128, "CHANNELS": 8, "num_warps": WARPS}
-
-
 @functools.cache
-def _reduction(
-    kernel, merging, unit: str, rows: int, channels: int, elements: int, most: int
-) -> tuple[Callable[..., None], Callable[..., None], int, int, int]:
-    """The launchers of a reduction over rows and of what merges its parts, at most `most`; their number; the tiles and
-    the rows of one."""
-    height, width = tile(channels, elements)
-    blocks = cdiv(channels, width)
-    tiles = cdiv(cdiv(rows, height) * blocks, most)
-    parts = cdiv(rows, height * tiles)
-    reduce = functools.partial(kernel[parts, blocks], CHANNELS=width, num_warps=WARPS, **{unit: height})
-    merge = functools.partial(merging[(cdiv(channels, MERGED["CHANNELS"]),)], **MERGED)
-    return reduce, merge, parts, tiles, tiles * height
+def _reducing(
+    kernel: Any, unit: str, rows: int, channels: int, element_bytes: int, multiprocessors: int
+) -> tuple[Callable[..., None], plan.Reduction]:
+    """The launcher of a reduction over rows, and how it divides them."""
+    found = plan.reduction(rows, channels, element_bytes, multiprocessors)
+    options = {unit: found.height, "CHANNELS": found.width, "STAGES": found.stages, "PARTS": plan.MERGED}
+    return functools.partial(kernel[found.parts, found.blocks], **options, num_warps=found.warps), found
 
 
 def _statistics(
@@ -395,12 +408,10 @@ def _statistics(
         return (running_mean, running_var), found
     channels = x_BCHW.shape[1]
     rows = x_BCHW.numel() // channels
-    measure, merge, parts, tiles, part_rows = _reduction(
-        moments_kernel, merge_kernel, "ROWS", rows, channels, ELEMENTS, PARTS
-    )
-    moments = x_BCHW.new_empty((2, parts, channels), dtype=torch.float32)
-    measure(x_BCHW, moments, rows, channels, tiles)
-    merge(moments, *found, running_mean, running_var, batches, parts, rows, channels, part_rows, momentum)
+    many = plan.multiprocessors(x_BCHW.device)
+    measure, by = _reducing(statistics_kernel, "ROWS", rows, channels, x_BCHW.itemsize, many)
+    parts = scratch(x_BCHW.device, 2 * by.parts * channels, by.blocks)
+    measure(x_BCHW, *found, running_mean, running_var, batches, *parts, rows, channels, by.share, momentum)
     # PyTorch does not see what a kernel writes to: autograd shall notice where a saved one has moved.
     torch.autograd.graph.increment_version((running_mean, running_var, batches))
     return found, found
@@ -422,7 +433,7 @@ def bn_relu(
     rows = x_BCHW.numel() // channels
     used, found = _statistics(x_BCHW, running_mean, running_var, num_batches_tracked, training, momentum)
     y = torch.empty_like(x_BCHW)
-    apply = over(apply_kernel, "ROWS", rows, channels, ELEMENTS, WARPS)
+    apply = over(apply_kernel, "ROWS", rows, channels, plan.STREAMED)
     apply(x_BCHW, weight, bias, *used, y, rows, channels, eps)
     return y, *found
 
@@ -447,7 +458,7 @@ def bn_relu_pool(
     codes = empty((batch, channels, *small), x_BCHW, torch.uint8)
     pixels = batch * small[0] * small[1]
     # Four pixels are met per pooled one.
-    apply = over(apply_pool_kernel, "PIXELS", pixels, channels, ELEMENTS // 2, WARPS)
+    apply = over(apply_pool_kernel, "PIXELS", pixels, channels, plan.STREAMED // 2)
     apply(x_BCHW, weight, bias, *used, values, codes, pixels, channels, *large, *small, eps)
     return values, codes, *found
 
@@ -469,25 +480,26 @@ def bn_relu_backward(
     values = rows = batch * large[0] * large[1]
     given: tuple[Tensor, ...] = (gradient, x_BCHW, weight, bias, mean, variance)
     sizes: tuple[int, ...] = (channels,)
-    sums_kernel, kernel, unit, elements = backward_sums_kernel, backward_kernel, "ROWS", ELEMENTS
+    element_bytes = 2 * x_BCHW.itemsize
+    sums_kernel, kernel, unit, elements = backward_sums_kernel, backward_kernel, "ROWS", plan.STREAMED
     if codes is not None:
         # One pooled pixel stands for its window of four.
         small = gradient.shape[-2:]
         rows = batch * small[0] * small[1]
         given = (gradient, channels_last(codes), *given[1:])
-        sizes = (channels, *large, *small)
+        sizes, element_bytes = (channels, *large, *small), 5 * x_BCHW.itemsize + 1
         sums_kernel, kernel, unit = backward_sums_pool_kernel, backward_pool_kernel, "PIXELS"
-        elements = ELEMENTS // 2
+        elements = plan.STREAMED // 2
 
-    add_up, merge, parts, tiles, _ = _reduction(sums_kernel, merge_sums_kernel, unit, rows, channels, elements, PARTS)
-    sums = x_BCHW.new_empty((2, parts, channels), dtype=torch.float32)
+    many = plan.multiprocessors(x_BCHW.device)
+    add_up, by = _reducing(sums_kernel, unit, rows, channels, element_bytes, many)
+    parts = scratch(x_BCHW.device, 2 * by.parts * channels, by.blocks)
     d_weight = x_BCHW.new_empty(channels, dtype=torch.float32)
     d_bias = torch.empty_like(d_weight)
     d_x = torch.empty_like(x_BCHW)
-    add_up(*given, sums, rows, *sizes, eps, tiles)
-    merge(sums, d_weight, d_bias, parts, channels)
+    add_up(*given, d_weight, d_bias, *parts, rows, *sizes, eps, by.share)
     counts = (rows,) if codes is None else (values, rows)
-    spread = over(kernel, unit, rows, channels, elements, WARPS)
+    spread = over(kernel, unit, rows, channels, elements)
     spread(*given, d_weight, d_bias, d_x, *counts, *sizes, eps, TRAINING=training)
     if weight.dtype != torch.float32:
         return d_x, d_weight.to(weight.dtype), d_bias.to(bias.dtype)

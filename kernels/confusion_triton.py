@@ -8,9 +8,9 @@ import torch
 import triton
 import triton.language as tl
 
-from fastseg.kernels.launch import cdiv, channels_last
+from fastseg.kernels import plan
+from fastseg.kernels.launch import channels_last
 
-ELEMENTS, WARPS = 2048, 4
 # A histogram of more bins than this is slower than one atomic per pixel, and soon larger than shared memory.
 MOST_BINS = 4096
 
@@ -97,9 +97,8 @@ def confusion(
         raise ValueError("confusion: counts and predictions are written in place and have to be contiguous")
     scores_BChw, labels_BHW = channels_last(scores_BChw), labels_BHW.contiguous()
     classes, small, large = scores_BChw.shape[1], scores_BChw.shape[-2:], labels_BHW.shape[-2:]
-    width, bins = triton.next_power_of_2(classes), triton.next_power_of_2(classes**2)
-    rows = max(1, ELEMENTS // width)
-    confusion_kernel[(cdiv(labels_BHW.numel(), rows),)](
+    (rows, width), bins = plan.score_tile(classes), triton.next_power_of_2(classes**2)
+    confusion_kernel[(plan.cdiv(labels_BHW.numel(), rows),)](
         scores_BChw,
         labels_BHW,
         counts_CC,
@@ -115,5 +114,5 @@ def confusion(
         BINS=bins if bins <= MOST_BINS else 0,
         RESIZE=small != large,
         KEEP=predictions_BHW is not None,
-        num_warps=WARPS,
+        num_warps=plan.STREAM_WARPS,
     )

@@ -1,23 +1,26 @@
-"""Triton kernels of `fastseg.kernels.cross_entropy`: a program holds a tile of pixels x all classes, in fp32."""
+"""Triton kernels of `fastseg.kernels.cross_entropy`: a program holds tiles of pixels x all classes, in fp32.
+
+Sums are one launch each: the last program to arrive adds up what all have left, in the order of the programs.
+"""
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from fastseg.kernels.launch import cdiv, channels_last
-
-ELEMENTS, WARPS = 2048, 4
-LABELS = 1024  # labels per program of the weight sum
-PARTS = 1024  # parts that are added at once
+from fastseg.kernels import plan
+from fastseg.kernels.cross_entropy import SMALLEST
+from fastseg.kernels.launch import channels_last, scratch
+from fastseg.kernels.reduce_triton import is_last
 
 
 @triton.jit
-def tile_of_scores(logits_ptr, labels_ptr, pixels, C, PIXELS: tl.constexpr, CLASSES: tl.constexpr):
+def tile_of_scores(logits_ptr, labels_ptr, first, pixels, C, PIXELS: tl.constexpr, CLASSES: tl.constexpr):
     """Scores fp32[PIXELS, CLASSES] (-inf beyond C), labels and where they count, and the scores' offsets and mask."""
-    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    pixel = first + tl.arange(0, PIXELS)
     column = tl.arange(0, CLASSES)[None, :]
     exists = (pixel < pixels)[:, None] & (column < C)
     offset = pixel.to(tl.int64)[:, None] * C + column
@@ -27,27 +30,81 @@ def tile_of_scores(logits_ptr, labels_ptr, pixels, C, PIXELS: tl.constexpr, CLAS
 
 
 @triton.jit
+def divisor(total_ptr, SMALLEST: tl.constexpr):
+    """The sum of weights, unless that is 0: so is the sum of losses then."""
+    return tl.maximum(tl.load(total_ptr), SMALLEST)
+
+
+@triton.jit
+def sum_of_parts(parts_ptr, arrived_ptr, part, PARTS: tl.constexpr):
+    """Leave this program's part; in the last program the sum of all, where `is_last`, which it gives too."""
+    tl.store(parts_ptr + tl.program_id(0), part)
+    last = is_last(arrived_ptr)
+    total = 0.0
+    if last:
+        sums = tl.zeros([PARTS], tl.float32)
+        for start in range(0, tl.num_programs(0), PARTS):
+            place = start + tl.arange(0, PARTS)
+            sums += tl.load(parts_ptr + place, place < tl.num_programs(0), 0.0, cache_modifier=".cg")
+        total = tl.sum(sums, 0)
+    return last, total
+
+
+@triton.jit
 def forward_kernel(
-    logits_ptr, labels_ptr, weights_ptr, parts_ptr, pixels, C, PIXELS: tl.constexpr, CLASSES: tl.constexpr
+    logits_ptr,
+    labels_ptr,
+    weights_ptr,
+    total_ptr,
+    loss_ptr,
+    parts_ptr,
+    arrived_ptr,
+    pixels,
+    C,
+    share,
+    PIXELS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    PARTS: tl.constexpr,
+    SMALLEST: tl.constexpr,
 ):
-    scores, label, counted, column, _, _ = tile_of_scores(logits_ptr, labels_ptr, pixels, C, PIXELS, CLASSES)
-    top = tl.max(scores, 1)
-    # -log softmax = log(sum(exp(s - top))) + top - s[label]
-    log_sum = tl.log(tl.sum(tl.exp(scores - top[:, None]), 1)) + top
-    chosen = tl.sum(tl.where(column == label[:, None], scores, 0.0), 1)
-    weight = tl.load(weights_ptr + label, counted, 0.0)
-    loss = tl.where(counted, weight * (log_sum - chosen), 0.0)
-    tl.store(parts_ptr + tl.program_id(0), tl.sum(loss, 0))
+    losses = tl.zeros([PIXELS], tl.float32)
+    first = tl.program_id(0) * share
+    end = tl.minimum(first + share, pixels)
+    for start in range(first, end, PIXELS):
+        scores, label, counted, column, _, _ = tile_of_scores(logits_ptr, labels_ptr, start, end, C, PIXELS, CLASSES)
+        top = tl.max(scores, 1)
+        # -log softmax = log(sum(exp(s - top))) + top - s[label]
+        log_sum = tl.log(tl.sum(tl.exp(scores - top[:, None]), 1)) + top
+        chosen = tl.sum(tl.where(column == label[:, None], scores, 0.0), 1)
+        weight = tl.load(weights_ptr + label, counted, 0.0)
+        losses += tl.where(counted, weight * (log_sum - chosen), 0.0)
+    last, loss = sum_of_parts(parts_ptr, arrived_ptr, tl.sum(losses, 0), PARTS)
+    if last:
+        tl.store(loss_ptr, tl.div_rn(loss, divisor(total_ptr, SMALLEST)))
 
 
 @triton.jit
 def backward_kernel(
-    upstream_ptr, logits_ptr, labels_ptr, weights_ptr, out_ptr, pixels, C, PIXELS: tl.constexpr, CLASSES: tl.constexpr
+    upstream_ptr,
+    logits_ptr,
+    labels_ptr,
+    weights_ptr,
+    total_ptr,
+    out_ptr,
+    pixels,
+    C,
+    PIXELS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    SMALLEST: tl.constexpr,
 ):
-    scores, label, counted, column, offset, exists = tile_of_scores(logits_ptr, labels_ptr, pixels, C, PIXELS, CLASSES)
+    first = tl.program_id(0) * PIXELS
+    scores, label, counted, column, offset, exists = tile_of_scores(
+        logits_ptr, labels_ptr, first, pixels, C, PIXELS, CLASSES
+    )
     powers = tl.exp(scores - tl.max(scores, 1)[:, None])
     softmax = powers / tl.sum(powers, 1)[:, None]
-    scale = tl.load(weights_ptr + label, counted, 0.0) * tl.load(upstream_ptr)
+    upstream = tl.div_rn(tl.load(upstream_ptr), divisor(total_ptr, SMALLEST))
+    scale = tl.load(weights_ptr + label, counted, 0.0) * upstream
     # weight * (softmax - one_hot(label))
     out = (softmax - tl.where(column == label[:, None], 1.0, 0.0)) * scale[:, None]
     out = tl.where(counted[:, None], out, 0.0)
@@ -55,64 +112,81 @@ def backward_kernel(
 
 
 @triton.jit
-def weight_sum_kernel(labels_ptr, weights_ptr, parts_ptr, pixels, C, PIXELS: tl.constexpr):
-    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
-    label = tl.load(labels_ptr + pixel, pixel < pixels, 255).to(tl.int32)
-    weight = tl.load(weights_ptr + label, (label < C) & (pixel < pixels), 0.0)
-    tl.store(parts_ptr + tl.program_id(0), tl.sum(weight, 0))
-
-
-@triton.jit
-def sum_kernel(parts_ptr, sum_ptr, parts, PARTS: tl.constexpr):
-    """The sum of parts, in a fixed order."""
-    total = tl.zeros([PARTS], tl.float32)
-    for start in range(0, parts, PARTS):
-        part = start + tl.arange(0, PARTS)
-        total += tl.load(parts_ptr + part, part < parts, 0.0)
-    tl.store(sum_ptr, tl.sum(total, 0))
+def weight_sum_kernel(
+    labels_ptr,
+    weights_ptr,
+    sum_ptr,
+    parts_ptr,
+    arrived_ptr,
+    pixels,
+    C,
+    share,
+    PIXELS: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    weights = tl.zeros([PIXELS], tl.float32)
+    first = tl.program_id(0).to(tl.int64) * share
+    end = tl.minimum(first + share, pixels)
+    for start in range(first, end, PIXELS):
+        pixel = start + tl.arange(0, PIXELS)
+        label = tl.load(labels_ptr + pixel, pixel < end, 255).to(tl.int32)
+        weights += tl.load(weights_ptr + label, (label < C) & (pixel < end), 0.0)
+    last, total = sum_of_parts(parts_ptr, arrived_ptr, tl.sum(weights, 0), PARTS)
+    if last:
+        tl.store(sum_ptr, total)
 
 
 @functools.cache
-def _over(kernel, pixels: int, classes: int) -> tuple[Callable[..., None], int]:
-    """A kernel's launcher over tiles of pixels with all classes, and how many of them there are."""
-    width = triton.next_power_of_2(classes)
-    rows = max(1, ELEMENTS // width)
-    tiles = cdiv(pixels, rows)
-    return functools.partial(kernel[(tiles,)], PIXELS=rows, CLASSES=width, num_warps=WARPS), tiles
+def _summing(kernel: Any, pixels: int, height: int, multiprocessors: int, **options: Any) -> tuple[Any, int, int]:
+    """The launcher of a sum over pixels, its programs, and the pixels of each."""
+    programs, share = plan.sums(pixels, height, multiprocessors)
+    options |= {"PIXELS": height, "PARTS": plan.SUMMED, "num_warps": plan.STREAM_WARPS}
+    return functools.partial(kernel[(programs,)], **options), programs, share
 
 
-def _sum(parts: torch.Tensor) -> torch.Tensor:
-    total = parts.new_empty(())
-    sum_kernel[(1,)](parts, total, len(parts), PARTS=PARTS, num_warps=WARPS)
-    return total
+@functools.cache
+def _spreading(pixels: int, classes: int) -> Callable[..., None]:
+    """The launcher of the gradient of scores."""
+    height, width = plan.score_tile(classes)
+    options = {"PIXELS": height, "CLASSES": width, "SMALLEST": SMALLEST, "num_warps": plan.STREAM_WARPS}
+    return functools.partial(backward_kernel[(plan.cdiv(pixels, height),)], **options)
 
 
 def weight_sum(labels: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
     """See `fastseg.kernels.cross_entropy.weight_sum`."""
     labels, weights_C = labels.contiguous(), weights_C.contiguous()
     pixels = labels.numel()
-    parts = weights_C.new_empty(cdiv(pixels, LABELS), dtype=torch.float32)
-    weight_sum_kernel[(len(parts),)](labels, weights_C, parts, pixels, len(weights_C), PIXELS=LABELS, num_warps=WARPS)
-    return _sum(parts)
+    launch, programs, share = _summing(weight_sum_kernel, pixels, plan.LABELS, plan.multiprocessors(labels.device))
+    total = weights_C.new_empty((), dtype=torch.float32)
+    launch(labels, weights_C, total, *scratch(labels.device, programs, 1), pixels, len(weights_C), share)
+    return total
 
 
-def cross_entropy_sum(logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
-    """See `fastseg.kernels.cross_entropy.cross_entropy_sum`."""
+def cross_entropy(
+    logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor, weights_C: torch.Tensor, total: torch.Tensor
+) -> torch.Tensor:
+    """See `fastseg.kernels.cross_entropy.cross_entropy`."""
     logits_BCHW, labels_BHW, weights_C = channels_last(logits_BCHW), labels_BHW.contiguous(), weights_C.contiguous()
     pixels, classes = labels_BHW.numel(), logits_BCHW.shape[1]
-    launch, tiles = _over(forward_kernel, pixels, classes)
-    parts = weights_C.new_empty(tiles, dtype=torch.float32)
-    launch(logits_BCHW, labels_BHW, weights_C, parts, pixels, classes)
-    return _sum(parts)
+    height, width = plan.score_tile(classes)
+    many = plan.multiprocessors(logits_BCHW.device)
+    launch, programs, share = _summing(forward_kernel, pixels, height, many, CLASSES=width, SMALLEST=SMALLEST)
+    loss = total.new_empty(())
+    parts = scratch(logits_BCHW.device, programs, 1)
+    launch(logits_BCHW, labels_BHW, weights_C, total, loss, *parts, pixels, classes, share)
+    return loss
 
 
 def cross_entropy_backward(
-    logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor, weights_C: torch.Tensor, gradient: torch.Tensor
+    logits_BCHW: torch.Tensor,
+    labels_BHW: torch.Tensor,
+    weights_C: torch.Tensor,
+    total: torch.Tensor,
+    gradient: torch.Tensor,
 ) -> torch.Tensor:
     """See `fastseg.kernels.cross_entropy.cross_entropy_backward`."""
     logits_BCHW, labels_BHW, weights_C = channels_last(logits_BCHW), labels_BHW.contiguous(), weights_C.contiguous()
     pixels, classes = labels_BHW.numel(), logits_BCHW.shape[1]
     out = torch.empty_like(logits_BCHW)
-    launch, _ = _over(backward_kernel, pixels, classes)
-    launch(gradient, logits_BCHW, labels_BHW, weights_C, out, pixels, classes)
+    _spreading(pixels, classes)(gradient, logits_BCHW, labels_BHW, weights_C, total, out, pixels, classes)
     return out

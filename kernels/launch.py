@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from fastseg.errors import UsageError
+from fastseg.kernels import plan
 
 Reference = TypeVar("Reference", bound=Callable[..., Any])
 
@@ -130,23 +131,36 @@ def halved(size: int) -> int:
     return (size + 1) // 2
 
 
-def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up. Triton's own, called from Python, goes through a wrapper that takes microseconds."""
-    return -(-a // b)
-
-
 @functools.cache
-def over(kernel: Any, unit: str, pixels: int, channels: int, elements: int, warps: int) -> Callable[..., None]:
-    """A kernel's launcher over tiles of `elements` pixels x channels; `unit` is its name for pixels of a tile.
+def over(kernel: Any, unit: str, pixels: int, channels: int, elements: int) -> Callable[..., None]:
+    """A streaming kernel's launcher over tiles of `elements` pixels x channels; `unit` is its name for a tile's pixels.
 
     Worked out once per shape: what a launch costs on the host decides how fast small maps are.
     """
-    height, width = tile(channels, elements)
-    grid = (cdiv(pixels, height), cdiv(channels, width))
-    return functools.partial(kernel[grid], CHANNELS=width, num_warps=warps, **{unit: height})
+    height, width = plan.tile(channels, elements)
+    grid = (plan.cdiv(pixels, height), plan.cdiv(channels, width))
+    return functools.partial(kernel[grid], CHANNELS=width, num_warps=plan.STREAM_WARPS, **{unit: height})
 
 
-def tile(channels: int, elements: int) -> tuple[int, int]:
-    """(pixels, channels) of a program's tile: powers of two, at most 64 channels, `elements` in all."""
-    width = min(64, 1 << (channels - 1).bit_length())
-    return elements // width, width
+_SCRATCH: dict[tuple[torch.device, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+
+def scratch(device: torch.device, numbers: int, counters: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Memory that a reduction uses while it runs, kept for the next: fp32 values of any content, and int32 zeros.
+
+    Who counts in the zeros sets them back to zero. On a GPU work on a stream is done in order, hence one scratch for
+    each stream; a graph has that of the stream that it was captured on.
+    """
+    on_gpu = device.type == "cuda"
+    key = device, torch._C._cuda_getCurrentRawStream(device.index) if on_gpu else 0
+    found = _SCRATCH.get(key)
+    if found is None or len(found[0]) < numbers or len(found[1]) < counters:
+        sizes = 1 << numbers.bit_length(), 1 << counters.bit_length()
+        found = (
+            torch.empty(sizes[0], dtype=torch.float32, device=device),
+            torch.zeros(sizes[1], dtype=torch.int32, device=device),
+        )
+        # What is made during a capture is the graph's alone: its zeros are first written when it is replayed.
+        if not (on_gpu and torch.cuda.is_current_stream_capturing()):
+            _SCRATCH[key] = found
+    return found

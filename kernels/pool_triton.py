@@ -8,17 +8,17 @@ import torch
 import triton
 import triton.language as tl
 
+from fastseg.kernels import plan
 from fastseg.kernels.launch import channels_last, empty, halved, over
-
-ELEMENTS, WARPS = 1024, 4
 
 
 @triton.jit
-def window(block, pixels, C, h, w, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    """A block's pooled pixels (image, row, column), channels, offsets [PIXELS, CHANNELS] and which of them exist."""
-    pixel = block * PIXELS + tl.arange(0, PIXELS)
+def window(first, end, C, h, w, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Pooled pixels from the first on (image, row, column), channels, offsets [PIXELS, CHANNELS] and which are before
+    the end."""
+    pixel = first + tl.arange(0, PIXELS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    exists = (pixel < pixels)[:, None] & (channel < C)[None, :]
+    exists = (pixel < end)[:, None] & (channel < C)[None, :]
     # 64 bits: 195 images of 64 channels at 360x480 have more than 2^31 elements.
     offset = pixel.to(tl.int64)[:, None] * C + channel[None, :]
     return pixel // w // h, pixel // w % h, pixel % w, channel, offset, exists
@@ -34,7 +34,7 @@ def corner(image, row, column, channel, exists, C, H, W, CODE: tl.constexpr):
 
 @triton.jit
 def pool_kernel(x_ptr, values_ptr, codes_ptr, pixels, C, H, W, h, w, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    image, row, column, channel, out, exists = window(tl.program_id(0), pixels, C, h, w, PIXELS, CHANNELS)
+    image, row, column, channel, out, exists = window(tl.program_id(0) * PIXELS, pixels, C, h, w, PIXELS, CHANNELS)
     best = tl.full([PIXELS, CHANNELS], -float("inf"), tl.float32)
     best_code = tl.zeros([PIXELS, CHANNELS], tl.int32)
     for code in tl.static_range(4):
@@ -49,7 +49,7 @@ def pool_kernel(x_ptr, values_ptr, codes_ptr, pixels, C, H, W, h, w, PIXELS: tl.
 
 @triton.jit
 def unpool_kernel(x_ptr, codes_ptr, out_ptr, pixels, C, H, W, h, w, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    image, row, column, channel, pooled, exists = window(tl.program_id(0), pixels, C, h, w, PIXELS, CHANNELS)
+    image, row, column, channel, pooled, exists = window(tl.program_id(0) * PIXELS, pixels, C, h, w, PIXELS, CHANNELS)
     value = tl.load(x_ptr + pooled, exists, 0.0).to(tl.float32)
     best_code = tl.load(codes_ptr + pooled, exists, 0)
     for code in tl.static_range(4):
@@ -59,7 +59,7 @@ def unpool_kernel(x_ptr, codes_ptr, out_ptr, pixels, C, H, W, h, w, PIXELS: tl.c
 
 @triton.jit
 def take_kernel(x_ptr, codes_ptr, out_ptr, pixels, C, H, W, h, w, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    image, row, column, channel, out, exists = window(tl.program_id(0), pixels, C, h, w, PIXELS, CHANNELS)
+    image, row, column, channel, out, exists = window(tl.program_id(0) * PIXELS, pixels, C, h, w, PIXELS, CHANNELS)
     best_code = tl.load(codes_ptr + out, exists, 0)
     found = tl.zeros([PIXELS, CHANNELS], tl.float32)
     # All four are read: loads that follow the codes could not be 16 bytes wide, and touch nearly all sectors anyway.
@@ -74,7 +74,7 @@ def _launch(kernel, *maps: torch.Tensor, large: torch.Tensor, small: torch.Tenso
     """Run a kernel over the pooled pixels of `small`, whose windows lie in `large`."""
     batch, channels, h, w = small.shape
     pixels = batch * h * w
-    launch = over(kernel, "PIXELS", pixels, channels, ELEMENTS, WARPS)
+    launch = over(kernel, "PIXELS", pixels, channels, plan.STREAMED // 2)
     launch(*maps, pixels, channels, *large.shape[-2:], h, w)
 
 

@@ -104,7 +104,7 @@ class Passes:
     def __call__(
         self, images: torch.Tensor, labels: torch.Tensor, total: torch.Tensor, *, single: bool
     ) -> torch.Tensor:
-        """A pass; its part of the loss, which the next pass may overwrite.
+        """A pass; its part of the loss.
 
         Args:
             single: it is the only one of its step: gradients need not outlive the next pass.
@@ -126,7 +126,7 @@ class Passes:
                 kept.copy_(given)
             self._graph.replay()
             self._hand_over(single)
-        return self._part
+        return self._part.clone()
 
     def _capture(self, images: torch.Tensor, labels: torch.Tensor, total: torch.Tensor) -> bool:
         """Capture a pass of this shape; False where that fails, and is not to be tried again.

@@ -4,6 +4,7 @@ The loss of a step is sum(weight * cross-entropy) / sum(weight) over the global 
 passes of the step together, so that neither their number nor accumulation changes the objective.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,12 +14,7 @@ import torch
 from torch import nn
 
 from fastseg.distributed import World
-from fastseg.kernels.cross_entropy import (
-    cross_entropy_sum,
-    torch_cross_entropy_sum,
-    torch_weight_sum,
-    weight_sum,
-)
+from fastseg.kernels.cross_entropy import cross_entropy, torch_cross_entropy, torch_weight_sum, weight_sum
 from fastseg.model import SegNet
 from fastseg.ranges import annotate
 from fastseg.training.capture import Passes
@@ -58,6 +54,7 @@ class Step:
         passes: replays passes from a graph; None: they run as they are.
         exchange: makes the sum over processes of the parameters' gradients; None where `wrapped` has done that.
         scale: of the loss, after the last step.
+        one: 1.0, on the device.
     """
 
     model: SegNet
@@ -73,9 +70,11 @@ class Step:
     passes: Passes | None = None
     exchange: Callable[[], None] | None = None
     scale: float = field(init=False)
+    one: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.scale = self.scaler.get_scale()
+        self.one = torch.ones((), device=self.world.device)
 
     @property
     def evaluated(self) -> SegNet:
@@ -101,22 +100,19 @@ class Step:
         """
         sum_weights = weight_sum if self.model.fused else torch_weight_sum
         with annotate("sum of weights"):
-            # A batch of only void pixels has weight 0 and cross-entropy 0: its loss is 0, not 0 / 0.
             total = self.world.sum(sum_weights(labels, self.weights))
-            void = total == 0
-            total = total.clamp(min=1e-12)
-        loss = torch.zeros((), device=self.world.device)
+        losses = []
         parts = list(zip(images.split(self.micro_batch), labels.split(self.micro_batch), strict=True))
         for position, (some_images, some_labels) in enumerate(parts):
             with self.world.gradient_sync(self.wrapped, position == len(parts) - 1):
                 if self.passes:
-                    loss += self.passes(some_images, some_labels, total, single=len(parts) == 1)
+                    losses.append(self.passes(some_images, some_labels, total, single=len(parts) == 1))
                 else:
-                    loss += self.one_pass(some_images, some_labels, total)
+                    losses.append(self.one_pass(some_images, some_labels, total))
         if self.exchange:
             with annotate("exchange"):
                 self.exchange()
-        return loss, void
+        return functools.reduce(torch.add, losses), total == 0
 
     def one_pass(self, images: torch.Tensor, labels: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         """Forward, loss and backward of a micro-batch, whose part of the loss is returned.
@@ -126,15 +122,16 @@ class Step:
         Args:
             total: sum of the weights of the global batch's labels, a scalar on the device.
         """
-        sum_losses = cross_entropy_sum if self.model.fused else torch_cross_entropy_sum
+        find_loss = cross_entropy if self.model.fused else torch_cross_entropy
         with annotate("forward"):
             logits = self.forward(images)
         with annotate("loss"):
-            part = sum_losses(logits, labels, self.weights) / total
+            part = find_loss(logits, labels, self.weights, total)
         with annotate("backward"):
             # DistributedDataParallel takes the mean over processes; the parts of the loss are to be summed.
             times = 1 if self.exchange else self.world.size
-            self.scaler.scale(part * times).backward()
+            # The gradient's scale is where it begins: to multiply the loss would be two launches more.
+            (part * times if times > 1 else part).backward(self.scaler.scale(self.one))
         return part.detach()
 
     def step(self, images: torch.Tensor, labels: torch.Tensor, lr: float) -> Taken:

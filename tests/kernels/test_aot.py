@@ -17,15 +17,18 @@ from fastseg.kernels.launch import INTERPRETED
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="builds the same machine code in the run without TRITON_INTERPRET")
 
 # All accesses to feature maps are 16 bytes wide; what else these kernels touch is per channel, or a byte per element.
+# What reduces copies maps to shared memory, codes with them.
+COPIES = {
+    "bn_relu statistics": {128},
+    "bn_relu backward sums": {128},
+    "bn_relu backward sums, pool": {64, 128},
+}
 MAPS = {
     "pool": ({128}, {64, 128}),
     "unpool": ({64, 128}, {128}),
     "take": ({64, 128}, {128}),
-    "bn_relu moments": ({128}, {32}),
     "bn_relu apply": ({128}, {128}),
     "bn_relu apply, pool": ({128}, {64, 128}),
-    "bn_relu backward sums": ({128}, {32}),
-    "bn_relu backward sums, pool": ({64, 128}, {32}),
     "bn_relu backward": ({128}, {128}),
     "bn_relu backward, pool": ({64, 128}, {128}),
 }
@@ -61,11 +64,12 @@ def test_what_nothing_says_of_a_kernel_is_not_guessed(monkeypatch, values, name,
         monkeypatch.setitem(aot.POINTERS, "shift_ptr", "*fp32")
     message = f"^shift_kernel: nothing says what {name} is; add it to {where} in kernels/aot.py$"
     with pytest.raises(LookupError, match=message):
-        aot.build(shift_kernel, values, "fp32", 90)
+        aot.build(aot.Case(shift_kernel, values, 4), "fp32", 90)
 
 
 def test_every_pointer_in_the_table_is_a_kernels():
-    names = {name for kernel, _ in aot.cases().values() for name in kernel.arg_names if name.endswith("_ptr")}
+    kernels = [case.kernel for case in aot.cases("fp32").values()]
+    names = {name for kernel in kernels for name in kernel.arg_names if name.endswith("_ptr")}
     assert set(aot.POINTERS) == names
 
 
@@ -92,6 +96,14 @@ def test_feature_maps_are_read_and_written_16_bytes_at_a_time(built, kernel, dty
     rows = [row for row in built if (row["kernel"], row["dtype"]) == (kernel, dtype)]
     assert [(set(row["load_bits"]), set(row["store_bits"])) for row in rows] == [MAPS[kernel]] * 3
     assert all(row["v4"] for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", COPIES)
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_what_reduces_feature_maps_copies_16_bytes_at_a_time(built, kernel, dtype):
+    rows = [row for row in built if (row["kernel"], row["dtype"]) == (kernel, dtype)]
+    assert [set(row["copy_bits"]) for row in rows] == [COPIES[kernel]] * 3
 
 
 @pytest.mark.slow

@@ -13,11 +13,12 @@ from torch import nn
 
 from fastseg.kernels.bn_relu import bn_relu, bn_relu_op, bn_relu_pool
 from fastseg.kernels.launch import INTERPRETED
+from fastseg.kernels.plan import REDUCED, tile
 from fastseg.kernels.pool import pool
 
 # What one rounding to the map's dtype may cost; in the interpreter fp32 -> bf16 cuts off.
 PRECISION = {torch.float32: 0, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-# A program's tile is 32 rows of 64 channels, or 512 of 3; the 70 channels' second tile is mostly empty.
+# A reduction's tile is 64 rows of 64 channels, or 1024 of 3; the 70 channels' second tile is mostly empty.
 SHAPES = [(1, 3, 1, 2), (2, 3, 1, 1), (1, 3, 45, 60), (2, 11, 7, 13), (2, 64, 8, 6), (3, 70, 5, 3), (1, 512, 3, 5)]
 poolings = pytest.mark.parametrize("pooled", [False, True], ids=["", "pool"])
 # Zeros must be zeros; a GPU's square root may be off by a bit.
@@ -97,9 +98,9 @@ def assert_equals_torch(x, norm, pooled):
 def few_parts(device, monkeypatch):
     """At most 3 programs per reduction, so that each has several tiles; the reference has no such thing."""
     if INTERPRETED or device.type == "cuda":
-        from fastseg.kernels import bn_relu_triton
+        from fastseg.kernels import plan
 
-        monkeypatch.setattr(bn_relu_triton, "PARTS", 3)
+        monkeypatch.setattr(plan, "multiprocessors", lambda device: 3)
 
 
 @trainings
@@ -138,10 +139,10 @@ def test_pooling_in_one_pass_is_pooling_after(device, shape, dtype, training):
 @pytest.mark.parametrize(
     "shape",
     [
-        (3, 64, 1, 73),  # 7 tiles of 32 rows: the last of 3 programs has one tile and two empty ones
-        (1, 70, 1, 73),  # 3 tiles of 2 channel blocks: the last of 2 programs has half its tiles
-        (3, 3, 1193, 1),  # 7 tiles of 512 rows
-        (1, 64, 2, 193),  # pooled, 7 tiles of 16 windows, the last of one
+        (3, 64, 1, 73),  # 3 programs of 73 rows: a tile of 64 and one of 9
+        (1, 70, 1, 73),  # 2 blocks of channels, with one program for each
+        (3, 3, 1193, 1),  # 3 programs of a tile of 1024 rows and one of 169
+        (1, 64, 2, 193),  # pooled, 97 windows: 3 programs of a tile of 32 and one of 1, or none
     ],
     ids=str,
 )
@@ -149,8 +150,8 @@ def test_programs_of_several_tiles_leave_nothing_out(device, few_parts, shape, p
     assert_equals_torch(*sample(shape, device), pooled)
 
 
-def test_more_parts_than_the_second_step_takes_at_once(device):
-    # 129 programs of 32 rows, the last of 4; the second step loads 128 parts at a time.
+def test_more_parts_than_are_merged_at_once(device):
+    # 65 programs of 64 rows, the last of 4; the last to arrive loads 64 parts at a time.
     x, norm = sample((1, 64, 41, 100), device)
     twin = copy.deepcopy(norm).double()
     assert_close(bn_relu(x, norm), plain(x.double(), twin, False)[0])
@@ -205,16 +206,54 @@ def test_the_gradient_of_frozen_statistics_is_that_of_an_affine_map(device):
     torch.testing.assert_close(torch.autograd.grad(y, x, upstream)[0], wanted, rtol=2e-6, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 45, 60), (2, 70, 9, 7)], ids=str)
-def test_a_large_mean_costs_the_variance_no_precision(device, few_parts, shape):
+def spread_pixels(x):
+    """The pixels whose mean the statistics are shifted by: as many as a tile has rows, from all over the map."""
+    height, _ = tile(x.shape[1], REDUCED)
+    rows = x.movedim(1, -1).flatten(0, 2).double()
+    return rows[torch.arange(height, device=x.device) * (len(rows) // height)]
+
+
+@pytest.mark.parametrize("mean", [0, 3, 1000, -1000])
+@pytest.mark.parametrize("shape", [(1, 3, 45, 60), (2, 70, 9, 7), (1, 64, 41, 100)], ids=str)
+def test_the_error_of_the_statistics_is_bounded_as_stated(device, few_parts, shape, mean):
     # The difference of the mean square and the squared mean, 1,000,001 - 1,000,000, would keep one or two digits.
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device) + 1000
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device) + mean
     norm = nn.BatchNorm2d(shape[1]).to(device)
     twin = copy.deepcopy(norm).double()
-    y, mean, variance = bn_relu_op(x, *vectors(norm), True, norm.momentum, norm.eps)
-    torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=1e-6, atol=0)
-    torch.testing.assert_close(variance.double(), x.double().var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
-    torch.testing.assert_close(y.double(), F.relu(twin(x.double())), rtol=0, atol=1e-3)
+    y, found_mean, variance = bn_relu_op(x, *vectors(norm), True, norm.momentum, norm.eps)
+    wanted, wanted_mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    # Additions one after the other for a value: 3 programs' turns of 64 rows or more, in a tile, over parts.
+    additions = x.numel() / shape[1] / 3 / 64 + 10 + 3
+    miss = (spread_pixels(x).mean(0) - wanted_mean) / wanted.sqrt()
+    assert ((variance - wanted).abs() <= 3 * (additions + 4) * 2**-24 * (1 + miss**2) * wanted).all()
+    assert ((found_mean - wanted_mean).abs() <= 2**-24 * (wanted_mean.abs() + (additions + 4) * wanted.sqrt())).all()
+    # What half a bit of the mean, and in the reference another of its product, do to (x - mean) / deviation.
+    atol = (2 * 2**-24 * wanted_mean.abs() / wanted.sqrt()).max().item() + 1e-5
+    torch.testing.assert_close(y.double(), F.relu(twin(x.double())), rtol=0, atol=atol)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="only the interpreter can be told in which order programs run")
+@poolings
+def test_who_arrives_last_changes_no_bit(device, few_parts, pooled, monkeypatch):
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    forward = builder.set_grid_idx
+    x, norm = sample((3, 70, 5, 17), device)
+    results = []
+    for order in (lambda n, count: n, lambda n, count: count - 1 - n, lambda n, count: (n + 1) % count):
+        monkeypatch.setattr(
+            builder,
+            "set_grid_idx",
+            lambda *place, order=order: forward(
+                *(order(n, count) for n, count in zip(place, builder.grid_dim, strict=True))
+            ),
+        )
+        module = copy.deepcopy(norm)
+        y, _ = fused(x.requires_grad_(), module, pooled)
+        results.append((y, *gradients(y, x, module), *module.buffers()))
+    for others in results[1:]:
+        assert all(torch.equal(*pair) for pair in zip(results[0], others, strict=True))
 
 
 def test_a_constant_channel_becomes_its_bias(device):

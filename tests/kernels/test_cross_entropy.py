@@ -1,5 +1,6 @@
 """The two sums of the weighted cross-entropy: against torch's in float64, by hand, and on labels that count nothing."""
 
+import functools
 import math
 
 import pytest
@@ -8,14 +9,14 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastseg.kernels import cross_entropy
-from fastseg.kernels.cross_entropy import cross_entropy_backward, cross_entropy_sum, torch_weight_sum, weight_sum
+from fastseg.kernels import cross_entropy as module
+from fastseg.kernels.cross_entropy import cross_entropy_backward, torch_weight_sum, weight_sum
 from fastseg.kernels.launch import INTERPRETED
 
 VOID, UNKNOWN = 255, 254
 # What one rounding to the scores' dtype may cost; in the interpreter fp32 -> bf16 cuts off.
 PRECISION = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-# A program holds 2048 elements, C rounded up to a power of two: 32 pixels of 64 classes, 128 of 11, 512 of 3.
+# A tile holds 2048 elements, C rounded up to a power of two: 32 pixels of 64 classes, 128 of 11, 512 of 3.
 CASES = [
     *[(classes, (2, 5, 7)) for classes in (1, 2, 3, 11, 32, 64)],
     (3, (1, 1, 1)),
@@ -30,7 +31,16 @@ property_of = settings(max_examples=12, deadline=None, suppress_health_check=[He
 @pytest.fixture(params=["torch_", ""], ids=["torch", "fused"])
 def sums(request):
     """The sum over pixels of the losses and of the weights, PyTorch's and fastseg's."""
-    return tuple(getattr(cross_entropy, request.param + name) for name in ("cross_entropy_sum", "weight_sum"))
+    entropy, weights = (getattr(module, request.param + name) for name in ("cross_entropy", "weight_sum"))
+    return functools.partial(undivided, entropy), weights
+
+
+def undivided(entropy, logits, labels, weights):
+    """The sum of losses as it is: over a total of 1."""
+    return entropy(logits, labels, weights, torch.ones((), device=logits.device))
+
+
+cross_entropy_sum = functools.partial(undivided, module.cross_entropy)
 
 
 def sample(classes, device, size=(2, 5, 7), ignored=0.3, dtype=torch.float32, seed=0):
@@ -70,7 +80,7 @@ def test_the_sum_and_its_gradient_equal_torch_in_float64(sums, device, classes, 
 def test_the_quotient_is_torchs_weighted_mean(sums, device, classes):
     logits, labels, weights = sample(classes, device)
     mine, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    found = sums[0](mine, labels, weights) / sums[1](labels, weights)
+    found = sums[0].args[0](mine, labels, weights, sums[1](labels, weights))
     wanted = F.cross_entropy(theirs, labels.long().masked_fill(labels >= classes, VOID), weights, ignore_index=VOID)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
     gradients = [torch.autograd.grad(loss, scores)[0] for loss, scores in ((found, mine), (wanted, theirs))]
@@ -108,7 +118,7 @@ def test_a_batch_of_only_void_has_loss_0_and_zero_gradients(sums, device, dtype)
     assert (labels >= 3).all()
     logits.requires_grad_()
     total = sums[1](labels, weights)
-    loss = sums[0](logits, labels, weights) / total.clamp(min=1e-12)
+    loss = sums[0].args[0](logits, labels, weights, total)
     loss.backward()
     assert (total.item(), loss.item()) == (0, 0)
     assert torch.equal(logits.grad, torch.zeros_like(logits))
@@ -195,7 +205,7 @@ def test_the_weight_sum_is_that_of_a_loop(sums, device, values, weights):
 
 
 def test_the_weight_sum_takes_many_labels_of_any_strides(sums, device):
-    # 1024 labels per program: three and a bit. Whole weights, whose sum is exact in any order.
+    # 1024 labels in a tile: three and a bit. Whole weights, whose sum is exact in any order.
     labels = (torch.arange(62 * 53) % 31 % 5).to(torch.uint8).view(62, 53)
     wanted = [sum((7, 0, 2, 9)[v] for v in rows.flatten().tolist() if v < 4) for rows in (labels, labels[::2, 1::3])]
     labels, weights = labels.to(device), torch.tensor([7.0, 0, 2, 9], device=device)
@@ -230,8 +240,8 @@ def test_only_differences_of_scores_matter(device, classes, shift, seed):
 
 def test_two_runs_give_the_same_bits(device):
     logits, labels, weights = sample(11, device, (1, 13, 17))
-    upstream = torch.tensor(0.3, device=device)
-    for call, arguments in ((cross_entropy_sum, ()), (cross_entropy_backward, (upstream,))):
+    total, upstream = torch.tensor(7.0, device=device), torch.tensor(0.3, device=device)
+    for call, arguments in ((module.cross_entropy, (total,)), (cross_entropy_backward, (total, upstream))):
         assert torch.equal(*(call(logits, labels, weights, *arguments) for _ in range(2)))
     assert torch.equal(weight_sum(labels, weights), weight_sum(labels, weights))
 
@@ -241,16 +251,16 @@ def test_the_operators_keep_the_rules_of_custom_operators(device, dtype):
     logits, labels, weights = sample(3, device, dtype=dtype)
     operators = torch.ops.fastseg
     torch.library.opcheck(operators.weight_sum.default, (labels, weights))
-    torch.library.opcheck(operators.cross_entropy_sum.default, (logits, labels, weights))
-    gradient = torch.tensor(0.5, device=device)
-    torch.library.opcheck(operators.cross_entropy_backward.default, (logits, labels, weights, gradient))
+    total, gradient = torch.tensor(7.0, device=device), torch.tensor(0.5, device=device)
+    torch.library.opcheck(operators.cross_entropy.default, (logits, labels, weights, total))
+    torch.library.opcheck(operators.cross_entropy_backward.default, (logits, labels, weights, total, gradient))
 
 
 def test_compiled_gives_the_same_bits(device):
     logits, labels, weights = sample(3, device)
 
     def mean(scores):
-        return cross_entropy_sum(scores, labels, weights) / weight_sum(labels, weights)
+        return module.cross_entropy(scores, labels, weights, weight_sum(labels, weights))
 
     results = []
     for call in (mean, torch.compile(mean, fullgraph=True, backend="aot_eager")):
@@ -263,13 +273,13 @@ def test_compiled_gives_the_same_bits(device):
 def test_triton_runs_on_a_gpu_and_in_its_interpreter_only(device, monkeypatch):
     triton_path = pytest.importorskip("fastseg.kernels.cross_entropy_triton", exc_type=ImportError)
     calls = []
-    for name in ("weight_sum", "cross_entropy_sum", "cross_entropy_backward"):
+    for name in ("weight_sum", "cross_entropy", "cross_entropy_backward"):
         launcher = getattr(triton_path, name)
         monkeypatch.setattr(
             triton_path, name, lambda *args, name=name, launch=launcher: calls.append(name) or launch(*args)
         )
     logits, labels, weights = sample(3, device)
-    loss = cross_entropy_sum(logits.requires_grad_(), labels, weights) / weight_sum(labels, weights)
+    loss = module.cross_entropy(logits.requires_grad_(), labels, weights, weight_sum(labels, weights))
     loss.backward()
-    expected = ["cross_entropy_sum", "weight_sum", "cross_entropy_backward"]
+    expected = ["weight_sum", "cross_entropy", "cross_entropy_backward"]
     assert calls == (expected if INTERPRETED or device.type == "cuda" else [])

@@ -7,9 +7,16 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastseg.errors import UsageError
-from fastseg.kernels.launch import CHOICES, INTERPRETED, channels_last, choose, empty, halved, on_triton, tile
+from fastseg.kernels import launch, plan
+from fastseg.kernels.bn_relu import bn_relu, bn_relu_pool
+from fastseg.kernels.cross_entropy import cross_entropy, weight_sum
+from fastseg.kernels.launch import CHOICES, INTERPRETED, channels_last, choose, empty, halved, on_triton
+from fastseg.kernels.plan import tile
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TORCHS_OWN = "as asked, PyTorch's own operations"
@@ -138,13 +145,116 @@ for name in sorted(names - kernels - {"aot"}):
     importlib.import_module("fastseg.kernels." + name)
 assert not {"fastseg.kernels." + name for name in kernels} & set(sys.modules)
 from fastseg.kernels.bn_relu import bn_relu_pool
-from fastseg.kernels.cross_entropy import cross_entropy_sum, weight_sum
+from fastseg.kernels.cross_entropy import cross_entropy, weight_sum
 x = torch.randn(2, 3, 4, 5, requires_grad=True)
 values, _ = bn_relu_pool(x, torch.nn.BatchNorm2d(3))
 labels = torch.zeros(2, 2, 3, dtype=torch.uint8)
-(cross_entropy_sum(values, labels, torch.ones(3)) / weight_sum(labels, torch.ones(3))).backward()
+cross_entropy(values, labels, torch.ones(3), weight_sum(labels, torch.ones(3))).backward()
 assert x.grad.isfinite().all()
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """Tensors without values on a GPU that is not there, on a stream of any number; `capturing` is whether it is."""
+    state = {"stream": 1, "capturing": False}
+    monkeypatch.setattr(launch, "_SCRATCH", {})
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: state["stream"], raising=False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state["capturing"])
+    with FakeTensorMode():
+        yield state
+
+
+def test_scratch_is_kept_for_each_stream_and_grows(fake_gpu):
+    device = torch.device("cuda:0")
+    parts, counters = launch.scratch(device, 1000, 3)
+    assert (parts.dtype, counters.dtype) == (torch.float32, torch.int32)
+    assert len(parts) >= 1000
+    assert len(counters) >= 3
+    assert launch.scratch(device, 7, 1)[0] is parts
+    fake_gpu["stream"] = 2
+    assert launch.scratch(device, 7, 1)[0] is not parts
+    fake_gpu["stream"] = 1
+    for numbers, blocks in ((len(parts) + 1, 1), (1, len(counters) + 1)):
+        larger, more = launch.scratch(device, numbers, blocks)
+        assert len(larger) >= numbers
+        assert len(more) >= blocks
+        assert launch.scratch(device, numbers, blocks)[0] is larger
+
+
+def test_scratch_that_a_graph_brings_is_the_graphs_alone(fake_gpu):
+    # Its zeros are not written before the graph is replayed, and lost when the graph is.
+    fake_gpu["capturing"] = True
+    graphs, _ = launch.scratch(torch.device("cuda:0"), 7, 1)
+    fake_gpu["capturing"] = False
+    assert launch.scratch(torch.device("cuda:0"), 7, 1)[0] is not graphs
+
+
+def test_counters_are_back_at_zero_after_every_kernel():
+    if not INTERPRETED:
+        pytest.skip("without Triton's interpreter a CPU needs no counters")
+    norm = torch.nn.BatchNorm2d(70)
+    x = torch.randn(2, 70, 5, 7, requires_grad=True)
+    values, _ = bn_relu_pool(bn_relu(x, norm), norm)
+    labels = torch.zeros(2, 3, 4, dtype=torch.uint8)
+    cross_entropy(values, labels, torch.ones(70), weight_sum(labels, torch.ones(70))).backward()
+    (_, counters), *others = launch._SCRATCH.values()
+    assert not others
+    assert not counters.any()
+
+
+@pytest.mark.gpu
+def test_two_streams_at_once_do_not_share_scratch():
+    x = torch.randn(8, 64, 180, 240, device="cuda").to(memory_format=torch.channels_last)
+    norm = torch.nn.BatchNorm2d(64).cuda()
+    wanted = bn_relu(x, norm)
+    streams, found = [torch.cuda.Stream() for _ in range(2)], []
+    for stream in streams:
+        stream.wait_stream(torch.cuda.current_stream())
+    for number in range(40):
+        with torch.cuda.stream(streams[number % 2]):
+            found.append(bn_relu(x, norm))
+    torch.cuda.synchronize()
+    assert all(torch.equal(y, wanted) for y in found)
+
+
+# By hand: 132 programs, or fewer where a tile would be left for none; all rows are somebody's.
+@pytest.mark.parametrize(
+    ("rows", "channels", "element_bytes", "parts", "blocks", "share", "tile_of"),
+    [
+        (691200, 64, 2, 132, 1, 5237, (64, 64)),
+        (2640, 512, 2, 16, 8, 165, (64, 64)),
+        (2640, 512, 11, 16, 8, 165, (32, 64)),  # of windows: half the tile
+        (43200, 256, 4, 33, 4, 1310, (64, 64)),
+        (100, 64, 2, 2, 1, 50, (64, 64)),
+        (1, 3, 4, 1, 1, 1, (1024, 4)),
+        (5, 64 * 200, 2, 1, 200, 5, (64, 64)),  # more blocks than multiprocessors
+    ],
+)
+def test_a_reduction_is_divided_evenly_among_multiprocessors(
+    rows, channels, element_bytes, parts, blocks, share, tile_of
+):
+    found = plan.reduction(rows, channels, element_bytes, 132)
+    assert (found.parts, found.blocks, found.share, (found.height, found.width)) == (parts, blocks, share, tile_of)
+    assert (found.parts - 1) * found.share < rows <= found.parts * found.share
+
+
+@given(rows=st.integers(1, 10**7), channels=st.integers(1, 2000), count=st.integers(1, 300), size=st.integers(1, 40))
+def test_no_program_of_a_reduction_is_without_rows_and_its_stages_fit(rows, channels, count, size):
+    found = plan.reduction(rows, channels, size, count)
+    assert (found.parts - 1) * found.share < rows <= found.parts * found.share
+    assert found.parts <= max(1, count // found.blocks)
+    assert found.blocks * found.width >= channels
+    in_flight = (found.stages - 1) * found.height * found.width * size
+    assert found.stages == 2 or in_flight <= plan.IN_FLIGHT
+
+
+@given(pixels=st.integers(1, 10**7), height=st.sampled_from([32, 128, 1024]), count=st.integers(1, 300))
+def test_a_sum_over_pixels_has_whole_tiles_and_no_program_without_pixels(pixels, height, count):
+    programs, share = plan.sums(pixels, height, count)
+    assert share % height == 0
+    assert (programs - 1) * share < pixels <= programs * share
+    assert programs <= plan.SUMMING * count

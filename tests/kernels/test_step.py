@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastseg import model as models
-from fastseg.kernels.cross_entropy import cross_entropy_sum, torch_cross_entropy_sum, torch_weight_sum, weight_sum
+from fastseg.kernels.cross_entropy import cross_entropy, torch_cross_entropy, torch_weight_sum, weight_sum
 from fastseg.kernels.launch import INTERPRETED
 from fastseg.kernels.pool import pool
 from fastseg.model import SegNet
@@ -26,12 +26,12 @@ def losses(device: torch.device, *, fused: bool, fused_loss: bool, lr: float = 2
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9)
     generator = torch.Generator().manual_seed(1)
     weights = torch.linspace(0.5, 2.0, CLASSES).to(device)
-    weigh, entropy = (weight_sum, cross_entropy_sum) if fused_loss else (torch_weight_sum, torch_cross_entropy_sum)
+    weigh, entropy = (weight_sum, cross_entropy) if fused_loss else (torch_weight_sum, torch_cross_entropy)
     found = []
     for _ in range(STEPS):
         images = torch.randn(2, 3, *SIZE, generator=generator).to(device, memory_format=torch.channels_last)
         labels = torch.randint(0, CLASSES + 1, (2, *SIZE), generator=generator, dtype=torch.uint8).to(device)
-        loss = entropy(network(images), labels, weights) / weigh(labels, weights)
+        loss = entropy(network(images), labels, weights, weigh(labels, weights))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -60,7 +60,7 @@ def gradients(network: SegNet, run, device: torch.device) -> list[torch.Tensor]:
     images = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(2)).to(device)
     labels = torch.full((2, *SIZE), 1, dtype=torch.uint8, device=device)
     scores = run(images.contiguous(memory_format=torch.channels_last))
-    cross_entropy_sum(scores, labels, torch.ones(CLASSES, device=device)).backward()
+    cross_entropy(scores, labels, torch.ones(CLASSES, device=device), torch.ones((), device=device)).backward()
     return [scores.detach(), *(p.grad for p in network.parameters()), *(b.clone() for b in network.buffers())]
 
 
