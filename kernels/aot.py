@@ -40,26 +40,34 @@ FLOATS = ("eps", "momentum", "scale_y", "scale_x")
 
 
 class Case(NamedTuple):
-    """A kernel, its numbers in a training step, and its warps."""
+    """A kernel in a training step.
+
+    Attributes:
+        values: what it is given that is a number.
+        programs: that are launched.
+    """
 
     kernel: Any
     values: dict[str, Any]
     warps: int
+    programs: int
 
 
 def streaming(kernel: Any, unit: str, pixels: int, channels: int, elements: int, **values: int) -> Case:
     """A kernel that is launched by `launch.over`."""
     height, width = plan.tile(channels, elements)
-    return Case(
-        kernel, {**values, unit.lower(): pixels, "C": channels, unit: height, "CHANNELS": width}, plan.STREAM_WARPS
-    )
+    numbers = {**values, unit.lower(): pixels, "C": channels, unit: height, "CHANNELS": width}
+    return Case(kernel, numbers, plan.STREAM_WARPS, plan.cdiv(pixels, height) * plan.cdiv(channels, width))
 
 
-def reducing(kernel: Any, unit: str, rows: int, channels: int, element_bytes: int, **values: int) -> Case:
+def reducing(
+    kernel: Any, unit: str, rows: int, channels: int, value_bytes: int, element_bytes: int, **values: int
+) -> Case:
     """A kernel of batch norm that is launched as `plan.reduction` has it."""
-    found = plan.reduction(rows, channels, element_bytes, plan.MULTIPROCESSORS)
+    found = plan.reduction(rows, channels, value_bytes, element_bytes, plan.MULTIPROCESSORS)
     shape = {unit: found.height, "CHANNELS": found.width, "STAGES": found.stages, "PARTS": plan.MERGED}
-    return Case(kernel, {**values, unit.lower(): rows, "C": channels, "share": found.share, **shape}, found.warps)
+    numbers = {**values, unit.lower(): rows, "C": channels, "share": found.share, **shape}
+    return Case(kernel, numbers, plan.REDUCE_WARPS, found.parts * found.blocks)
 
 
 def level(batch: int, height: int, width: int, channels: int, value_bytes: int) -> dict[str, Case]:
@@ -75,49 +83,54 @@ def level(batch: int, height: int, width: int, channels: int, value_bytes: int) 
         return streaming(kernel, "ROWS", pixels, channels, plan.STREAMED, **values)
 
     bn, s = bn_relu_triton, value_bytes
-    sums = reducing(bn.backward_sums_pool_kernel, "PIXELS", pooled, channels, 5 * s + 1, **sizes)
+    sums = reducing(bn.backward_sums_pool_kernel, "PIXELS", pooled, channels, s, 5 * s + 1, **sizes)
     return {
         "pool": pool(pool_triton.pool_kernel),
         "unpool": pool(pool_triton.unpool_kernel),
         "take": pool(pool_triton.take_kernel),
-        "bn_relu statistics": reducing(bn.statistics_kernel, "ROWS", pixels, channels, s),
+        "bn_relu statistics": reducing(bn.statistics_kernel, "ROWS", pixels, channels, s, s),
         "bn_relu apply": norm(bn.apply_kernel),
         "bn_relu apply, pool": pool(bn.apply_pool_kernel),
-        "bn_relu backward sums": reducing(bn.backward_sums_kernel, "ROWS", pixels, channels, 2 * s),
+        "bn_relu backward sums": reducing(bn.backward_sums_kernel, "ROWS", pixels, channels, s, 2 * s),
         "bn_relu backward sums, pool": sums,
         "bn_relu backward": norm(bn.backward_kernel, TRAINING=1),
         "bn_relu backward, pool": pool(bn.backward_pool_kernel, values=pixels, TRAINING=1),
     }
 
 
-def cases(dtype: str) -> dict[str, Case]:
-    """By name; feature maps are the largest ones, in one of DTYPES."""
-    large = {"H": HEIGHT, "W": WIDTH, "h": HEIGHT // 2, "w": WIDTH // 2, "C": CHANNELS}
-    out = {"height": HEIGHT, "width": WIDTH}
-    pixels = BATCH * HEIGHT * WIDTH
+def loss(batch: int, height: int, width: int) -> dict[str, Case]:
+    """Kernels of the loss."""
+    pixels, (rows, columns) = batch * height * width, plan.score_tile(CLASSES)
+    given = {"pixels": pixels, "C": CLASSES, "SMALLEST": SMALLEST, "PARTS": plan.SUMMED}
+    scores = {**given, "step": 1, "PIXELS": rows, "CLASSES": columns}
+    entropy, warps = cross_entropy_triton, plan.STREAM_WARPS
+    summing, share = plan.sums(pixels, rows, plan.MULTIPROCESSORS)
+    weighing, labels = plan.sums(pixels, plan.LABELS, plan.MULTIPROCESSORS)
+    return {
+        "cross_entropy forward": Case(entropy.forward_kernel, {**scores, "share": share}, warps, summing),
+        "cross_entropy backward": Case(entropy.backward_kernel, scores, warps, plan.cdiv(pixels, rows)),
+        "weight_sum": Case(
+            entropy.weight_sum_kernel, {**given, "PIXELS": plan.LABELS, "share": labels}, warps, weighing
+        ),
+    }
 
-    height, width = plan.score_tile(CLASSES)
-    scores = {"pixels": pixels, "C": CLASSES, "PIXELS": height, "CLASSES": width, "SMALLEST": SMALLEST}
-    summed = {"pixels": pixels, "C": CLASSES, "PARTS": plan.SUMMED}
-    counted = {**large, **scores, "h": HEIGHT, "w": WIDTH, "BINS": 128}
-    resized = {"h": HEIGHT // 2, "w": WIDTH // 2, "RESIZE": 1, "KEEP": 1}
-    entropy, many = cross_entropy_triton, plan.MULTIPROCESSORS
-    count, warps = confusion_triton.confusion_kernel, plan.STREAM_WARPS
-    placed = {**large, **out, "PIXELS": plan.AUGMENTED, "VOID": VOID}
+
+def cases(dtype: str) -> dict[str, Case]:
+    """All by name, for the largest feature maps, in one of DTYPES."""
+    pixels, (rows, columns) = BATCH * HEIGHT * WIDTH, plan.score_tile(CLASSES)
+    scores = {"pixels": pixels, "C": CLASSES, "PIXELS": rows, "CLASSES": columns, "H": HEIGHT, "W": WIDTH, "BINS": 128}
+    whole = {**scores, "h": HEIGHT, "w": WIDTH, "RESIZE": 0, "KEEP": 0}
+    resized = {**scores, "h": HEIGHT // 2, "w": WIDTH // 2, "RESIZE": 1, "KEEP": 1}
+    placed = {"H": HEIGHT, "W": WIDTH, "height": HEIGHT, "width": WIDTH, "PIXELS": plan.AUGMENTED, "VOID": VOID}
+    count, warps, tiles = confusion_triton.confusion_kernel, plan.STREAM_WARPS, plan.cdiv(pixels, rows)
     return {
         **level(BATCH, HEIGHT, WIDTH, CHANNELS, DTYPES[dtype]),
-        "cross_entropy forward": Case(
-            entropy.forward_kernel, {**scores, **summed, "share": plan.sums(pixels, height, many)[1]}, warps
+        **loss(BATCH, HEIGHT, WIDTH),
+        "confusion": Case(count, whole, warps, tiles),
+        "confusion, resized": Case(count, resized, warps, tiles),
+        "augment": Case(
+            augment_triton.augment_kernel, placed, warps, BATCH * plan.cdiv(HEIGHT * WIDTH, plan.AUGMENTED)
         ),
-        "cross_entropy backward": Case(entropy.backward_kernel, scores, warps),
-        "weight_sum": Case(
-            entropy.weight_sum_kernel,
-            {**summed, "PIXELS": plan.LABELS, "share": plan.sums(pixels, plan.LABELS, many)[1]},
-            warps,
-        ),
-        "confusion": Case(count, {**counted, "RESIZE": 0, "KEEP": 0}, warps),
-        "confusion, resized": Case(count, {**counted, **resized}, warps),
-        "augment": Case(augment_triton.augment_kernel, placed, warps),
     }
 
 
@@ -138,7 +151,7 @@ def build(case: Case, dtype: str, architecture: int) -> dict[str, Any]:
     Raises:
         LookupError: a parameter that the case's values, POINTERS and FLOATS do not state.
     """
-    kernel, values, warps = case
+    kernel, values, warps, _ = case
     numbers = "its case in cases(), or to FLOATS,"
     constants = {p.name: stated(kernel, p.name, values, numbers) for p in kernel.params if p.is_constexpr}
     signature, attributes = {}, {}
@@ -155,6 +168,7 @@ def build(case: Case, dtype: str, architecture: int) -> dict[str, Any]:
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", architecture, 32)
     compiled = triton.compile(source, target=target, options={"num_warps": warps})
+    code = machine_code(compiled.asm["cubin"])
     return {
         **resources(compiled.asm["cubin"]),
         "shared": compiled.metadata.shared,
@@ -162,6 +176,8 @@ def build(case: Case, dtype: str, architecture: int) -> dict[str, Any]:
         "load_bits": widths(compiled.asm["ptx"], "ld"),
         "copy_bits": copied(compiled.asm["ptx"]),
         "store_bits": widths(compiled.asm["ptx"], "st"),
+        "instructions": sum(not line.startswith((".", "NOP")) for line in code),
+        "in_loop": in_loop(code),
     }
 
 
@@ -176,16 +192,38 @@ def copied(ptx: str) -> list[int]:
     return sorted({8 * int(nbytes, 16) for nbytes in re.findall(r"\bcp\.async\.c[ag]\.[^;]*?, 0x(\w+)", ptx)})
 
 
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers per thread and spilled bytes, as NVIDIA's cuobjdump reads them from the machine code."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+def _run(tool: str, cubin: bytes, *options: str) -> str:
+    """What one of NVIDIA's tools that come with Triton prints of machine code."""
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([path, *options, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers per thread and spilled bytes, as cuobjdump reads them from the machine code."""
+    text = _run("cuobjdump", cubin, "-res-usage")
     (registers,) = re.findall(r"REG:(\d+)", text)
     (stack,) = re.findall(r"STACK:(\d+)", text)
     return {"registers": int(registers), "spilled": int(stack)}
+
+
+def machine_code(cubin: bytes) -> list[str]:
+    """Its instructions and labels ("NAME:"), one each, as nvdisasm prints them."""
+    lines = _run("nvdisasm", cubin, "-c").splitlines()
+    found = [re.match(r"(\.L_\w+:)|\s+/\*\w+\*/\s+(\S.*?) ;", line) for line in lines]
+    return [match[1] or match[2] for match in found if match]
+
+
+def in_loop(code: list[str]) -> int:
+    """Instructions of the first loop, which is the one over tiles: from a label to where it is jumped back to."""
+    labels = {line: place for place, line in enumerate(code) if line.startswith(".L")}
+    for place, line in enumerate(code):
+        target = re.search(r"\bBRA `\((\.L\w+)\)", line)
+        if target and (start := labels[target[1] + ":"]) < place - 1:
+            return place - start
+    return 0
 
 
 def build_all() -> list[dict[str, Any]]:

@@ -180,7 +180,9 @@ def _save(ctx: Any, codes: Tensor | None, arguments: tuple, statistics: list[Ten
     ctx.save_for_backward(x, codes, weight, bias, mean, variance)
 
 
-def _gradients(ctx: Any, gradient: Tensor) -> tuple:
+def _gradients(ctx: Any, gradient: Tensor | None) -> tuple:
+    if gradient is None:
+        return (None,) * 9
     x, codes, *vectors = ctx.saved_tensors
     found = bn_relu_backward(x, gradient, codes, *vectors, ctx.training, ctx.eps)  # type: ignore[call-arg]
     return *found, None, None, None, None, None, None
@@ -204,10 +206,11 @@ class _BnReluPool(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         values, codes, *statistics = bn_relu_pool_op(*arguments)
         ctx.mark_non_differentiable(codes)
+        ctx.set_materialize_grads(False)  # no zeros are filled in for codes
         _save(ctx, codes, arguments, statistics)
         return values, codes
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _codes: Tensor | None) -> tuple:
+    def backward(ctx: Any, gradient: Tensor | None, _codes: Tensor | None) -> tuple:
         return _gradients(ctx, gradient)

@@ -389,12 +389,12 @@ def backward_pool_kernel(
 
 @functools.cache
 def _reducing(
-    kernel: Any, unit: str, rows: int, channels: int, element_bytes: int, multiprocessors: int
+    kernel: Any, unit: str, rows: int, channels: int, value_bytes: int, element_bytes: int, multiprocessors: int
 ) -> tuple[Callable[..., None], plan.Reduction]:
     """The launcher of a reduction over rows, and how it divides them."""
-    found = plan.reduction(rows, channels, element_bytes, multiprocessors)
+    found = plan.reduction(rows, channels, value_bytes, element_bytes, multiprocessors)
     options = {unit: found.height, "CHANNELS": found.width, "STAGES": found.stages, "PARTS": plan.MERGED}
-    return functools.partial(kernel[found.parts, found.blocks], **options, num_warps=found.warps), found
+    return functools.partial(kernel[found.parts, found.blocks], **options, num_warps=plan.REDUCE_WARPS), found
 
 
 def _statistics(
@@ -408,8 +408,8 @@ def _statistics(
         return (running_mean, running_var), found
     channels = x_BCHW.shape[1]
     rows = x_BCHW.numel() // channels
-    many = plan.multiprocessors(x_BCHW.device)
-    measure, by = _reducing(statistics_kernel, "ROWS", rows, channels, x_BCHW.itemsize, many)
+    size, many = x_BCHW.itemsize, plan.multiprocessors(x_BCHW.device)
+    measure, by = _reducing(statistics_kernel, "ROWS", rows, channels, size, size, many)
     parts = scratch(x_BCHW.device, 2 * by.parts * channels, by.blocks)
     measure(x_BCHW, *found, running_mean, running_var, batches, *parts, rows, channels, by.share, momentum)
     # PyTorch does not see what a kernel writes to: autograd shall notice where a saved one has moved.
@@ -480,19 +480,19 @@ def bn_relu_backward(
     values = rows = batch * large[0] * large[1]
     given: tuple[Tensor, ...] = (gradient, x_BCHW, weight, bias, mean, variance)
     sizes: tuple[int, ...] = (channels,)
-    element_bytes = 2 * x_BCHW.itemsize
+    size, many = x_BCHW.itemsize, plan.multiprocessors(x_BCHW.device)
+    element_bytes = 2 * size
     sums_kernel, kernel, unit, elements = backward_sums_kernel, backward_kernel, "ROWS", plan.STREAMED
     if codes is not None:
         # One pooled pixel stands for its window of four.
         small = gradient.shape[-2:]
         rows = batch * small[0] * small[1]
         given = (gradient, channels_last(codes), *given[1:])
-        sizes, element_bytes = (channels, *large, *small), 5 * x_BCHW.itemsize + 1
+        sizes, element_bytes = (channels, *large, *small), 5 * size + 1
         sums_kernel, kernel, unit = backward_sums_pool_kernel, backward_pool_kernel, "PIXELS"
         elements = plan.STREAMED // 2
 
-    many = plan.multiprocessors(x_BCHW.device)
-    add_up, by = _reducing(sums_kernel, unit, rows, channels, element_bytes, many)
+    add_up, by = _reducing(sums_kernel, unit, rows, channels, size, element_bytes, many)
     parts = scratch(x_BCHW.device, 2 * by.parts * channels, by.blocks)
     d_weight = x_BCHW.new_empty(channels, dtype=torch.float32)
     d_bias = torch.empty_like(d_weight)

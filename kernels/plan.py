@@ -22,14 +22,14 @@ WIDEST = 64  # channels of a tile: 128 bytes of 16-bit values, a line of the cac
 # A streaming program's tile: two 16-byte loads for each of its 128 threads.
 STREAMED, STREAM_WARPS = 2048, 4
 AUGMENTED = 1024  # pixels of a tile of images that are augmented
-# A reducing program's tile: 8 elements, a 16-byte load, for each of its 512 threads, or 256 where an element means
-# reading more than MUCH bytes.
-REDUCED, MUCH = 4096, 8
-IN_FLIGHT = 45 << 10  # bytes of a multiprocessor: twice what the law asks, and less than any has of shared memory
-MERGED = 64  # parts that are merged at once
+# A reducing program's tile: two 16-byte loads for each of its 512 threads, or one where each element means reading more
+# than MUCH values. One program has a multiprocessor for itself: it may fill much of its shared memory.
+REDUCED_BYTES, REDUCE_WARPS, MUCH = 16 << 10, 16, 2
+IN_FLIGHT = 64 << 10  # bytes
+MERGED = 128  # parts that are merged at once
 
 # A sum over pixels: labels of a tile, parts that are merged at once, and programs of a multiprocessor.
-LABELS, SUMMED, SUMMING = 1024, 1024, 8
+LABELS, SUMMED, SUMMING = 1024, 1024, 16
 
 
 class Reduction(NamedTuple):
@@ -41,7 +41,6 @@ class Reduction(NamedTuple):
         share: rows of a part; the last may have fewer, but never none.
         height, width: rows and channels of a tile.
         stages: tiles at a time: the one that is worked on, and those on their way.
-        warps: of a program.
     """
 
     parts: int
@@ -50,7 +49,6 @@ class Reduction(NamedTuple):
     height: int
     width: int
     stages: int
-    warps: int
 
 
 def cdiv(a: int, b: int) -> int:
@@ -64,18 +62,19 @@ def tile(channels: int, elements: int) -> tuple[int, int]:
     return elements // width, width
 
 
-def reduction(rows: int, channels: int, element_bytes: int, multiprocessors: int) -> Reduction:
+def reduction(rows: int, channels: int, value_bytes: int, element_bytes: int, multiprocessors: int) -> Reduction:
     """A program for each multiprocessor, unless that leaves less than a tile for each.
 
     Args:
+        value_bytes: of a value of the map.
         element_bytes: what is read per row and channel: of several maps, or of several pixels.
     """
-    elements = REDUCED if element_bytes <= MUCH else REDUCED // 2
+    elements = REDUCED_BYTES // value_bytes // (1 if element_bytes <= MUCH * value_bytes else 2)
     height, width = tile(channels, elements)
     blocks = cdiv(channels, width)
     share = cdiv(rows, min(max(1, multiprocessors // blocks), cdiv(rows, height)))
     stages = 1 + max(1, IN_FLIGHT // (elements * element_bytes))
-    return Reduction(cdiv(rows, share), blocks, share, height, width, stages, warps=elements // (8 * 32))
+    return Reduction(cdiv(rows, share), blocks, share, height, width, stages)
 
 
 def score_tile(classes: int) -> tuple[int, int]:

@@ -95,10 +95,13 @@ class _Pool(torch.autograd.Function):
         ctx.size = x_BCHW.shape[-2:]
         ctx.save_for_backward(codes)
         ctx.mark_non_differentiable(codes)
+        ctx.set_materialize_grads(False)  # no zeros are filled in for codes
         return values, codes
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor, _codes: torch.Tensor | None) -> torch.Tensor:
+    def backward(ctx: Any, gradient: torch.Tensor | None, _codes: torch.Tensor | None) -> torch.Tensor | None:
+        if gradient is None:
+            return None
         return unpool(gradient, *ctx.saved_tensors, *ctx.size)
 
 

@@ -36,6 +36,7 @@ from fastseg.errors import UsageError
     show_default=True,
     help="accuracy: seconds that the plain loop trains.",
 )
+@click.option("--plan", is_flag=True, help="kernels: how they fill a GPU, worked out without one.")
 @click.option("--plot", "plot_path", type=FileType(), help="Save curves as SVG: stream, scaling and accuracy.")
 @click.option("--fail-over", type=PercentType(), default="5%", show_default=True, help="compare: slower by more fails.")
 @as_json
@@ -51,6 +52,7 @@ def bench(
     recipes: tuple[str, ...],
     seeds: int,
     cap: float,
+    plan: bool,
     plot_path: Path | None,
     fail_over: float,
     as_json: bool,
@@ -79,6 +81,18 @@ def bench(
         ctx.exit(1 if any(row["worse"] for row in rows) else 0)
     if records:
         raise UsageError(f"bench {what}: takes no records; `fastseg bench compare` does")
+    if plan:
+        if what != "kernels":
+            raise UsageError(f"--plan: is of bench kernels, not of bench {what or 'alone'}")
+        from fastseg.bench import plan as planning
+        from fastseg.bench.kernels import PUBLISHED
+
+        found = planning.document(options["size"] or PUBLISHED, options["batch"])
+        if as_json:
+            print_json(found)
+        else:
+            click.echo(planning.show(found))
+        return
     if plot_path and what not in ("stream", "scaling", "accuracy"):
         raise UsageError(f"--plot {plot_path}: bench {what} has no curves; stream, scaling and accuracy have")
     if gpus or nproc:

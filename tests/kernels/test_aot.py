@@ -85,8 +85,9 @@ def test_all_kernels_build_for_all_architectures_and_dtypes(built):
 
 
 @pytest.mark.slow
-def test_no_kernel_spills_or_asks_for_more_shared_memory_than_there_is_by_default(built):
-    assert [row for row in built if row["spilled"] or row["shared"] > 48 * 1024] == []
+def test_no_kernel_spills_or_asks_for_more_shared_memory_than_any_such_gpu_has(built):
+    # The least are compute capability 8.6 and 8.9, with 99 KiB for a block (CUDA C++ Programming Guide, table 30).
+    assert [row for row in built if row["spilled"] or row["shared"] > 99 * 1024] == []
 
 
 @pytest.mark.slow

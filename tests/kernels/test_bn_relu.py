@@ -13,7 +13,7 @@ from torch import nn
 
 from fastseg.kernels.bn_relu import bn_relu, bn_relu_op, bn_relu_pool
 from fastseg.kernels.launch import INTERPRETED
-from fastseg.kernels.plan import REDUCED, tile
+from fastseg.kernels.plan import REDUCED_BYTES, tile
 from fastseg.kernels.pool import pool
 
 # What one rounding to the map's dtype may cost; in the interpreter fp32 -> bf16 cuts off.
@@ -151,8 +151,8 @@ def test_programs_of_several_tiles_leave_nothing_out(device, few_parts, shape, p
 
 
 def test_more_parts_than_are_merged_at_once(device):
-    # 65 programs of 64 rows, the last of 4; the last to arrive loads 64 parts at a time.
-    x, norm = sample((1, 64, 41, 100), device)
+    # 132 programs of 63 rows, the last of 62; the last to arrive loads 128 parts at a time.
+    x, norm = sample((1, 64, 83, 100), device)
     twin = copy.deepcopy(norm).double()
     assert_close(bn_relu(x, norm), plain(x.double(), twin, False)[0])
     assert_close(norm.running_mean, twin.running_mean)
@@ -208,7 +208,7 @@ def test_the_gradient_of_frozen_statistics_is_that_of_an_affine_map(device):
 
 def spread_pixels(x):
     """The pixels whose mean the statistics are shifted by: as many as a tile has rows, from all over the map."""
-    height, _ = tile(x.shape[1], REDUCED)
+    height, _ = tile(x.shape[1], REDUCED_BYTES // x.itemsize)
     rows = x.movedim(1, -1).flatten(0, 2).double()
     return rows[torch.arange(height, device=x.device) * (len(rows) // height)]
 

@@ -223,28 +223,28 @@ def test_two_streams_at_once_do_not_share_scratch():
 
 # By hand: 132 programs, or fewer where a tile would be left for none; all rows are somebody's.
 @pytest.mark.parametrize(
-    ("rows", "channels", "element_bytes", "parts", "blocks", "share", "tile_of"),
+    ("rows", "channels", "value_bytes", "values", "parts", "blocks", "share", "tile_of"),
     [
-        (691200, 64, 2, 132, 1, 5237, (64, 64)),
-        (2640, 512, 2, 16, 8, 165, (64, 64)),
-        (2640, 512, 11, 16, 8, 165, (32, 64)),  # of windows: half the tile
-        (43200, 256, 4, 33, 4, 1310, (64, 64)),
-        (100, 64, 2, 2, 1, 50, (64, 64)),
-        (1, 3, 4, 1, 1, 1, (1024, 4)),
-        (5, 64 * 200, 2, 1, 200, 5, (64, 64)),  # more blocks than multiprocessors
+        (691200, 64, 2, 1, 132, 1, 5237, (128, 64)),
+        (2640, 512, 2, 1, 16, 8, 165, (128, 64)),
+        (2640, 512, 2, 5.5, 16, 8, 165, (64, 64)),  # of windows: half the tile
+        (43200, 256, 4, 2, 33, 4, 1310, (64, 64)),
+        (100, 64, 4, 1, 2, 1, 50, (64, 64)),
+        (1, 3, 4, 1, 1, 1, 1, (1024, 4)),
+        (5, 64 * 200, 2, 1, 1, 200, 5, (128, 64)),  # more blocks than multiprocessors
     ],
 )
 def test_a_reduction_is_divided_evenly_among_multiprocessors(
-    rows, channels, element_bytes, parts, blocks, share, tile_of
+    rows, channels, value_bytes, values, parts, blocks, share, tile_of
 ):
-    found = plan.reduction(rows, channels, element_bytes, 132)
+    found = plan.reduction(rows, channels, value_bytes, int(values * value_bytes), 132)
     assert (found.parts, found.blocks, found.share, (found.height, found.width)) == (parts, blocks, share, tile_of)
     assert (found.parts - 1) * found.share < rows <= found.parts * found.share
 
 
 @given(rows=st.integers(1, 10**7), channels=st.integers(1, 2000), count=st.integers(1, 300), size=st.integers(1, 40))
 def test_no_program_of_a_reduction_is_without_rows_and_its_stages_fit(rows, channels, count, size):
-    found = plan.reduction(rows, channels, size, count)
+    found = plan.reduction(rows, channels, 2, size, count)
     assert (found.parts - 1) * found.share < rows <= found.parts * found.share
     assert found.parts <= max(1, count // found.blocks)
     assert found.blocks * found.width >= channels
