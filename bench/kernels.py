@@ -7,8 +7,10 @@ them), each scattered access counted as its own bytes, so that PyTorch's figures
 Time: one call, forward and backward, on the network's largest map; "step" is the whole network's and the loss's.
 """
 
+import importlib.util
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -25,7 +27,7 @@ from fastseg.kernels.confusion import confusion, torch_confusion
 from fastseg.kernels.cross_entropy import cross_entropy, torch_cross_entropy
 from fastseg.kernels.launch import halved
 from fastseg.kernels.pool import pool, torch_pool, torch_unpool, unpool
-from fastseg.model import BACKBONES, CHANNELS
+from fastseg.model import BACKBONES, CHANNELS, IMAGE_CHANNELS
 from fastseg.pipelines.source import MEAN, STD
 
 PUBLISHED = Size(360, 480)
@@ -113,11 +115,13 @@ def bytes_per_image(size: tuple[int, int], s: int = 2) -> dict[str, Bytes]:
 
 
 class Operator(NamedTuple):
-    """Both ways to run one operator on one input, and the bytes that it must move (None: not bound by them)."""
+    """Both ways to run one operator on one input, the bytes that it must move (None: not bound by them), and what else
+    computes the same."""
 
     fused: Callable[[], object]
     plain: Callable[[], object]
     minimum: int | None
+    others: Mapping[str, Callable[[], object]] = {}
 
 
 def cases(
@@ -172,6 +176,7 @@ def cases(
             both(lambda t: bn_relu(t, norm), x, up),
             both(lambda t: F.relu(norm(t), inplace=True), x, up),
             bn_relu_bytes(full, pooled, s)[0],
+            cudnn_peer(x, up, norm),
         ),
         "bn_relu_pool": Operator(
             both(lambda t: bn_relu_pool(t, norm)[0], x, down),
@@ -193,6 +198,50 @@ def cases(
             lambda: torch_augment(*aug),
             augment_bytes(3 * pixels, pixels, s)[0],
         ),
+    }
+
+
+def cudnn_peer(x: torch.Tensor, gradient: torch.Tensor, norm: nn.BatchNorm2d) -> dict[str, Callable[[], object]]:
+    """cuDNN's own batch norm + ReLU, where there is a GPU, maps are of 16 bits, and its package is installed."""
+    if not x.is_cuda or x.dtype == torch.float32:
+        return {}
+    if importlib.util.find_spec("cudnn") is None:
+        cure = "pip install --no-deps nvidia-cudnn-frontend"
+        print(f"bench kernels: without cuDNN's batch norm, which is not installed: {cure}", file=sys.stderr)
+        return {}
+    from fastseg.bench.peers.cudnn_norm import norm_relu
+
+    return {"cuDNN": norm_relu(x.detach(), gradient, norm)}
+
+
+# The network's outer convolutions, whose channels no 16-byte access divides, and as they would be with zeros beside.
+PADDED = {"first convolution": ((IMAGE_CHANNELS, 64), (8, 64)), "last convolution": ((64, CLASSES), (64, 16))}
+
+
+def convolutions(
+    device: torch.device, dtype: torch.dtype, size: tuple[int, int], batch: int
+) -> dict[str, dict[str, Callable[[], object]]]:
+    """Forward and backward of each of PADDED, with its own channels and with padded ones."""
+
+    def made(channels_in: int, channels_out: int, *, first: bool) -> Callable[[], object]:
+        x = torch.randn(batch, channels_in, *size, device=device, dtype=dtype)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_(not first)
+        conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False, device=device, dtype=dtype)
+        conv.to(memory_format=torch.channels_last)
+        upstream = torch.ones_like(conv(x))
+
+        def call() -> None:
+            x.grad = conv.weight.grad = None
+            conv(x).backward(upstream)
+
+        return call
+
+    return {
+        name: {
+            way: made(*channels, first=name.startswith("first"))
+            for way, channels in zip(("as it is", "padded"), both, strict=True)
+        }
+        for name, both in PADDED.items()
     }
 
 
@@ -254,7 +303,7 @@ def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quic
         results.append(exact(f"{operator}, torch, moves", "MB/img", plain / 1e6))
     measured = {**cases(where, dtype, size, batch), "step": whole_step(where, dtype, size, batch)}
     for operator, case in measured.items():
-        ways = {"fused": case.fused, "torch": case.plain}
+        ways = {"fused": case.fused, "torch": case.plain, **case.others}
         if on_gpu:
             ways["compiled torch"] = torch.compile(case.plain)
         samples = take_turns({way: _milliseconds(call, where) for way, call in ways.items()}, rounds)
@@ -270,4 +319,12 @@ def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quic
             for way in ways
             if way != "fused"
         ]
+    for name, made in convolutions(where, dtype, size, batch).items():
+        samples = take_turns({way: _milliseconds(call, where) for way, call in made.items()}, rounds)
+        results += [result(f"{name}, {way}", "ms", figures) for way, figures in samples.items()]
+        ratios.append(ratio(f"{name}, speed of padded over as it is", samples["as it is"], samples["padded"]))
+    if on_gpu:
+        from fastseg.bench import levels  # compiles kernels' plans with Triton, which a CPU may lack
+
+        results += levels.measure(where, dtype, size, batch)
     return Found(results, ratios)

@@ -95,9 +95,8 @@ class Row(NamedTuple):
     seconds: float
 
 
-def moved(full: int, pooled: int) -> dict[str, tuple[int, int]]:
-    """Kernel -> bytes read and written, for a map of so many elements and its pooled half."""
-    s = VALUE
+def moved(full: int, pooled: int, s: int = VALUE) -> dict[str, tuple[int, int]]:
+    """Kernel -> bytes read and written, for a map of so many elements of `s` bytes and its pooled half."""
     return {
         "unpool": ((s + 1) * pooled, s * full),
         "take": (s * full + pooled, s * pooled),
