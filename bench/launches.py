@@ -43,6 +43,10 @@ class Launches(TorchDispatchMode):
             (launcher,) = [getattr(module, name) for module in modules if hasattr(module, name)]
             with self:  # so that copies inside of it are seen
                 return launcher(*args)
+        with self:  # operators that are made of others, as `contiguous` is
+            result = function.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
         if name == "convolution_backward":
             self.count(name, sum(args[-1]))
         elif not function.is_view and name not in IDLE:

@@ -83,7 +83,8 @@ def measure(device: torch.device, dtype: torch.dtype, size: Size, batch: int) ->
     """Microseconds of each kernel on each map, and its share of the bandwidth of a copy."""
     bandwidth = copy_bandwidth(device)
     found = [exact("copy", "GB/s", bandwidth / 1e9)]
-    taken, floor = collections.Counter[str](), collections.Counter[str]()
+    taken: dict[str, float] = collections.defaultdict(float)
+    floor: dict[str, float] = collections.defaultdict(float)
     for (height, width, channels), calls in places(size).items():
         x = torch.randn(batch, channels, height, width, device=device).to(dtype, memory_format=torch.channels_last)
         x.requires_grad_()

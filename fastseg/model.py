@@ -107,7 +107,7 @@ class SegNet(nn.Module):
         """How convolutions are called: under autocast with weights that are all cast here, at once."""
         if not torch.is_autocast_enabled(device_type):
             return lambda conv, x_BCHW: conv(x_BCHW)
-        convs = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+        convs: list[Any] = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
         *weights, bias = cast([conv.weight for conv in convs] + [convs[-1].bias], torch.get_autocast_dtype(device_type))
         of = dict(zip(convs, weights, strict=True))
         return lambda conv, x_BCHW: F.conv2d(x_BCHW, of[conv], bias if conv is convs[-1] else None, padding=1)

@@ -21,7 +21,7 @@ def cast(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Ten
 
 def _copied(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
     copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
-    torch._foreach_copy_(copies, tensors)
+    torch._foreach_copy_(copies, list(tensors))
     return copies
 
 

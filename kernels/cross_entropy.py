@@ -102,4 +102,5 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        return cross_entropy_backward(*ctx.saved_tensors, gradient), None, None, None
+        logits, labels, weights, total = ctx.saved_tensors
+        return cross_entropy_backward(logits, labels, weights, total, gradient), None, None, None

@@ -20,8 +20,9 @@ def _graph(dtype: torch.dtype, handle: Any) -> Any:
     return cudnn.pygraph(io_data_type=TYPES[dtype], intermediate_data_type=fp32, compute_data_type=fp32, handle=handle)
 
 
-def _vector(values: torch.Tensor) -> torch.Tensor:
+def _vector(values: torch.Tensor | None) -> torch.Tensor:
     """[C] as cuDNN wants it: [1, C, 1, 1], a view."""
+    assert values is not None
     return values.detach()[None, :, None, None]
 
 
@@ -32,9 +33,9 @@ def _mask(graph: Any, x: torch.Tensor) -> Any:
 def forward_graph(x: torch.Tensor, norm: nn.BatchNorm2d, handle: Any) -> tuple[Any, dict[Any, torch.Tensor]]:
     """The graph, and its tensors: the last five are y, mask, mean, inverse deviation and the running statistics."""
     graph = _graph(x.dtype, handle)
-    scalars = [torch.full((1, 1, 1, 1), value, dtype=torch.float32) for value in (norm.eps, norm.momentum, 0.0)]
+    scalars = [torch.full((1, 1, 1, 1), value, dtype=torch.float32) for value in (norm.eps, norm.momentum or 0.0)]
     zero = torch.zeros((1, 1, 1, 1), dtype=x.dtype)
-    given = [x, *map(_vector, (norm.weight, norm.bias, norm.running_mean, norm.running_var)), *scalars[:2], zero]
+    given = [x, *map(_vector, (norm.weight, norm.bias, norm.running_mean, norm.running_var)), *scalars, zero]
     x_, scale, bias, mean, var, eps, momentum, zero_ = (graph.tensor_like(tensor) for tensor in given)
     y, *statistics = graph.batchnorm(
         name="norm",

@@ -263,10 +263,10 @@ def test_host_time_is_of_the_way_to_a_kernel_that_is_not_launched(monkeypatch, t
     operators = [*bench_kernels.cases(bench_host.CPU, torch.float32, (4, 4), 1), "step"]
     assert [row["name"] for row in found["ratios"]] == [f"host_{name}_vs_torch" for name in operators]
     assert {row["better"] for row in found["ratios"]} == {"lower"}
-    # Of the first operator that training takes: three launches forward, three backward.
-    names = ["moments", "merge", "apply", "backward_sums", "merge_sums", "backward"]
-    first = launched.index("moments_kernel")
-    assert launched[first : first + 6] == [f"{name}_kernel" for name in names]
+    # Of the first operator that training takes: two launches forward, two backward.
+    names = ["statistics", "apply", "backward_sums", "backward"]
+    first = launched.index("statistics_kernel")
+    assert launched[first : first + 4] == [f"{name}_kernel" for name in names]
     assert (triton.JITFunction.run, launch.on_triton) == (before, way)
 
 
@@ -451,8 +451,11 @@ def test_every_operator_is_measured_both_ways(monkeypatch, threads):
     counted = [f"{name}, {does}" for name in operators for does in ("fused, must move", "torch, moves")]
     assert [r["name"] for r in found["results"] if r["unit"] == "MB/img"] == counted
     timed = [f"{name}, {way}" for name in operators for way in ("fused", "torch")]
+    outer = ["first convolution", "last convolution"]
+    timed += [f"{name}, {way}" for name in outer for way in ("as it is", "padded")]
     assert [r["name"] for r in found["results"] if r["unit"] == "ms"] == timed
-    assert [r["name"] for r in found["ratios"]] == [f"{name}, speed of fused over torch" for name in operators]
+    ratios = [f"{name}, speed of fused over torch" for name in operators]
+    assert [r["name"] for r in found["ratios"]] == ratios + [f"{name}, speed of padded over as it is" for name in outer]
 
 
 def test_both_ways_of_an_operator_compute_the_same():
