@@ -473,7 +473,7 @@ def test_the_script_for_a_gpu_machine_runs_every_part_in_the_order_of_its_worth(
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     steps = dict(line.split(", at most ", 1) for line in done.stdout.splitlines())
     order = ["install", "tests", "model-batch-4", "model-batch-16", "model-batch-8", "model-batch-32", "run", "profile"]
-    order += ["parity", "data", "eager", "fp16", "resume"]
+    order += ["kernels-batch-4", "kernels-batch-16", "parity", "data", "eager", "fp16", "resume"]
     assert list(steps)[: len(order)] == order
     assert "-m gpu tests/kernels tests/fastseg" in steps["tests"]
     for what, batches in (("kernels", (4, 16)), ("model", (4, 8, 16, 32)), ("ladder", (4, 16))):
