@@ -178,6 +178,7 @@ def build(case: Case, dtype: str, architecture: int) -> dict[str, Any]:
         "store_bits": widths(compiled.asm["ptx"], "st"),
         "instructions": sum(not line.startswith((".", "NOP")) for line in code),
         "in_loop": in_loop(code),
+        "fenced": fenced(code),
     }
 
 
@@ -224,6 +225,17 @@ def in_loop(code: list[str]) -> int:
         if target and (start := labels[target[1] + ":"]) < place - 1:
             return place - start
     return 0
+
+
+def fenced(code: list[str]) -> bool | None:
+    """Whether all that a program has stored can be seen before it counts itself: after the last store before the atomic
+    its threads meet, and one of them waits for memory. None: it does not count itself."""
+    counts = [place for place, line in enumerate(code) if re.search(r"\bATOMG?\b", line)]
+    if not counts:
+        return None
+    stores = [place for place, line in enumerate(code[: counts[0]]) if re.search(r"\bSTG\b", line)]
+    between = "\n".join(code[stores[-1] : counts[0]])
+    return re.search(r"\bBAR\.SYNC\b.*\bMEMBAR\b[^\n]*GPU", between, re.DOTALL) is not None
 
 
 def build_all() -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ A map is rows (pixels) of C neighbours. Two kinds of kernel pass over it:
   multiprocessor is free takes the next: nothing to balance, and many loads in flight.
 - A *reducing* kernel leaves a few numbers per channel. It has a program for each multiprocessor, with an equal share of
   the rows: all work to the end, and few parts are left to merge. What must be in flight to keep memory busy is that one
-  program's: by Little's law 4.3 TB/s times 600 ns, or 20 kB for each of 132 multiprocessors. It copies the tiles
-  to come to shared memory while it works on one (`tl.range` with `num_stages`).
+  program's: by Little's law 4.3 TB/s times the 1.1 us that busy memory takes to answer, or 36 kB for each of 132
+  multiprocessors. So it copies tiles to come to shared memory while it works on one (`tl.range` with `num_stages`).
 """
 
 import functools
@@ -25,7 +25,7 @@ AUGMENTED = 1024  # pixels of a tile of images that are augmented
 # A reducing program's tile: two 16-byte loads for each of its 512 threads, or one where each element means reading more
 # than MUCH values. One program has a multiprocessor for itself: it may fill much of its shared memory.
 REDUCED_BYTES, REDUCE_WARPS, MUCH = 16 << 10, 16, 2
-IN_FLIGHT = 64 << 10  # bytes
+IN_FLIGHT = 64 << 10  # bytes of tiles to come
 MERGED = 128  # parts that are merged at once
 
 # A sum over pixels: labels of a tile, parts that are merged at once, and programs of a multiprocessor.

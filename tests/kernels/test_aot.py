@@ -64,7 +64,7 @@ def test_what_nothing_says_of_a_kernel_is_not_guessed(monkeypatch, values, name,
         monkeypatch.setitem(aot.POINTERS, "shift_ptr", "*fp32")
     message = f"^shift_kernel: nothing says what {name} is; add it to {where} in kernels/aot.py$"
     with pytest.raises(LookupError, match=message):
-        aot.build(aot.Case(shift_kernel, values, 4), "fp32", 90)
+        aot.build(aot.Case(shift_kernel, values, 4, 1), "fp32", 90)
 
 
 def test_every_pointer_in_the_table_is_a_kernels():
@@ -105,6 +105,38 @@ def test_feature_maps_are_read_and_written_16_bytes_at_a_time(built, kernel, dty
 def test_what_reduces_feature_maps_copies_16_bytes_at_a_time(built, kernel, dtype):
     rows = [row for row in built if (row["kernel"], row["dtype"]) == (kernel, dtype)]
     assert [set(row["copy_bits"]) for row in rows] == [COPIES[kernel]] * 3
+
+
+@pytest.mark.slow
+def test_a_program_counts_itself_once_its_part_can_be_seen(built):
+    reducing = {*COPIES, "cross_entropy forward", "weight_sum"}
+    found = {(row["kernel"], row["fenced"]) for row in built}
+    assert {kernel for kernel, fenced in found if fenced is not None} == reducing
+    assert {fenced for kernel, fenced in found if kernel in reducing} == {True}
+
+
+BARRIER, FENCE, ATOMIC = "BAR.SYNC.DEFER_BLOCKING 0x0", "@P1 MEMBAR.ALL.GPU", "@P1 ATOMG.E.ADD.STRONG.GPU PT, R3, R3"
+STORE, LOAD = "@P0 STG.E.128 desc[UR4][R2.64], R4", "LDG.E R4, desc[UR4][R2.64]"
+
+
+@pytest.mark.parametrize(
+    ("code", "wanted"),
+    [
+        ([LOAD, STORE], None),
+        ([STORE, BARRIER, FENCE, ATOMIC, STORE], True),
+        ([STORE, FENCE, BARRIER, ATOMIC], False),
+        ([BARRIER, FENCE, STORE, ATOMIC], False),
+        ([STORE, BARRIER, ATOMIC], False),
+    ],
+)
+def test_a_store_is_seen_after_a_barrier_and_a_fence(code, wanted):
+    assert aot.fenced(code) is wanted
+
+
+def test_the_loop_over_tiles_is_the_first_that_is_jumped_back_to():
+    code = [LOAD, "@P0 BRA `(.L_x_2)", ".L_x_1:", LOAD, STORE, "@P1 BRA `(.L_x_1)", ".L_x_2:", "BRA `(.L_x_2)"]
+    assert aot.in_loop(code) == 3  # a load, a store, and the jump
+    assert aot.in_loop([LOAD, ".L_x_0:", "BRA `(.L_x_0)"]) == 0  # the trap at the end of every kernel
 
 
 @pytest.mark.slow
