@@ -60,6 +60,7 @@ bench: .venv/done ## throughput of the data path, the operators and the training
 
 wheels: .venv/done ## fill build/wheels for bench/device.sh on a GPU machine without a package index
 	$(BIN)/pip download --quiet --disable-pip-version-check -c constraints.txt -d build/wheels -r bench/device.txt
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps -d build/wheels nvidia-cudnn-frontend
 
 clean: ## remove .venv and build products (runs/ stays)
 	rm -rf .venv .venv-oldest build dist *.egg-info

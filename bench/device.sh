@@ -46,7 +46,8 @@ fi
 step install 120 "python3 -m venv --system-site-packages $venv && $venv/bin/pip install --quiet $source -c constraints.txt -r bench/device.txt && $venv/bin/pip install --quiet --no-deps --no-build-isolation -e ."
 fastseg=$venv/bin/fastseg
 fast="$fastseg train --data '$data' --recipe fast --size 360x480 --device cuda"
-step tests 240 "$venv/bin/python -m pytest -m gpu tests/kernels tests/fastseg"
+step cudnn 60 "$venv/bin/pip install --quiet --no-deps $source nvidia-cudnn-frontend" # a peer: its graphs need nothing else
+step tests 240 "$venv/bin/python -m pytest -m gpu tests/kernels tests/fastseg tests/bench"
 # A captured step beside an eager one and what a user would take instead.
 for batch in 4 16 8 32; do
     step "model-batch-$batch" 150 "$fastseg bench model --device cuda --size 360x480 --batch $batch --json > '$out/model-batch-$batch.json'"

@@ -472,7 +472,17 @@ def test_the_script_for_a_gpu_machine_runs_every_part_in_the_order_of_its_worth(
     command = [script, "--dry-run", "--data", "/data/CamVid", "/tmp/found"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     steps = dict(line.split(", at most ", 1) for line in done.stdout.splitlines())
-    order = ["install", "tests", "model-batch-4", "model-batch-16", "model-batch-8", "model-batch-32", "run", "profile"]
+    order = [
+        "install",
+        "cudnn",
+        "tests",
+        "model-batch-4",
+        "model-batch-16",
+        "model-batch-8",
+        "model-batch-32",
+        "run",
+        "profile",
+    ]
     order += ["kernels-batch-4", "kernels-batch-16", "parity", "data", "eager", "fp16", "resume"]
     assert list(steps)[: len(order)] == order
     assert "-m gpu tests/kernels tests/fastseg" in steps["tests"]
@@ -505,6 +515,6 @@ def test_the_script_for_a_gpu_machine_goes_on_after_a_failure_and_ends_in_time(t
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in summary.splitlines() if line.startswith("| ")]
     outcomes = {name: outcome for name, _, outcome, _ in rows[1:]}
     assert set(outcomes.values()) == {"FAILED (3)"}
-    assert len(outcomes) == 18
-    assert rows[2][3].startswith("asked: -m pytest -m gpu")
+    assert len(outcomes) == 19
+    assert rows[3][3].startswith("asked: -m pytest -m gpu")
     assert (tmp_path / "out" / "model-batch-4.json").read_text().startswith("asked: bench model ")
