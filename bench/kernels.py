@@ -21,6 +21,7 @@ from fastseg.bench.drill import CLASSES, random_batch, step_on
 from fastseg.bench.harness import Found, exact, ratio, result, take_turns
 from fastseg.config import Size
 from fastseg.distributed import choose_device, choose_dtype
+from fastseg.environment import install
 from fastseg.kernels.augment import augment, torch_augment
 from fastseg.kernels.bn_relu import bn_relu, bn_relu_pool
 from fastseg.kernels.confusion import confusion, torch_confusion
@@ -206,8 +207,7 @@ def cudnn_peer(x: torch.Tensor, gradient: torch.Tensor, norm: nn.BatchNorm2d) ->
     if not x.is_cuda or x.dtype == torch.float32:
         return {}
     if importlib.util.find_spec("cudnn") is None:
-        cure = "pip install --no-deps nvidia-cudnn-frontend"
-        print(f"bench kernels: without cuDNN's batch norm, which is not installed: {cure}", file=sys.stderr)
+        print(f"bench kernels: without cuDNN's batch norm, which is not installed: {install('cudnn')}", file=sys.stderr)
         return {}
     from fastseg.bench.peers.cudnn_norm import norm_relu
 

@@ -1,8 +1,8 @@
 """cuDNN's own batch norm + ReLU on 16-bit NHWC maps, forward and backward, by NVIDIA's graph API.
 
 Its patterns NormAddRelu and DReluForkDNorm (https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/), without the
-addition; ReLU's mask is a bit for each value. Package nvidia-cudnn-frontend, of which its graphs alone are used:
-`pip install --no-deps nvidia-cudnn-frontend` leaves out what other parts of it need.
+addition; ReLU's mask is a bit for each value. Of the package its graphs alone are used, which need none of the others
+that it asks for.
 """
 
 from collections.abc import Callable

@@ -9,6 +9,7 @@ from fastseg.bench import host, launches, levels
 from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import plan as planning
 from fastseg.config import Size
+from fastseg.environment import install
 from fastseg.errors import UsageError
 from fastseg.kernels import launch
 
@@ -197,7 +198,7 @@ def test_cudnns_norm_is_a_peer_on_a_gpu_where_it_is_installed(monkeypatch, capsy
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(bench_kernels.importlib.util, "find_spec", lambda name: None)
     assert bench_kernels.cudnn_peer(here, None, None) == {}
-    assert "not installed: pip install --no-deps nvidia-cudnn-frontend\n" in capsys.readouterr().err
+    assert f"without cuDNN's batch norm, which is not installed: {install('cudnn')}\n" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
