@@ -88,16 +88,16 @@ class SegNet(nn.Module):
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] -> scores [B, C, H, W], for any H and W."""
         x, skipped = images_BCHW, []
-        convolve = self._convolving(images_BCHW.device.type) if self.fused else None
+        convolve = self._convolving(images_BCHW.device.type) if self.fused else _as_it_is
         for number, layers in enumerate(self.encoder, 1):
             with annotate(f"encoder {number}"):
                 size = (x.shape[-2], x.shape[-1])
-                x, positions = _fused_encode(layers, x, convolve) if convolve else torch_pool(layers(x))
+                x, positions = _fused_encode(layers, x, convolve) if self.fused else torch_pool(layers(x))
                 skipped.append((positions, size))
         for layers in self.decoder:
             with annotate(f"decoder {len(skipped)}"):
                 positions, size = skipped.pop()
-                if convolve:
+                if self.fused:
                     x = _fused_decode(layers, unpool(x, positions, *size), convolve)
                 else:
                     x = layers(torch_unpool(x, positions, size))
@@ -106,11 +106,15 @@ class SegNet(nn.Module):
     def _convolving(self, device_type: str) -> Convolve:
         """How convolutions are called: under autocast with weights that are all cast here, at once."""
         if not torch.is_autocast_enabled(device_type):
-            return lambda conv, x_BCHW: conv(x_BCHW)
+            return _as_it_is
         convs: list[Any] = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
         *weights, bias = cast([conv.weight for conv in convs] + [convs[-1].bias], torch.get_autocast_dtype(device_type))
         of = dict(zip(convs, weights, strict=True))
         return lambda conv, x_BCHW: F.conv2d(x_BCHW, of[conv], bias if conv is convs[-1] else None, padding=1)
+
+
+def _as_it_is(conv: nn.Module, x_BCHW: torch.Tensor) -> torch.Tensor:
+    return conv(x_BCHW)
 
 
 def _fused_encode(encoder: nn.Module, x_BCHW: torch.Tensor, convolve: Convolve) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,8 +14,11 @@ from torch.autograd.function import once_differentiable
 def cast(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """Copies of tensors of one dtype in another, of the same strides; gradients come back in the first.
 
-    They come back together, when the last of them is there.
+    They come back together, when the last of them is there. Where this is compiled, the compiler sees each copy: torch
+    2.11's loses what a list operator writes, and none needs it to launch them together.
     """
+    if torch.compiler.is_compiling():
+        return tuple(tensor.to(dtype) for tensor in tensors)
     return _Cast.apply(dtype, *tensors)
 
 
