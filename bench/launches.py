@@ -7,7 +7,6 @@ each is one launch, but for a convolution's backward, which is one for each grad
 """
 
 import collections
-import contextlib
 import importlib
 from typing import Any
 from unittest import mock
@@ -54,18 +53,18 @@ class Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def step_launches(*, fused: bool, dtype: torch.dtype = torch.bfloat16) -> dict[str, tuple[int, int]]:
-    """(calls, launches) by operator and kernel of an ordinary step of the published network, the most first."""
+def step_launches() -> dict[str, tuple[int, int]]:
+    """(calls, launches) by operator and kernel of a step of the published network in bf16, the most first."""
     import triton
 
-    step = step_on(CPU, dtype, 1, fused=fused, channels=(CHANNELS,) * 5)
-    images, labels = random_batch(CPU, dtype, STEP, 1)
+    step = step_on(CPU, torch.bfloat16, 1, fused=True, channels=(CHANNELS,) * 5)
+    images, labels = random_batch(CPU, torch.bfloat16, STEP, 1)
     counting = Launches()
 
     def launch(kernel: Any, *arguments: Any, **options: Any) -> None:
         counting.count(f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}")
 
-    with one_thread(), launches_stubbed() if fused else contextlib.nullcontext():
+    with one_thread(), launches_stubbed():
         step.step(images, labels, RATE)  # scratch is made once
         with counting, mock.patch.object(triton.JITFunction, "run", new=launch):
             step.step(images, labels, RATE)

@@ -232,7 +232,7 @@ def document(size: Size, batch: int) -> dict[str, Any]:
         raise UsageError("bench kernels --plan: TRITON_INTERPRET=1 compiles nothing; unset it")
     table, more = rows(size, batch), lists()
     ours, theirs = sum(r.calls * r.seconds for r in table), sum(seconds for *_, seconds in more)
-    launches = step_launches(fused=True)
+    launches = step_launches()
     return {
         "size": str(size),
         "batch": batch,

@@ -142,7 +142,8 @@ def over(kernel: Any, unit: str, pixels: int, channels: int, elements: int) -> C
     return functools.partial(kernel[grid], CHANNELS=width, num_warps=plan.STREAM_WARPS, **{unit: height})
 
 
-_SCRATCH: dict[tuple[torch.device, int], tuple[torch.Tensor, torch.Tensor]] = {}
+# The last of each stream's is the largest. Smaller ones are kept: a graph may still write to them.
+_SCRATCH: dict[tuple[torch.device, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
 
 def scratch(device: torch.device, numbers: int, counters: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,14 +154,16 @@ def scratch(device: torch.device, numbers: int, counters: int) -> tuple[torch.Te
     """
     on_gpu = device.type == "cuda"
     key = device, torch._C._cuda_getCurrentRawStream(device.index) if on_gpu else 0
-    found = _SCRATCH.get(key)
-    if found is None or len(found[0]) < numbers or len(found[1]) < counters:
-        sizes = 1 << numbers.bit_length(), 1 << counters.bit_length()
-        found = (
-            torch.empty(sizes[0], dtype=torch.float32, device=device),
-            torch.zeros(sizes[1], dtype=torch.int32, device=device),
-        )
-        # What is made during a capture is the graph's alone: its zeros are first written when it is replayed.
-        if not (on_gpu and torch.cuda.is_current_stream_capturing()):
-            _SCRATCH[key] = found
-    return found
+    kept = _SCRATCH.setdefault(key, [])
+    have = (len(kept[-1][0]), len(kept[-1][1])) if kept else (0, 0)
+    if kept and numbers <= have[0] and counters <= have[1]:
+        return kept[-1]
+    sizes = max(1 << numbers.bit_length(), have[0]), max(1 << counters.bit_length(), have[1])
+    made = (
+        torch.empty(sizes[0], dtype=torch.float32, device=device),
+        torch.zeros(sizes[1], dtype=torch.int32, device=device),
+    )
+    # What is made during a capture is the graph's alone: its zeros are first written when it is replayed.
+    if not (on_gpu and torch.cuda.is_current_stream_capturing()):
+        kept.append(made)
+    return made

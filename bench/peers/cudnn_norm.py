@@ -26,12 +26,8 @@ def _vector(values: torch.Tensor | None) -> torch.Tensor:
     return values.detach()[None, :, None, None]
 
 
-def _mask(graph: Any, x: torch.Tensor) -> Any:
-    return graph.tensor(name="mask", dim=x.shape, stride=x.stride(), data_type=cudnn.data_type.BOOLEAN)
-
-
 def forward_graph(x: torch.Tensor, norm: nn.BatchNorm2d, handle: Any) -> tuple[Any, dict[Any, torch.Tensor]]:
-    """The graph, and its tensors: the last five are y, mask, mean, inverse deviation and the running statistics."""
+    """The graph, and its tensors: the last six are y, mask, mean, inverse deviation and the two running statistics."""
     graph = _graph(x.dtype, handle)
     scalars = [torch.full((1, 1, 1, 1), value, dtype=torch.float32) for value in (norm.eps, norm.momentum or 0.0)]
     zero = torch.zeros((1, 1, 1, 1), dtype=x.dtype)
@@ -74,7 +70,7 @@ def backward_graph(
     weight = _vector(norm.weight)
     given = [x, gradient, weight, *saved[1:]]
     x_, gradient_, scale, mean, inverse = (graph.tensor_like(tensor) for tensor in given)
-    mask = _mask(graph, x)
+    mask = graph.tensor(name="mask", dim=x.shape, stride=x.stride(), data_type=cudnn.data_type.BOOLEAN)
     passed = graph.mul(name="through relu", a=gradient_, b=mask)
     passed.set_data_type(TYPES[x.dtype])
     gradients = graph.batchnorm_backward(

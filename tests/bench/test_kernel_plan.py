@@ -20,7 +20,7 @@ NORMS, POOLED, CONVOLUTIONS = 25, 5, 26  # of SegNet on VGG-16
 
 @pytest.fixture
 def counted():
-    return launches.step_launches(fused=True)
+    return launches.step_launches()
 
 
 def test_a_step_launches_two_kernels_per_norm_and_way_and_casts_all_weights_at_once(counted):
