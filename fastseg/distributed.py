@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from fastseg.config import Runtime
-from fastseg.environment import cores
+from fastseg.environment import Threads, share_threads
 from fastseg.errors import FastsegError, LostError, UsageError, first_line
 from fastseg.memory import keep_freed
 from fastseg.workers import Worker, slurm_meeting_point, this_worker
@@ -38,7 +38,7 @@ class World:
     rank: int
     size: int
     device: torch.device
-    threads: int = 1  # on the CPU, of this process
+    threads: Threads = Threads(1, 1)  # of this process
     side: dist.ProcessGroup | None = None
     store: dist.Store | None = None
     timeout: int = 600  # seconds that processes wait for one another
@@ -219,14 +219,14 @@ def join(runtime: Runtime) -> tuple[World, str]:
             torch.use_deterministic_algorithms(True)
     else:
         keep_freed()
-    threads = runtime.threads or max(1, cores() // mine.local_size)
-    torch.set_num_threads(threads)
+    threads = share_threads(runtime.threads, mine.local_size, gpu=kind == "cuda")
+    torch.set_num_threads(threads.computing)
     if mine.size == 1:
         return World(0, 1, device, threads), why
     return _meet(mine, device, threads, runtime.collective_timeout), why
 
 
-def _meet(mine: Worker, device: torch.device, threads: int, timeout: int) -> World:
+def _meet(mine: Worker, device: torch.device, threads: Threads, timeout: int) -> World:
     """The world of several processes, once all of them are there."""
     if device.type == "cuda" and not dist.is_nccl_available():
         raise FastsegError(

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
+from typing import NamedTuple
 
 import fastseg
 
@@ -27,8 +29,11 @@ GPU_FACTS = {
     "gpu_memory": "memory.total",
 }
 
-# The control group (version 2) of a container, as it sees it itself.
-GROUP = Path("/sys/fs/cgroup")
+# Where control groups (version 2) lie, and which of them this process is in.
+GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+COMPUTING = 2  # threads of torch on the CPU where a GPU computes
+TOO_MANY = 2  # threads per core, from which on they wait for one another
 
 
 def version_of(package: str) -> str | None:
@@ -61,8 +66,42 @@ def install(extra: str) -> str:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: by its affinity, and by the time that its container may take."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, math.ceil(core_limit() or allowed)))
+
+
+class Threads(NamedTuple):
+    """How many threads a process has, on the CPU: those that decode, and those of torch; and what is wrong with that."""
+
+    decoding: int
+    computing: int
+    warning: str = ""
+
+    def __str__(self) -> str:
+        each = f"{self.decoding} thread{'s' * (self.decoding > 1)} each"
+        return each if self.computing == self.decoding else f"{each} to decode, {self.computing} of torch"
+
+
+def share_threads(asked: int, processes: int, *, gpu: bool) -> Threads:
+    """The threads of each of so many processes on this machine.
+
+    Decoding takes a process's share of the cores. Where a GPU computes, torch has next to nothing to do on the CPU, and
+    its threads would take turns with those that decode.
+
+    Args:
+        asked: threads that the user wants; 0 for a share of the cores.
+    """
+    allowed = cores()
+    mine = asked or max(1, allowed // processes)
+    warning = ""
+    if mine * processes > TOO_MANY * max(allowed, processes):
+        each = f" in each of {processes} processes" * (processes > 1)
+        warning = (
+            f"runtime.threads = {mine}: {mine} threads{each} on {allowed} core{'s' * (allowed > 1)} wait for one another, "
+            "and can be ten times slower; leave runtime.threads out, which shares the cores"
+        )
+    return Threads(mine, min(mine, COMPUTING) if gpu else mine, warning)
 
 
 def available_memory() -> int:
@@ -73,31 +112,48 @@ def available_memory() -> int:
     return 0
 
 
-def core_limit(group: Path = GROUP) -> float | None:
-    """How many cores' time this container may use, whatever number it sees; None without a limit."""
-    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-        quota, period = (group / "cpu.max").read_text().split()
-        return int(quota) / int(period)
-    return None
+def own_groups() -> list[Path]:
+    """The control group of this process, and those that it lies in: of a container the one that it sees as the root."""
+    with contextlib.suppress(OSError):
+        for line in OWN_GROUP.read_text().splitlines():
+            if line.startswith("0::"):
+                own = GROUPS / line.removeprefix("0::").lstrip("/")
+                return [group for group in (own, *own.parents) if group.is_relative_to(GROUPS)]
+    return [GROUPS]
 
 
-def memory_limit(group: Path = GROUP) -> int | None:
-    """Bytes of memory that this container may take; None without a limit."""
-    with contextlib.suppress(OSError, ValueError):
-        return int((group / "memory.max").read_text())
-    return None
+def core_limit(groups: Iterable[Path] | None = None) -> float | None:
+    """How many cores' time this process may use, whatever number it sees; None without a limit.
+
+    Args:
+        groups: the control groups that it lies in, by default as `own_groups` finds them.
+    """
+    limits = []
+    for group in own_groups() if groups is None else groups:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            quota, period = (group / "cpu.max").read_text().split()
+            limits.append(int(quota) / int(period))
+    return min(limits, default=None)
 
 
-def _container_memory(group: Path = GROUP) -> float:
-    """What a container's limit leaves; files that are only cached can go. Infinite without one."""
-    limit = memory_limit(group)
-    if limit is None:
-        return math.inf
-    with contextlib.suppress(OSError, ValueError):
-        facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(facts.get("inactive_file", 0))
-        return max(0, limit - used)
-    return math.inf
+def memory_limit(groups: Iterable[Path] | None = None) -> int | None:
+    """Bytes of memory that this process may take; None without a limit. `groups` as of `core_limit`."""
+    limits = []
+    for group in own_groups() if groups is None else groups:
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int((group / "memory.max").read_text()))
+    return min(limits, default=None)
+
+
+def _container_memory() -> float:
+    """What a container's limits leave; files that are only cached can go. Infinite without one."""
+    left = math.inf
+    for group in own_groups():
+        with contextlib.suppress(OSError, ValueError):
+            facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used = int((group / "memory.current").read_text()) - int(facts.get("inactive_file", 0))
+            left = min(left, max(0, int((group / "memory.max").read_text()) - used))
+    return left
 
 
 def processor() -> str:

@@ -238,7 +238,7 @@ def _evaluate(
             f"{dataset.root}: its classes ({', '.join(dataset.classes.names)}) are not those of {checkpoint} "
             f"({', '.join(state['classes'])})"
         )
-    spec = make_spec(config, dataset, splits, split, device=world.device, dtype=dtype, threads=world.threads)
+    spec = make_spec(config, dataset, splits, split, device=world.device, dtype=dtype, threads=world.threads.decoding)
     seen = overlap(state["trained_on"], spec.pairs, dataset.pool, spec.threads)
     if seen and not allow_overlap:
         raise UsageError(

@@ -66,6 +66,8 @@ def train(
             with world.named_failures(), Requests(world) as requests:
                 world.barrier()  # from the start line on, a signal to any of them saves
                 log.start(progress.step, start_block(training, folder), **start_event(training))
+                if world.threads.warning:
+                    log.say(world.threads.warning)
                 train_loop(training, folder, log, requests, began, after_step)
         if not training.sound:
             raise FastsegError(

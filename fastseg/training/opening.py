@@ -67,9 +67,9 @@ def decoding(loader: Choice) -> str:
     return f"decoding on {threads} thread{'s' * (threads > 1)}, {ahead[0]} x {ahead[1]} images ahead"
 
 
-def processes(number: int, threads: int) -> str:
+def processes(number: int, threads: object) -> str:
     """ "2 processes, 1 thread each"."""
-    return f"{number} process{'es' * (number > 1)}, {threads} thread{'s' * (threads > 1)} each"
+    return f"{number} process{'es' * (number > 1)}, {threads}"
 
 
 def start_event(run: Run) -> dict[str, Any]:

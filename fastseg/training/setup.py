@@ -43,7 +43,7 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
     dtype, dtype_name, dtype_why = choose_dtype(runtime.dtype, device.type)
     dataset, splits = open_data(config)
     spec, val_spec = (
-        make_spec(config, dataset, splits, s, device=device, dtype=dtype, threads=world.threads)
+        make_spec(config, dataset, splits, s, device=device, dtype=dtype, threads=world.threads.decoding)
         for s in ("train", "val")
     )
     spec, loader = choose_loader(runtime.loader, spec, epochs=True)

@@ -26,7 +26,7 @@ def state_of(run: Run, *, whole: bool = True) -> dict[str, Any]:
         "ema": step.average.model.state_dict() if whole and step.average else None,
         "optimizer": optimizer if whole else None,
         "scaler": step.scaler.state_dict() if whole else None,
-        "threads": run.world.threads,
+        "threads": run.world.threads.decoding,
         "world": run.world.size,
         "config": run.config.as_dict(),
         "classes": list(run.spec.classes.names),
@@ -60,15 +60,15 @@ def restore(run: Run, state: dict[str, Any]) -> None:
             losses = [sum(losses)] + [0.0] * (world.size - 1)  # their sum is what is logged
         run.loss.fill_(losses[world.rank])
         run.void.fill_(run.progress.void_steps)
-        before = processes(state["world"], state["threads"])
+        before = state["world"], state["threads"]
     except (torch.OutOfMemoryError, torch.AcceleratorError):  # they are RuntimeErrors, and the GPU's
         raise
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise FastsegError(
             f"--resume: last.pt is damaged, or of another fastseg ({first_line(error)}); begin another run"
         ) from None
-    if before != processes(world.size, world.threads):
-        run.before = before
+    if before != (world.size, world.threads.decoding):
+        run.before = processes(before[0], f"{before[1]} thread{'s' * (before[1] > 1)} each")
     run.other_rate = other_rate(run, configs.from_dict(state["config"], "--resume"))
 
 
