@@ -147,7 +147,7 @@ def full_batches(spec: Spec, batch: int) -> Iterator[np.ndarray]:
 def decoding(spec: Spec, batch: int) -> Batches:
     """A streaming tier without what makes a training batch of its pixels: that part's share of the time."""
     for images, labels in make_tier(spec).decode(full_batches(spec, batch), batch, resize_labels=True):
-        yield images, labels[0]
+        yield images[0][None], labels[0]
 
 
 def copy_bound(size: Size, batch: int, seconds: float) -> Callable[[], float]:

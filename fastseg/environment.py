@@ -72,7 +72,7 @@ def cores() -> int:
 
 
 class Threads(NamedTuple):
-    """How many threads a process has, on the CPU: those that decode, and those of torch; and what is wrong with that."""
+    """How many threads a process has on the CPU, to decode and of torch; and what is wrong with that."""
 
     decoding: int
     computing: int
@@ -98,8 +98,8 @@ def share_threads(asked: int, processes: int, *, gpu: bool) -> Threads:
     if mine * processes > TOO_MANY * max(allowed, processes):
         each = f" in each of {processes} processes" * (processes > 1)
         warning = (
-            f"runtime.threads = {mine}: {mine} threads{each} on {allowed} core{'s' * (allowed > 1)} wait for one another, "
-            "and can be ten times slower; leave runtime.threads out, which shares the cores"
+            f"runtime.threads = {mine}: {mine} threads{each} on {allowed} core{'s' * (allowed > 1)} wait for one "
+            "another, and can be ten times slower; leave runtime.threads out, which shares the cores"
         )
     return Threads(mine, min(mine, COMPUTING) if gpu else mine, warning)
 

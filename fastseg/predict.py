@@ -64,8 +64,8 @@ class Predictor:
     @torch.inference_mode()
     def masks(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The same for several images uint8[H, W, 3], which may differ in size, at once."""
-        resized = torch.from_numpy(np.stack([resize_image(image, self.size) for image in images]))
-        batch = normalise(resized.to(self.device), self.dtype)
+        resized = [torch.from_numpy(resize_image(image, self.size)).to(self.device) for image in images]
+        batch = normalise(resized, self.dtype)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             scores = self.network(batch)
         return [_mask(score, image.shape[:2]) for score, image in zip(scores, images, strict=True)]

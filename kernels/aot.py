@@ -33,8 +33,8 @@ POINTERS = {
     **dict.fromkeys(("weight_ptr", "weights_ptr", "bias_ptr", "mean_ptr", "variance_ptr", "std_ptr"), "*fp32"),
     **dict.fromkeys(("upstream_ptr", "parts_ptr", "d_weight_ptr", "d_bias_ptr"), "*fp32"),
     **dict.fromkeys(("sum_ptr", "total_ptr", "loss_ptr", "running_mean_ptr", "running_var_ptr"), "*fp32"),
-    **dict.fromkeys(("counts_ptr", "batches_ptr"), "*i64"),
-    **dict.fromkeys(("samples_ptr", "arrived_ptr"), "*i32"),
+    **dict.fromkeys(("counts_ptr", "batches_ptr", "samples_ptr"), "*i64"),
+    "arrived_ptr": "*i32",
 }
 FLOATS = ("eps", "momentum", "scale_y", "scale_x")
 
@@ -121,16 +121,18 @@ def cases(dtype: str) -> dict[str, Case]:
     scores = {"pixels": pixels, "C": CLASSES, "PIXELS": rows, "CLASSES": columns, "H": HEIGHT, "W": WIDTH, "BINS": 128}
     whole = {**scores, "h": HEIGHT, "w": WIDTH, "RESIZE": 0, "KEEP": 0}
     resized = {**scores, "h": HEIGHT // 2, "w": WIDTH // 2, "RESIZE": 1, "KEEP": 1}
-    placed = {"H": HEIGHT, "W": WIDTH, "height": HEIGHT, "width": WIDTH, "PIXELS": plan.AUGMENTED, "VOID": VOID}
+    placed = {"rows": HEIGHT, "columns": WIDTH, "height": HEIGHT, "width": WIDTH}
+    direct = {**placed, "PIXELS": plan.AUGMENTED, "VOID": VOID, "RESIZE": False}
+    shrunk = {**direct, "PIXELS": plan.RESIZED, "RESIZE": True}
     count, warps, tiles = confusion_triton.confusion_kernel, plan.STREAM_WARPS, plan.cdiv(pixels, rows)
+    augment = augment_triton.augment_kernel
     return {
         **level(BATCH, HEIGHT, WIDTH, CHANNELS, DTYPES[dtype]),
         **loss(BATCH, HEIGHT, WIDTH),
         "confusion": Case(count, whole, warps, tiles),
         "confusion, resized": Case(count, resized, warps, tiles),
-        "augment": Case(
-            augment_triton.augment_kernel, placed, warps, BATCH * plan.cdiv(HEIGHT * WIDTH, plan.AUGMENTED)
-        ),
+        "augment": Case(augment, direct, warps, BATCH * plan.cdiv(HEIGHT * WIDTH, plan.AUGMENTED)),
+        "augment, resized": Case(augment, shrunk, warps, BATCH * plan.cdiv(HEIGHT * WIDTH, plan.RESIZED)),
     }
 
 

@@ -1,4 +1,4 @@
-"""Triton kernel of `fastseg.kernels.augment`: a program makes a run of output pixels, each from one input pixel."""
+"""Triton kernel of `fastseg.kernels.augment`: a program makes a run of output pixels of one sample."""
 
 import torch
 import triton
@@ -10,11 +10,31 @@ from fastseg.kernels.launch import empty
 
 
 @triton.jit
-def source(pixel, index, mirror, dy, dx, H, W, height, width):
-    """The pixel of the store that an output pixel comes from, and whether the image covers it."""
+def place(pixel, mirror, dy, dx, rows, columns, height, width):
+    """Row and column of the resized image that an output pixel shows, and whether the image covers it."""
     y, x = pixel // width - dy, pixel % width - dx
-    covered = (pixel < height * width) & (y >= 0) & (y < H) & (x >= 0) & (x < W)
-    return index * H * W + y * W + tl.where(mirror > 0, W - 1 - x, x), covered
+    covered = (pixel < height * width) & (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
+    return y, tl.where(mirror > 0, columns - 1 - x, x), covered
+
+
+@triton.jit
+def taps(size_in, size_out):
+    """How many input pixels at most make an output pixel: see `fastseg.pipelines.resize.taps`."""
+    return tl.where(size_in == size_out, 1, tl.maximum(2, (2 * size_in + size_out - 1) // size_out))
+
+
+@triton.jit
+def triangle(out, tap, size_in, size_out):
+    """Which input pixel the tap of an output pixel is, and its weight as a whole number.
+
+    See `fastseg.pipelines.resize.triangle`. All numbers that are divided are positive: C rounds towards zero.
+    """
+    centre, radius = (2 * out + 1) * size_in - size_out, 2 * tl.maximum(size_in, size_out)
+    beyond = 2 * size_in  # pixels, more than a radius
+    first = (centre - radius + 2 * size_out * beyond) // (2 * size_out) - beyond + 1
+    position = first + tap
+    weight = tl.maximum(radius - tl.abs(2 * size_out * position - centre), 0)
+    return tl.minimum(tl.maximum(position, 0), size_in - 1), weight.to(tl.float32)
 
 
 @triton.jit
@@ -26,29 +46,52 @@ def augment_kernel(
     std_ptr,
     out_ptr,
     labels_out_ptr,
-    H,
-    W,
+    rows,
+    columns,
     height,
     width,
     VOID: tl.constexpr,
+    RESIZE: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
     sample = tl.program_id(1).to(tl.int64)
-    index = tl.load(samples_ptr + sample * 4).to(tl.int64)
-    mirror = tl.load(samples_ptr + sample * 4 + 1)
-    dy = tl.load(samples_ptr + sample * 4 + 2)
-    dx = tl.load(samples_ptr + sample * 4 + 3)
+    images_ptr += tl.load(samples_ptr + sample * 7)
+    labels_ptr += tl.load(samples_ptr + sample * 7 + 1)
+    H = tl.load(samples_ptr + sample * 7 + 2).to(tl.int32)
+    W = tl.load(samples_ptr + sample * 7 + 3).to(tl.int32)
+    mirror = tl.load(samples_ptr + sample * 7 + 4).to(tl.int32)
+    dy = tl.load(samples_ptr + sample * 7 + 5).to(tl.int32)
+    dx = tl.load(samples_ptr + sample * 7 + 6).to(tl.int32)
 
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    place, covered = source(pixel, index, mirror, dy, dx, H, W, height, width)
-    label = tl.load(labels_ptr + place, covered, VOID)
+    y, x, covered = place(pixel, mirror, dy, dx, rows, columns, height, width)
+    if RESIZE:  # to the nearest pixel, by the integer rule
+        y, x = (2 * y + 1) * H // (2 * rows), (2 * x + 1) * W // (2 * columns)
+    label = tl.load(labels_ptr + y.to(tl.int64) * W + x, covered, VOID)
     tl.store(labels_out_ptr + sample * height * width + pixel, label, pixel < height * width)
     # The same pixels' channels as three runs of neighbours, so that stores are 16 bytes wide.
     for part in tl.static_range(3):
         element = (tl.program_id(0) * 3 + part) * PIXELS + tl.arange(0, PIXELS)
         channel = element % 3
-        place, covered = source(element // 3, index, mirror, dy, dx, H, W, height, width)
-        value = tl.load(images_ptr + place * 3 + channel, covered, 0).to(tl.float32)
+        y, x, covered = place(element // 3, mirror, dy, dx, rows, columns, height, width)
+        if RESIZE:
+            total = tl.zeros([PIXELS], tl.float32)
+            all_y = tl.zeros([PIXELS], tl.float32)
+            all_x = tl.zeros([PIXELS], tl.float32)
+            for tap_y in range(taps(H, rows)):
+                source_y, weight_y = triangle(y, tap_y, H, rows)
+                line_ptr = images_ptr + source_y.to(tl.int64) * W * 3 + channel
+                line = tl.zeros([PIXELS], tl.float32)
+                all_x = tl.zeros([PIXELS], tl.float32)
+                for tap_x in range(taps(W, columns)):
+                    source_x, weight_x = triangle(x, tap_x, W, columns)
+                    line += weight_x * tl.load(line_ptr + source_x * 3, covered, 0).to(tl.float32)
+                    all_x += weight_x
+                total += weight_y * line
+                all_y += weight_y
+            value = tl.floor(tl.where(covered, total / (all_y * all_x), 0.0) + 0.5)
+        else:
+            value = tl.load(images_ptr + (y.to(tl.int64) * W + x) * 3 + channel, covered, 0).to(tl.float32)
         # Correctly rounded, as torch divides: the same batch from every tier.
         value = tl.div_rn(value - tl.load(mean_ptr + channel), tl.load(std_ptr + channel))
         inside = element < height * width * 3
@@ -56,35 +99,38 @@ def augment_kernel(
 
 
 def augment(
-    images_NHWC: torch.Tensor,
-    labels_NHW: torch.Tensor,
-    samples_B4: torch.Tensor,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    samples_B7: torch.Tensor,
     mean_3: torch.Tensor,
     std_3: torch.Tensor,
     dtype: torch.dtype,
+    rows: int,
+    columns: int,
     height: int,
     width: int,
+    resize: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `fastseg.kernels.augment.augment`."""
-    images_NHWC, labels_NHW, samples_B4 = images_NHWC.contiguous(), labels_NHW.contiguous(), samples_B4.contiguous()
-    (H, W), batch = labels_NHW.shape[1:], len(samples_B4)
-    out = empty((batch, 3, height, width), images_NHWC, dtype)
-    labels_out = labels_NHW.new_empty((batch, height, width))
-    grid = (plan.cdiv(height * width, plan.AUGMENTED), batch)
-    augment_kernel[grid](
-        images_NHWC,
-        labels_NHW,
-        samples_B4,
+    batch = len(samples_B7)
+    out = empty((batch, 3, height, width), images, dtype)
+    labels_out = labels.new_empty((batch, height, width))
+    pixels = plan.RESIZED if resize else plan.AUGMENTED
+    augment_kernel[(plan.cdiv(height * width, pixels), batch)](
+        images.contiguous(),
+        labels.contiguous(),
+        samples_B7.contiguous(),
         mean_3.contiguous(),
         std_3.contiguous(),
         out,
         labels_out,
-        H,
-        W,
+        rows,
+        columns,
         height,
         width,
         VOID=VOID,
-        PIXELS=plan.AUGMENTED,
+        RESIZE=resize,
+        PIXELS=pixels,
         num_warps=plan.STREAM_WARPS,
     )
     return out, labels_out

@@ -21,7 +21,7 @@ WIDEST = 64  # channels of a tile: 128 bytes of 16-bit values, a line of the cac
 
 # A streaming program's tile: two 16-byte loads for each of its 128 threads.
 STREAMED, STREAM_WARPS = 2048, 4
-AUGMENTED = 1024  # pixels of a tile of images that are augmented
+AUGMENTED, RESIZED = 1024, 256  # pixels of a tile of images that are augmented, and where they are resized too
 # A reducing program's tile: two 16-byte loads for each of its 512 threads, or one where each element means reading more
 # than MUCH values. One program has a multiprocessor for itself: it may fill much of its shared memory.
 REDUCED_BYTES, REDUCE_WARPS, MUCH = 16 << 10, 16, 2

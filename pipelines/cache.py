@@ -1,14 +1,19 @@
-"""The cache tier: decode and resize each file once, then make batches from uint8 pixels in memory.
+"""The cache tier: decode each file once, then make batches from uint8 pixels in memory.
 
-Training starts at once: samples that are not there yet are decoded in the order in which the plan wants them, and kept
-for later epochs and for the other processes of the host. From pixels to batch it is one pass: on a GPU by the augment
-kernel, from a copy in its memory where there is room; on a CPU by vectorised slices, sample by sample.
+Samples are kept at their files' own size, so that a size is made of them where a batch is made, and another size, as
+growing images have it, costs a resize and no decoding. A thread of its own decodes them, at the decoder's speed and in
+the order in which the plan wants them, whatever a step takes; training starts as soon as its first batch is there.
+From pixels to batch it is one pass: on a GPU one kernel, from a copy in its memory where there is room; on a CPU
+vectorised slices, sample by sample.
 """
 
 import atexit
+import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,36 +22,66 @@ import torch
 
 from fastseg.data.classes import UNKNOWN
 from fastseg.errors import FastsegError
+from fastseg.kernels.augment import augment
 from fastseg.pipelines.plan import BatchPlan, Plan
-from fastseg.pipelines.prepared import Store, check_of, key_of, locate, open_store, shape_of
+from fastseg.pipelines.prepared import Shape, Store, check_of, key_of, locate, open_store, shape_of
+from fastseg.pipelines.resize import resize_image, resize_label
 from fastseg.pipelines.source import (
     AT_ONCE,
-    augmented,
     choose_loader,
     decoded_at_once,
     make_tier,
-    samples_of,
+    moves_of,
+    on_cpu,
+    on_gpu,
+    runs_on,
+    to_device,
     unknown_values,
 )
 from fastseg.ranges import annotate
 
 if TYPE_CHECKING:
-    from fastseg.pipelines.source import Spec, Tier
+    from fastseg.pipelines.source import Spec
 
 # Share of a GPU's free memory that its copy of the data may take.
 GPU_SHARE = 0.4
+# Files of more than so many times the network's pixels are kept at the network's size, whatever resizes: memory holds
+# less of the data set otherwise, and a CPU takes longer to resize than a step should wait.
+LARGEST = 4.5
 
 
-def find_room(spec: "Spec", *, resize_labels: bool = True) -> tuple[bool, str]:
-    """Whether the split can be cached, and where or why not."""
-    shape = shape_of(spec, resize_labels=resize_labels)
-    if shape is None:
-        return False, "labels of several sizes are not cached at their own size"
-    folder, where = locate(spec, shape, key_of(spec, shape))
-    return folder is not None, where
+def find_room(spec: "Spec", *, resize_labels: bool = True, grows: bool = False) -> tuple["Spec | None", str]:
+    """The spec with the size that its samples can be kept at, and where; or None, and why not.
+
+    At their own size they serve every size of a run, and of the runs that follow. Where all batches have one size that
+    files do not have, a CPU would resize a sample each time that it is read: 14 ms from 720x960 to 360x480, where it
+    takes half a millisecond to make a batch of it. It keeps what is resized.
+
+    Args:
+        grows: the run wants images in several sizes.
+    """
+    times = sum(h * w for h, w in (header.image_size for header in spec.headers)) / (
+        len(spec.headers) * spec.size[0] * spec.size[1]
+    )
+    own, at_size = dataclasses.replace(spec, keep=None), dataclasses.replace(spec, keep=spec.size)
+    if spec.same_size:
+        wishes = [(own, "")]
+    elif times > LARGEST:
+        wishes = [(at_size, f", at {spec.size}, since files have {times:.0f} times the pixels")]
+    elif not (spec.device.type == "cuda" or grows or spec.cache_dir):
+        wishes = [(at_size, f", at {spec.size}, the one size that is wanted")]
+    else:
+        wishes = [(own, ", at their own size"), (at_size, f", at {spec.size}, since their own sizes have no room")]
+    where = ""
+    for wish, why in wishes:
+        shape = shape_of(wish, resize_labels=resize_labels)
+        folder, where = locate(wish, shape, key_of(wish, shape))
+        if folder is not None:
+            return wish, where + why
+    return None, where
 
 
-# Stores that this process has open, by folder: each validation comes back to the same one.
+# Stores that this process has open, by folder: each validation, and each size, comes back to the same one.
 _open: dict[Path, Store] = {}
 
 
@@ -57,8 +92,6 @@ def open_once(spec: "Spec", *, resize_labels: bool) -> Store:
         FastsegError: there is no room for it.
     """
     shape = shape_of(spec, resize_labels=resize_labels)
-    if shape is None:
-        raise FastsegError("--loader cache: labels of several sizes are not cached; use --at network")
     folder, where = locate(spec, shape, key_of(spec, shape), taken=tuple(_open))
     if folder is None:
         raise FastsegError(f"--loader cache: {where}")
@@ -72,14 +105,15 @@ class CacheTier:
     """See `fastseg.pipelines.source.Tier`.
 
     Attributes:
-        inner: the tier that decodes what is not there yet, on the CPU.
+        inner: the tier that decodes what is not there yet, on the CPU, at the size at which it is kept.
     """
 
     keeps: ClassVar[bool] = True
     checks_labels: ClassVar[bool] = True
 
     def __init__(self, spec: "Spec") -> None:
-        decoding = dataclasses.replace(spec, device=torch.device("cpu"), cache_dir="")
+        kept = {"size": spec.keep or spec.size, "resized": spec.keep is not None, "crop": None}
+        decoding = dataclasses.replace(spec, device=torch.device("cpu"), cache_dir="", **kept)
         self.spec, self.inner = spec, make_tier(choose_loader("auto", decoding)[0])
 
     @property
@@ -98,60 +132,116 @@ class CacheTier:
                 yield asked[-1]
 
         for images, labels in self.inner.decode(chunks(), batch, resize_labels=resize_labels):
-            for index, image, label in zip(asked.pop(0), images.numpy(), labels, strict=True):
-                keep(store, int(index), image, label, self.spec)
+            for index, image, label in zip(asked.pop(0), images, labels, strict=True):
+                keep(store, int(index), image.numpy(), label.numpy(), self.spec)
             yield
 
     def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Normalised images [B, 3, H, W] and labels, for step after step."""
+        """Normalised images [B, 3, H, W] and labels, for step after step; filling has begun when this returns."""
         store = open_once(self.spec, resize_labels=True)
-        parts = (plan.shard(step, rank, world) for step in itertools.count(start))
         together = decoded_at_once(len(plan.shard(start, rank, world).indices))
-        filling = self._fill(store, first_uses(plan, start, rank, world), together, resize_labels=True)
-        pixels = _OnDevice(store, self.spec)
-        for position, part in enumerate(parts):
-            wait_for(store, part.indices, filling)
-            if position == 1:
-                # A step has ended, in which all processes took part: they have it open, and its name may go.
-                store.release()
-            yield augmented(*pixels.holding(part), self.spec)
+        uses = first_uses(plan, start, rank, world)
+        filling = Filling(store, self._fill(store, uses, together, resize_labels=True))
+        parts = (plan.shard(step, rank, world) for step in itertools.count(start))
+        return self._batches(store, filling, parts)
+
+    def _batches(
+        self, store: Store, filling: "Filling", parts: Iterator[BatchPlan]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        on_device = _OnGpu(store, self.spec) if self.spec.device.type == "cuda" else None
+        with contextlib.closing(filling):
+            for position, part in enumerate(parts):
+                filling.wait_for(part.indices)
+                if position == 1:
+                    # A step has ended, in which all processes took part: they have it open, and its name may go.
+                    store.release()
+                if on_device:
+                    yield on_device.batch(part)
+                else:
+                    made = functools.partial(_made, store, self.spec, part.indices, resize_labels=True)
+                    yield on_cpu(made, moves_of(part), self.spec)
 
     def decode(
         self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool
-    ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
+    ) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
         """Pixels as the inner tier gives them, out of the store where they are in it."""
         store = open_once(self.spec, resize_labels=resize_labels)
         store.release()  # an evaluation's share of the split is this process's own
+        on_device = _OnGpu(store, self.spec) if self.spec.device.type == "cuda" else None
         listed = list(batches)
         order = (int(index) for indices in listed for index in indices)
-        filling = self._fill(store, order, most, resize_labels=resize_labels)
-        for indices in listed:
-            wait_for(store, indices, filling)
-            images = torch.from_numpy(store.images[indices]).to(self.spec.device)
-            yield images, [torch.from_numpy(store.labels[i]).to(self.spec.device) for i in indices]
+        with contextlib.closing(Filling(store, self._fill(store, order, most, resize_labels=resize_labels))) as filling:
+            for indices in listed:
+                filling.wait_for(indices)
+                if on_device:
+                    yield on_device.pixels(indices, resize_labels=resize_labels)
+                else:
+                    made = functools.partial(_made, store, self.spec, indices, resize_labels=resize_labels)
+                    pairs = runs_on(self.spec.threads)(made, range(len(indices)))
+                    images, labels = zip(*pairs, strict=True)
+                    yield (*([torch.from_numpy(np.ascontiguousarray(p)) for p in of] for of in (images, labels)),)
 
 
-def keep(store: Store, index: int, image: np.ndarray, label: torch.Tensor, spec: "Spec") -> None:
+def keep(store: Store, index: int, image: np.ndarray, label: np.ndarray, spec: "Spec") -> None:
     """Put a decoded sample into the store.
 
     Raises:
         FastsegError: its label has a value outside the class map.
     """
+    # NumPy compares on this thread alone, where those that decode have the others.
     if (label == UNKNOWN).any():
         raise FastsegError(unknown_values(spec))
-    store.put(index, image, label.numpy())
+    store.put(index, image, label)
 
 
-def wait_for(store: Store, indices: np.ndarray, filling: Iterator[None]) -> None:
-    """Fill the store until these samples are there.
+def _made(
+    store: Store, spec: "Spec", indices: np.ndarray, number: int, *, resize_labels: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image and label of a kept sample, as batches want them on a CPU."""
+    image, label = store.image(indices[number]), store.label(indices[number])
+    return resize_image(image, spec.size), resize_label(label, spec.size) if resize_labels else label
 
-    Raises:
-        FastsegError: they are not, although all have been decoded: somebody else wrote to the store.
+
+class Filling:
+    """Fills a store in the background, ahead of those who read it.
+
+    One thread does it, part by part, each part a task that hands in the next: an interpreter that ends, and `close`,
+    wait for one of them.
+
+    Args:
+        work: keeps some samples with each step of it.
     """
-    while not store.ready(indices):
-        # At its end another process may have kept the rest, between our two looks.
-        if next(filling, "end") == "end" and not store.ready(indices):
-            raise FastsegError(f"{store.folder}: samples were removed while they were read; delete the folder")
+
+    def __init__(self, store: Store, work: Iterator[None]) -> None:
+        self._store, self._work = store, work
+        self._pool = ThreadPoolExecutor(1, "fastseg-fill")
+        self._part = self._pool.submit(self._advance)
+
+    def _advance(self) -> bool:
+        """Keep some samples; whether there may be more."""
+        if next(self._work, "end") == "end":
+            return False
+        with contextlib.suppress(RuntimeError):  # nobody reads any more, or the interpreter ends
+            self._part = self._pool.submit(self._advance)
+        return True
+
+    def wait_for(self, indices: np.ndarray) -> None:
+        """Until these samples are there.
+
+        Raises:
+            FastsegError: one cannot be decoded, or they are not there although all have been: somebody else wrote to
+                the store.
+        """
+        while not self._store.ready(indices):
+            # At its end another process may have kept the rest, between our two looks.
+            if not self._part.result() and not self._store.ready(indices):
+                raise FastsegError(
+                    f"{self._store.folder}: samples were removed while they were read; delete the folder"
+                )
+
+    def close(self) -> None:
+        """Stop; samples that are there stay."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 def first_uses(plan: Plan, start: int, rank: int, world: int) -> Iterator[int]:
@@ -166,37 +256,63 @@ def first_uses(plan: Plan, start: int, rank: int, world: int) -> Iterator[int]:
             return
 
 
-class _OnDevice:
-    """A store's pixels where batches are made: themselves on a CPU; on a GPU a copy, whole where there is room."""
+class _OnGpu:
+    """A store's pixels in a GPU's memory: whole where there is room, else those of each batch."""
 
     def __init__(self, store: Store, spec: "Spec") -> None:
-        self.device = spec.device
-        self.kept = torch.from_numpy(store.images), torch.from_numpy(store.labels)
+        self.store, self.spec = store, spec
         self.copies: tuple[torch.Tensor, ...] | None = None
-        if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-            if store.images.nbytes + store.labels.nbytes < GPU_SHARE * free:
-                self.copies = tuple(torch.empty_like(pixels, device=self.device) for pixels in self.kept)
-                self.copied = np.zeros(len(store.checks), bool)
+        free, _ = torch.cuda.mem_get_info(spec.device)
+        if store.shape.nbytes < GPU_SHARE * free:
+            ends = store.shape.offsets[-1], store.shape.label_offsets[-1]
+            self.copies = tuple(torch.empty(int(end), dtype=torch.uint8, device=spec.device) for end in ends)
+            self.copied = np.zeros(len(store.checks), bool)
 
-    def holding(self, part: BatchPlan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Images and labels that hold the samples of `part`, and where they are in them: see `augment`."""
-        if self.device.type == "cpu":
-            return *self.kept, samples_of(part)
-        if self.copies is None:
-            with annotate("copy"):
-                images, labels = (pixels[part.indices].to(self.device) for pixels in self.kept)
-            return images, labels, samples_of(part, np.arange(len(part.indices)))
-        for index in part.indices[~self.copied[part.indices]]:
-            with annotate("copy"):
-                for copy, pixels in zip(self.copies, self.kept, strict=True):
-                    copy[index].copy_(pixels[index])
-            self.copied[index] = True
-        images, labels = self.copies
-        return images, labels, samples_of(part)
+    def _holding(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+        """The bytes that hold these images, and labels, and int64[B, 4] where: see `on_gpu`."""
+        shape = self.store.shape
+        sizes = np.array([shape.sizes[i] for i in indices], np.int64)
+        with annotate("copy"):
+            if self.copies is None:
+                part = Shape(tuple(shape.sizes[i] for i in indices), tuple(shape.label_sizes[i] for i in indices))
+                kept = [self.store.image(i) for i in indices], [self.store.label(i) for i in indices]
+                joined = (torch.from_numpy(np.concatenate([pixels.ravel() for pixels in of])) for of in kept)
+                images, labels = (to_device(pixels, self.spec.device) for pixels in joined)
+                return images, labels, np.column_stack([part.offsets[:-1], part.label_offsets[:-1], sizes])
+            for index in indices[~self.copied[indices]]:
+                for copy, kept, ends in (
+                    (self.copies[0], self.store.image(index), shape.offsets),
+                    (self.copies[1], self.store.label(index), shape.label_offsets),
+                ):
+                    copy[ends[index] : ends[index + 1]] = to_device(torch.from_numpy(kept.ravel()), self.spec.device)
+                self.copied[index] = True
+        return *self.copies, np.column_stack([shape.offsets[indices], shape.label_offsets[indices], sizes])
+
+    def batch(self, part: BatchPlan) -> tuple[torch.Tensor, torch.Tensor]:
+        """A training batch."""
+        return on_gpu(*self._holding(part.indices), moves_of(part), self.spec.size, self.spec)
+
+    def pixels(self, indices: np.ndarray, *, resize_labels: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """See `Tier.decode`."""
+        images, labels, places = self._holding(indices)
+        label_sizes = [self.store.shape.label_sizes[i] for i in indices]
+        own = [
+            labels[at : at + h * w].view(h, w) for at, (h, w) in zip(places[:, 1].tolist(), label_sizes, strict=True)
+        ]
+        if (places[:, 2:] == self.spec.size).all():
+            height, width = self.spec.size
+            whole = [images[at : at + 3 * height * width].view(height, width, 3) for at in places[:, 0].tolist()]
+            return whole, own
+        if not resize_labels:
+            labels, places[:, 1] = images, places[:, 0]  # they may have another size: whatever is read, nobody looks
+        samples = torch.from_numpy(np.pad(places, ((0, 0), (0, 3))))  # neither mirrored nor moved
+        mean, std = torch.zeros(3, device=images.device), torch.ones(3, device=images.device)
+        given = images, labels, to_device(samples, images.device), mean, std, torch.uint8
+        made, made_labels = augment(*given, *self.spec.size, *self.spec.size, True)
+        return list(made.permute(0, 2, 3, 1)), list(made_labels) if resize_labels else own
 
 
-def prepare(spec: "Spec", inner: "Tier", *, verify: bool, done: Callable[[int], None]) -> list[int]:
+def prepare(spec: "Spec", *, verify: bool, done: Callable[[int], None]) -> list[int]:
     """Fill the split's store; returns the indices that were kept but wrong, which are decoded again.
 
     Args:
@@ -206,20 +322,21 @@ def prepare(spec: "Spec", inner: "Tier", *, verify: bool, done: Callable[[int], 
     Raises:
         FastsegError: a file that cannot be decoded, or no room.
     """
-    store = open_once(spec, resize_labels=True)
+    store, inner = open_once(spec, resize_labels=True), CacheTier(spec).inner
     everything, wrong = np.arange(len(spec.pairs)), []
     chunks = [everything[i : i + AT_ONCE] for i in range(0, len(everything), AT_ONCE)]
     asked = [chunk if verify else chunk[store.checks[chunk] == 0] for chunk in chunks]
     done(len(everything) - sum(map(len, asked)))
     asked = [chunk for chunk in asked if len(chunk)]
     for chunk, (images, labels) in zip(asked, inner.decode(asked, AT_ONCE, resize_labels=True), strict=True):
-        for index, image, label in zip(chunk.tolist(), images.numpy(), labels, strict=True):
+        for index, image, label in zip(chunk.tolist(), images, labels, strict=True):
+            pixels = image.numpy(), label.numpy()
             kept = store.checks[index]
-            if kept == check_of(image, label.numpy()) and not store.broken(np.array([index])):
+            if kept == check_of(*pixels) and not store.broken(np.array([index])):
                 continue
             if kept:
                 wrong.append(index)
-            keep(store, index, image, label, spec)
+            keep(store, index, *pixels, spec)
         done(len(chunk))
     store.seal()
     return wrong

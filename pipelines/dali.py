@@ -6,7 +6,6 @@ cast are one pass over DALI's buffers, by `make_batch`: DALI's slice with out-of
 per 360x480 image, and a normalisation in torch as much again, where that pass takes 0.4.
 """
 
-import contextlib
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -123,17 +122,6 @@ def _fault(path: str) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Work of torch on this thread alone: DALI's threads have the cores, and torch's would spin where they wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class DaliTier:
     """See `fastseg.pipelines.source.Tier`."""
 
@@ -218,9 +206,7 @@ class DaliTier:
             for part, some_images, some_labels in zip(
                 parts, images.split(local), labels[..., 0].split(local), strict=True
             ):
-                with one_thread():
-                    batch = make_batch(some_images, some_labels, part, self.spec)
-                yield batch
+                yield make_batch(some_images, some_labels, part, self.spec)
             if self.spec.device.type == "cuda":
                 # DALI takes its memory back as soon as nobody holds it, whether or not the GPU has read it yet.
                 reading.append(((images, labels), torch.cuda.current_stream().record_event()))
@@ -231,4 +217,5 @@ class DaliTier:
         self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool
     ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
         for images, labels in self._pixels(batches, most, resize_labels=resize_labels):
-            yield torch.from_dlpack(images.as_tensor()), [torch.from_dlpack(label)[..., 0] for label in labels]
+            found = ([torch.from_dlpack(pixels) for pixels in of_samples] for of_samples in (images, labels))
+            yield next(found), [label[..., 0] for label in next(found)]

@@ -49,7 +49,7 @@ class GrowingSource:
     """`TrainSource`s one after the other, each with images of its phase's size.
 
     Args:
-        spec: of the full size; a tier that keeps samples keeps them in each size, where there is room for that.
+        spec: of the full size; where a cache keeps resized samples, it keeps those of each size that has room.
         augment: whose shifts follow the size.
     """
 
@@ -76,7 +76,8 @@ class GrowingSource:
             if phase.size != spec.size:
                 spec = dataclasses.replace(spec, size=phase.size)
                 plan = dataclasses.replace(plan, max_shift=self.augment.max_shift(phase.size))
-                spec = choose_loader(spec.loader, spec)[0] if spec.tier.keeps else spec
+                if spec.keep is not None:  # else one store serves all sizes
+                    spec = choose_loader(spec.loader, spec)[0]
             self._sources.append(TrainSource(spec, plan, start, self.rank, self.world))
             yield from itertools.islice(self._sources[-1], None if last else phase.until - start)
             start = phase.until

@@ -1,13 +1,14 @@
-"""Prepared data: the decoded, resized samples of a split in memory-mapped files that all processes of a host share.
+"""Prepared data: the decoded samples of a split in memory-mapped files that all processes of a host share.
 
 A store is a folder of three .npy files: NumPy alone reads and maps them, whoever made them, and the page cache holds
 them once however many processes look. Its name is a digest of all that decides its contents, so that a source file
-that changes makes another store. Each sample is there or not by its own check sum, written after its pixels: a process
-that is killed while it fills a store leaves whole samples, and those that come later go on from there; two that fill
-it at once write the same bytes.
+that changes makes another store. Each sample is there or not by its own mark, written after its pixels: a process that
+is killed while it fills a store leaves whole samples, and those that come later go on from there; two that fill it at
+once write the same bytes. Where a store is to stay, the mark is a check sum.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -30,37 +31,62 @@ from fastseg.workers import is_worker
 if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec
 
-FORMAT = 1
+FORMAT = 2
 SHARED_MEMORY = Path("/dev/shm")
 ABANDONED = 3600  # seconds after which a store that was never put in place belongs to nobody
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a store holds: sizes as (height, width)."""
+    """What a store holds: the (height, width) of each sample's image and of its label."""
 
-    samples: int
-    size: tuple[int, int]
-    label_size: tuple[int, int]
+    sizes: tuple[tuple[int, int], ...]
+    label_sizes: tuple[tuple[int, int], ...]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all pixels."""
-        (height, width), (label_height, label_width) = self.size, self.label_size
-        return self.samples * (3 * height * width + label_height * label_width)
+        return int(self.offsets[-1] + self.label_offsets[-1])
+
+    @functools.cached_property
+    def offsets(self) -> np.ndarray:
+        """int64[N + 1]: where each image's bytes begin among those of all images, and where the last one's end."""
+        return _ends(self.sizes, 3)
+
+    @functools.cached_property
+    def label_offsets(self) -> np.ndarray:
+        """The same of labels."""
+        return _ends(self.label_sizes, 1)
+
+
+def _ends(sizes: Sequence[tuple[int, int]], channels: int) -> np.ndarray:
+    return np.cumsum([0, *(channels * height * width for height, width in sizes)], dtype=np.int64)
 
 
 class Store:
     """A folder of prepared samples, open for reading and filling.
 
     Attributes:
-        images: uint8[N, H, W, 3]. labels: uint8[N, h, w], class indices. Both memory maps.
-        checks: uint32[N], the CRC-32 of each sample's pixels; 0 where it is not there yet.
+        images: the bytes of all images, uint8, [N, H, W, 3] where they have one size. labels: those of class indices,
+            [N, h, w] where they have one size. Both memory maps.
+        checks: uint32[N], 0 where a sample is not there yet; else the CRC-32 of its pixels, or 1 in a passing store,
+            whose pixels nothing can change between its processes.
     """
 
-    def __init__(self, folder: Path, *, passing: bool) -> None:
-        self.folder, self.passing = folder, passing
+    def __init__(self, folder: Path, shape: Shape, *, passing: bool) -> None:
+        self.folder, self.shape, self.passing = folder, shape, passing
         self.images, self.labels, self.checks = (np.load(folder / name, mmap_mode="r+") for name in FILES)
+        self._images, self._labels = self.images.reshape(-1), self.labels.reshape(-1)
+
+    def image(self, index: int) -> np.ndarray:
+        """uint8[H, W, 3], a view."""
+        start, end = self.shape.offsets[index : index + 2]
+        return self._images[start:end].reshape(*self.shape.sizes[index], 3)
+
+    def label(self, index: int) -> np.ndarray:
+        """uint8[h, w], a view."""
+        start, end = self.shape.label_offsets[index : index + 2]
+        return self._labels[start:end].reshape(self.shape.label_sizes[index])
 
     def ready(self, indices: np.ndarray) -> bool:
         """True where all these samples are there."""
@@ -68,12 +94,12 @@ class Store:
 
     def put(self, index: int, image: np.ndarray, label: np.ndarray) -> None:
         """Keep a sample: uint8[H, W, 3] and uint8[h, w]."""
-        self.images[index], self.labels[index] = image, label
-        self.checks[index] = check_of(image, label)
+        self.image(index)[:], self.label(index)[:] = image, label
+        self.checks[index] = 1 if self.passing else check_of(image, label)
 
     def broken(self, indices: np.ndarray) -> list[int]:
         """Those of these samples whose pixels are not what was kept."""
-        return [int(i) for i in indices if self.checks[i] != check_of(self.images[i], self.labels[i])]
+        return [int(i) for i in indices if self.checks[i] != check_of(self.image(i), self.label(i))]
 
     def seal(self) -> None:
         """Once all samples are there: write everything to the disk, and remember that it is complete.
@@ -115,13 +141,17 @@ def check_of(image: np.ndarray, label: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(label).data, zlib.crc32(np.ascontiguousarray(image).data)) or 1
 
 
-def shape_of(spec: "Spec", *, resize_labels: bool) -> Shape | None:
-    """What a store of this split would hold, or None where its labels differ in size and are not resized."""
-    size = (*spec.size,)  # a plain pair, as `key_of` has always written it
-    sizes = {header.label_size for header in spec.headers}
-    if resize_labels:
-        sizes = {size}
-    return Shape(len(spec.pairs), size, sizes.pop()) if len(sizes) == 1 else None
+def shape_of(spec: "Spec", *, resize_labels: bool) -> Shape:
+    """What a store of this split holds: samples of their files' own size, or of that which `spec.keep` says.
+
+    Args:
+        resize_labels: labels are kept at that size too.
+    """
+    own = tuple(header.image_size for header in spec.headers), tuple(header.label_size for header in spec.headers)
+    if spec.keep is None:
+        return Shape(*own)
+    sizes = ((*spec.keep,),) * len(spec.pairs)
+    return Shape(sizes, sizes if resize_labels else own[1])
 
 
 def key_of(spec: "Spec", shape: Shape) -> str:
@@ -179,12 +209,12 @@ def open_store(spec: "Spec", shape: Shape, folder: Path) -> Store:
                 f"{folder.parent}: {error.strerror}: decoded data cannot be kept there; {cure}"
             ) from None
     try:
-        store, about = Store(folder, passing=not spec.cache_dir), json.loads((folder / ABOUT).read_text())
+        store, about = Store(folder, shape, passing=not spec.cache_dir), json.loads((folder / ABOUT).read_text())
     except FileNotFoundError:
         if folder.is_dir():
             raise
         return open_store(spec, shape, folder)  # another process has just given it up
-    if not about["complete"]:
+    if not store.passing and not about["complete"]:
         # A machine that lost power may have kept check sums whose pixels never reached the disk.
         present = np.flatnonzero(store.checks)
         store.checks[store.broken(present)] = 0
@@ -196,7 +226,11 @@ def _create(shape: Shape, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
     try:
-        shapes = [(shape.samples, *shape.size, 3), (shape.samples, *shape.label_size), (shape.samples,)]
+        shapes = (
+            _array(shape.sizes, shape.offsets, 3),
+            _array(shape.label_sizes, shape.label_offsets),
+            (len(shape.sizes),),
+        )
         for name, wanted, dtype in zip(FILES, shapes, (np.uint8, np.uint8, np.uint32), strict=True):
             np.lib.format.open_memmap(partial / name, mode="w+", dtype=dtype, shape=wanted)
             with (partial / name).open("r+b") as file:
@@ -211,6 +245,11 @@ def _create(shape: Shape, folder: Path) -> None:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _array(sizes: Sequence[tuple[int, int]], offsets: np.ndarray, *channels: int) -> tuple[int, ...]:
+    """The shape of the array that holds samples of these sizes: of bytes alone where they differ."""
+    return (len(sizes), *sizes[0], *channels) if len(set(sizes)) == 1 else (int(offsets[-1]),)
 
 
 def _sweep(base: Path) -> None:

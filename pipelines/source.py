@@ -9,10 +9,11 @@ to move.)
 
 import dataclasses
 import importlib.util
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from fastseg.data.headers import Header, dali_obstacle
 from fastseg.data.layouts import Pair
 from fastseg.environment import install
 from fastseg.errors import FastsegError, UsageError
-from fastseg.kernels.augment import augment, augment_by_slices
+from fastseg.kernels.augment import Move, augment, augment_by_slices, normalise_in_place
 from fastseg.pipelines.plan import BatchPlan, Plan, in_order
 from fastseg.ranges import annotate
 
@@ -34,6 +35,7 @@ AT_ONCE, DECODED_AHEAD = 16, 2  # images that are decoded together, at least, an
 # ImageNet's mean and standard deviation in 0..255, as torchvision's VGG weights expect their input.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+MEAN_AND_STD = np.array((MEAN, STD), np.float32)
 
 
 class Batch(NamedTuple):
@@ -61,6 +63,8 @@ class Spec:
         crop: (height, width) of training batches where they are windows of that; their places are the plan's.
         threads: that decode.
         loader: the tier that reads: dali, cache or reference. `choose_loader` chooses.
+        resized: False leaves images and labels at their files' own sizes.
+        keep: (height, width) at which a cache keeps samples; None: their files' own. `choose_loader` chooses.
     """
 
     pairs: Sequence[Pair]
@@ -74,6 +78,8 @@ class Spec:
     unknown_void: bool = False
     cache_dir: str = ""
     loader: str = "reference"
+    resized: bool = True
+    keep: Size | None = None
 
     @property
     def tier(self) -> type["Tier"]:
@@ -97,8 +103,8 @@ class Spec:
 
     @property
     def same_size(self) -> bool:
-        """True where all files have the network's size already, so that no tier needs to resize."""
-        return all(h.image_size == self.size for h in self.headers)
+        """True where no tier needs to resize: all files have the network's size already, or keep their own."""
+        return not self.resized or all(h.image_size == self.size for h in self.headers)
 
 
 def decoded_at_once(batch: int) -> int:
@@ -128,18 +134,19 @@ class Tier(Protocol):
 
     def decode(
         self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool
-    ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
-        """uint8 images [B, H, W, 3] and labels uint8[h, w] of samples by index, at most `most` at a time."""
+    ) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+        """Images uint8[H, W, 3] and labels uint8[h, w] of samples by index, at most `most` at a time."""
 
 
 def choose_loader(
-    requested: str, spec: Spec, *, epochs: bool = False, resize_labels: bool = True
+    requested: str, spec: Spec, *, epochs: bool = False, resize_labels: bool = True, grows: bool = False
 ) -> tuple[Spec, Choice]:
     """The spec with the tier that shall read it, and why that one.
 
     Args:
         epochs: the split is read many times, so that keeping it pays.
         resize_labels: labels are wanted at the network's size.
+        grows: the run wants images in several sizes.
 
     Returns:
         A fact of the choice is `obstacle`: why nothing is kept where that was wanted, or None.
@@ -152,10 +159,10 @@ def choose_loader(
     if requested == "cache" or (requested == "auto" and (epochs or spec.cache_dir)):
         from fastseg.pipelines.cache import find_room
 
-        fits, where = find_room(spec, resize_labels=resize_labels)
+        kept, where = find_room(spec, resize_labels=resize_labels, grows=grows)
         _, inner = choose_loader("auto", dataclasses.replace(spec, cache_dir=""))
-        if fits:
-            return _chosen(spec, "cache", f"{where}, filled by {inner.value}")
+        if kept:
+            return _chosen(kept, "cache", f"{where}, filled by {inner.value}")
         return _chosen(spec, inner.value, f"no cache, since {where}; {inner.why}", obstacle=where)
     if requested == "reference":
         return _chosen(spec, requested, "as asked")
@@ -182,16 +189,36 @@ def make_tier(spec: Spec) -> Tier:
 @lru_cache
 def mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """MEAN and STD as float32[3] on a device."""
-    return torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+    mean, std = torch.from_numpy(MEAN_AND_STD).to(device)
+    return mean, std
 
 
-def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 [B, H, W, 3] -> (x - MEAN) / STD as `dtype` [B, 3, H, W] in channels-last memory."""
-    batch, height, width, _ = images_BHWC.shape
-    # Rows of 3 W values: over 3 channels alone the inner loops would be too short to be fast.
-    mean, std = (constant.repeat(width) for constant in mean_and_std(images_BHWC.device))
-    out = images_BHWC.reshape(batch, height, 3 * width).to(torch.float32).sub_(mean).div_(std).to(dtype)
-    return out.view(batch, height, width, 3).permute(0, 3, 1, 2)
+@lru_cache
+def runs_on(threads: int) -> Callable[..., Iterable[Any]]:
+    """`map`, on so many threads that work on pixels; they sleep where there are none."""
+    return ThreadPoolExecutor(threads, "fastseg-pixels").map if threads > 1 else map
+
+
+def normalise(images: Sequence[torch.Tensor], dtype: torch.dtype, threads: int = 1) -> torch.Tensor:
+    """uint8[H, W, 3], of one size -> (x - MEAN) / STD as `dtype` [B, 3, H, W] in channels-last memory.
+
+    Args:
+        threads: that do it, on a CPU.
+    """
+    if images[0].device.type == "cpu":
+        out = torch.empty(len(images), *images[0].shape)
+
+        def one(number: int) -> None:
+            pixels = out[number].numpy()
+            pixels[:] = images[number].numpy()
+            normalise_in_place(pixels, *MEAN_AND_STD)
+
+        for _ in runs_on(threads)(one, range(len(images))):
+            pass
+    else:
+        mean, std = mean_and_std(images[0].device)
+        out = torch.stack(list(images)).to(torch.float32).sub_(mean).div_(std)
+    return out.to(dtype).permute(0, 3, 1, 2)
 
 
 def unknown_in(labels: torch.Tensor) -> torch.Tensor | int:
@@ -202,29 +229,55 @@ def unknown_in(labels: torch.Tensor) -> torch.Tensor | int:
     return (labels == UNKNOWN).sum()
 
 
-def samples_of(part: BatchPlan, index: np.ndarray | None = None) -> torch.Tensor:
-    """int32[B, 4] of a batch's plan, as `augment` takes it: index (by default into the split), mirror, dy, dx."""
-    index = part.indices if index is None else index
-    # To crop is to move up and left, and to end sooner.
-    return torch.from_numpy(np.column_stack([index, part.mirror, part.shift - part.crop]).astype(np.int32))
+def moves_of(part: BatchPlan) -> list[Move]:
+    """What happens to each sample of a batch. To crop is to move up and left, and to end sooner."""
+    return [Move(bool(m), *move) for m, move in zip(part.mirror, (part.shift - part.crop).tolist(), strict=True)]
 
 
-def augmented(
-    images_NHWC: torch.Tensor, labels_NHW: torch.Tensor, samples_B4: torch.Tensor, spec: Spec
+def on_cpu(
+    sample: Callable[[int], tuple[np.ndarray, np.ndarray]], moves: Sequence[Move], spec: Spec
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A training batch of uint8 pixels on the device: all that changes pixels or their places, in one pass."""
-    mean, std = mean_and_std(spec.device)
-    work = augment if spec.device.type == "cuda" else augment_by_slices
+    """A training batch on the CPU, each sample on one of the spec's threads: see `augment_by_slices`."""
     with annotate("augment"):
-        samples_B4 = samples_B4.to(spec.device)
-        return work(images_NHWC, labels_NHW, samples_B4, mean, std, spec.dtype, *(spec.crop or spec.size))
+        how = spec.dtype, *(spec.crop or spec.size), runs_on(spec.threads)
+        return augment_by_slices(sample, moves, *MEAN_AND_STD, *how)
+
+
+def on_gpu(
+    images: torch.Tensor, labels: torch.Tensor, places_B4: np.ndarray, moves: Sequence[Move], size: Size, spec: Spec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A training batch on the GPU, in one pass of one kernel: see `augment`.
+
+    Args:
+        images, labels: uint8, the bytes in which samples lie.
+        places_B4: int64[B, 4]: where each sample's image begins in them, and its label; its height and width.
+        size: that samples are resized to.
+    """
+    samples = torch.from_numpy(np.column_stack([places_B4, np.array(moves, np.int64)]))
+    resize = bool((places_B4[:, 2:] != size).any())
+    mean, std = mean_and_std(spec.device)
+    with annotate("augment"):
+        given = images, labels, to_device(samples, spec.device), mean, std, spec.dtype
+        return augment(*given, *size, *(spec.crop or spec.size), resize)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on a GPU that nobody waits for: from pinned memory, which PyTorch keeps until it is done."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def make_batch(
     images_BHWC: torch.Tensor, labels_BHW: torch.Tensor, part: BatchPlan, spec: Spec
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`augmented`, of pixels that are in the order of the plan."""
-    return augmented(images_BHWC, labels_BHW, samples_of(part, np.arange(len(part.indices))), spec)
+    """A training batch of uint8 pixels on the device, in the order of the plan; none is resized any more."""
+    moves = moves_of(part)
+    if spec.device.type == "cpu":
+        pairs = list(zip(images_BHWC.numpy(), labels_BHW.numpy(), strict=True))
+        return on_cpu(pairs.__getitem__, moves, spec)
+    batch, height, width = labels_BHW.shape
+    number = np.arange(batch)[:, None] * height * width
+    places = np.concatenate([3 * number, number, np.full((batch, 2), (height, width))], axis=1)
+    return on_gpu(images_BHWC, labels_BHW, places, moves, Size(height, width), spec)
 
 
 @dataclass
@@ -240,11 +293,10 @@ class TrainSource:
     rank: int = 0
     world: int = 1
     _tier: Tier = field(init=False)
-    _unknown: torch.Tensor = field(init=False)
+    _unknown: torch.Tensor | int = 0
 
     def __post_init__(self) -> None:
         self._tier = make_tier(self.spec)
-        self._unknown = torch.zeros((), dtype=torch.int64, device=self.spec.device)
 
     @property
     def decoded(self) -> int:
@@ -255,7 +307,7 @@ class TrainSource:
         pixels = self._tier.train(self.plan, self.start, self.rank, self.world)
         for step, (images, labels) in enumerate(pixels, self.start):
             if not self._tier.checks_labels:
-                self._unknown += unknown_in(labels)
+                self._unknown = self._unknown + unknown_in(labels)
             yield Batch(images, labels, self.plan.shard(step, self.rank, self.world).indices)
 
     def check(self) -> None:
@@ -268,11 +320,10 @@ def evaluation_batches(spec: Spec, batch: int, *, resize_labels: bool) -> Iterat
     """Each sample once, in order; the last batch may be short. Labels keep their own size unless `resize_labels`."""
     batches = in_order(len(spec.pairs), batch)
     pixels = make_tier(spec).decode(batches, batch, resize_labels=resize_labels)
-    unknown = torch.zeros((), dtype=torch.int64, device=spec.device)
+    unknown: torch.Tensor | int = 0
     for indices, (images, labels) in zip(batches, pixels, strict=True):
-        for label in labels:
-            unknown += (label == UNKNOWN).sum()
-        yield EvaluationBatch(normalise(images, spec.dtype), labels, indices)
+        unknown = unknown + sum(map(unknown_in, labels))
+        yield EvaluationBatch(normalise(images, spec.dtype, spec.threads), labels, indices)
     if int(unknown):
         raise FastsegError(unknown_values(spec))
 

@@ -28,8 +28,8 @@ FOLDERS = {
 CONTAINERS = sorted((ROOT / "deploy").glob("Dockerfile*"))
 
 # All that data sets, the data path and the operators may know of the trainer: data types, texts and files, and
-# questions to the machine.
-PLAIN = {
+# questions to the machine; and of one another the definition of resizing, which is NumPy alone.
+PLAIN = {"fastseg.pipelines.resize"} | {
     f"fastseg.{name}" for name in ("choice", "config", "environment", "errors", "workers", "ranges", "runs", "texts")
 }
 LOWER = {"data", "pipelines", "kernels", "distributed"}

@@ -1,6 +1,5 @@
 """`fastseg data`: fetch, draw, check, count, prepare and look at data sets."""
 
-import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import click
 
 from fastseg.cli.options import FileType, SizeType, as_json, print_json
-from fastseg.errors import UsageError
+from fastseg.errors import FastsegError, UsageError
 
 data_path = click.argument("path")
 split_scheme = click.option(
@@ -140,17 +139,18 @@ def prepare(path: str, cache_dir: str, verify: bool, as_json: bool, **options: A
 
     from fastseg.pipelines.cache import prepare as prepare_split
     from fastseg.pipelines.prepared import key_of, shape_of
-    from fastseg.pipelines.source import choose_loader, make_tier
+    from fastseg.pipelines.source import choose_loader
     from fastseg.specs import open_specs
 
     rows: list[dict[str, Any]] = []
     with Progress(console=Console(stderr=True)) as progress:
         for split, spec in open_specs(path, cache_dir=cache_dir, **options)[1].items():
+            spec, choice = choose_loader("cache", spec)
+            if spec.loader != "cache":
+                raise FastsegError(f"data prepare: {choice.facts['obstacle']}")
             shape = shape_of(spec, resize_labels=True)
-            assert shape is not None  # labels of one size
             advance = functools.partial(progress.advance, progress.add_task(split, total=len(spec.pairs)))
-            inner, _ = choose_loader("auto", dataclasses.replace(spec, cache_dir=""))
-            wrong = prepare_split(spec, make_tier(inner), verify=verify, done=advance)
+            wrong = prepare_split(spec, verify=verify, done=advance)
             folder = Path(spec.cache_dir) / key_of(spec, shape)
             mended = [spec.pairs[index].stem for index in wrong]
             counts = {"pairs": len(spec.pairs), "bytes": shape.nbytes}

@@ -1,5 +1,10 @@
 """Gathered, mirrored, moved and normalised in one pass: by hand, against the reference tier, and by its own laws."""
 
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -23,10 +28,18 @@ def store(count: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tens
     return images, torch.randint(0, 256, (count, height, width), generator=generator, dtype=torch.uint8)
 
 
-def run(make, images, labels, samples, device, dtype=torch.float32, mean=MEAN, std=STD, size=None):
-    operands = images, labels, torch.tensor(samples, dtype=torch.int32), torch.tensor(mean), torch.tensor(std)
-    size = size or labels.shape[1:]
-    return tuple(t.cpu() for t in make(*(t.to(device) for t in operands), dtype, *size))
+def places(samples, height: int, width: int) -> torch.Tensor:
+    """int64[B, 7] of samples (index, mirror, dy, dx) of a store whose images have all one size."""
+    pixels = height * width
+    return torch.tensor([[3 * pixels * index, pixels * index, height, width, *move] for index, *move in samples])
+
+
+def run(make, images, labels, samples, device, dtype=torch.float32, mean=MEAN, std=STD, size=None, resized=None):
+    own = labels.shape[1:]
+    operands = images, labels, places(samples, *own), torch.tensor(mean), torch.tensor(std)
+    resized = resized or own
+    given = *(t.to(device) for t in operands), dtype, *resized, *(size or resized), resized != own
+    return tuple(t.cpu() for t in make(*given))
 
 
 def moved(images: torch.Tensor, labels: torch.Tensor, sample: tuple[int, int, int], device: torch.device):
@@ -115,6 +128,71 @@ def test_a_batch_may_be_smaller_than_its_images(device, make, dtype):
     assert torch.equal(found.float(), torch.where(wanted == v, 0.0, wanted.float())[:, None].expand(-1, 3, -1, -1))
 
 
+def by_hand(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float64 [h, w, 3]: each output pixel by the formula, in fractions of whole numbers."""
+
+    def weights(size_in: int, size_out: int) -> np.ndarray:
+        scale = Fraction(size_in, size_out)
+        radius = max(Fraction(1), scale)
+        matrix = np.zeros((size_out, size_in))
+        for o in range(size_out):
+            centre = (o + Fraction(1, 2)) * scale - Fraction(1, 2)
+            near = range(math.floor(centre - radius), math.ceil(centre + radius) + 1)
+            each = {p: max(Fraction(0), 1 - abs(p - centre) / radius) for p in near}
+            for p, weight in each.items():
+                matrix[o, min(max(p, 0), size_in - 1)] += float(weight / sum(each.values()))
+        return matrix
+
+    rows, columns = weights(image.shape[0], size[0]), weights(image.shape[1], size[1])
+    return np.einsum("yi,xj,ijc->yxc", rows, columns, image)
+
+
+@pytest.mark.parametrize(
+    ("own", "size"),
+    [((8, 12), (4, 6)), ((7, 9), (5, 4)), ((5, 6), (11, 7)), ((3, 40), (3, 7)), ((1, 2), (2, 1)), ((23, 31), (2, 2))],
+)
+@makers
+def test_images_are_resized_by_the_formula_and_labels_by_the_integer_rule(device, make, own, size):
+    images, labels = store(2, *own)
+    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "resized": size}
+    found, found_labels = run(make, images, labels, [(1, 0, 0, 0), (0, 0, 0, 0)], device, **plain)
+    for number, index in enumerate((1, 0)):
+        wanted = by_hand(images[index].numpy(), size)
+        # Rounded to whole counts, and the sum's last bits may decide a tie.
+        assert np.abs(found[number].permute(1, 2, 0).numpy() - wanted).max() < 0.5 + 1e-3
+        assert torch.equal(found[number], found[number].round())
+        for y, x in itertools.product(range(size[0]), range(size[1])):
+            source = (2 * y + 1) * own[0] // (2 * size[0]), (2 * x + 1) * own[1] // (2 * size[1])
+            assert found_labels[number, y, x] == labels[index][source]
+
+
+@makers
+def test_what_is_resized_is_mirrored_moved_and_cut_afterwards(device, make):
+    images, labels = store(3, 10, 14)
+    options = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    whole, whole_labels = run(make, images, labels, [(2, 0, 0, 0)], device, **options, resized=(6, 7))
+    pixels = whole.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+    for move in ((1, 2, -3), (0, -4, 1), (1, 0, 0), (0, 9, 9)):
+        found = run(make, images, labels, [(2, *move)], device, **options, resized=(6, 7), size=(4, 5))
+        wanted = run(torch_augment, pixels, whole_labels, [(0, *move)], device, **options, size=(4, 5))
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@makers
+def test_samples_of_several_sizes_lie_anywhere_in_the_bytes(device, make):
+    # A 2x3 and a 4x2 image in one buffer, their labels before and after them, and bytes that belong to nobody.
+    generator = torch.Generator().manual_seed(0)
+    buffer = torch.randint(0, 256, (70,), generator=generator, dtype=torch.uint8)
+    samples = torch.tensor([[9, 3, 2, 3, 0, 0, 0], [31, 57, 4, 2, 1, 0, 0]])
+    given = (t.to(device) for t in (buffer, buffer, samples, torch.zeros(3), torch.ones(3)))
+    images, labels = make(*given, torch.float32, 4, 6, 4, 6, True)
+    first, second = buffer[9:27].view(2, 3, 3), buffer[31:55].view(4, 2, 3)
+    assert np.abs(images[0].permute(1, 2, 0).cpu().numpy() - by_hand(first.numpy(), (4, 6))).max() < 0.501
+    assert np.abs(images[1].flip(2).permute(1, 2, 0).cpu().numpy() - by_hand(second.numpy(), (4, 6))).max() < 0.501
+    assert labels[0].cpu().tolist() == buffer[3:9].view(2, 3).repeat_interleave(2, 0).repeat_interleave(2, 1).tolist()
+    assert labels[1].cpu().tolist() == buffer[57:65].view(4, 2).flip(1).repeat_interleave(3, 1).tolist()
+
+
 @dtypes
 @makers
 def test_images_are_channels_last_and_labels_bytes(device, make, dtype):
@@ -155,9 +233,10 @@ def test_two_moves_the_same_way_are_one_by_their_sum(device, first, second):
 
 @dtypes
 def test_torch_accepts_the_operator_as_its_own(device, dtype):
-    operands = *store(2, 5, 7), torch.tensor([[1, 0, 0, 0], [0, 1, 2, -3]], dtype=torch.int32)
-    operands = *operands, torch.tensor(MEAN), torch.tensor(STD)
-    torch.library.opcheck(torch.ops.fastseg.augment.default, (*(t.to(device) for t in operands), dtype, 4, 6))
+    operands = *store(2, 5, 7), places([(1, 0, 0, 0), (0, 1, 2, -3)], 5, 7), torch.tensor(MEAN), torch.tensor(STD)
+    torch.library.opcheck(
+        torch.ops.fastseg.augment.default, (*(t.to(device) for t in operands), dtype, 5, 7, 4, 6, False)
+    )
 
 
 def test_the_triton_kernel_runs_on_a_gpu_and_in_the_interpreter_alone(device, monkeypatch):

@@ -1,12 +1,16 @@
 """The cache tier and what it keeps: whole samples, shared by processes, thrown away when a source changes."""
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,18 +23,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastseg.config import Size
+from fastseg.config import Size, parse_size
 from fastseg.data.classes import VOID, camvid_indexed
 from fastseg.data.decode import decode_image, decode_label
 from fastseg.data.headers import read_headers
 from fastseg.data.layouts import find
 from fastseg.errors import FastsegError
-from fastseg.kernels.augment import augment_by_slices, torch_augment
+from fastseg.kernels.augment import Move, augment_by_slices, torch_augment
 from fastseg.pipelines import cache, prepared
-from fastseg.pipelines.cache import first_uses, open_once, prepare
+from fastseg.pipelines.cache import Filling, first_uses, open_once, prepare
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.prepared import Shape, key_of, locate, open_store, shape_of
-from fastseg.pipelines.source import Spec, TrainSource, choose_loader, evaluation_batches, make_tier
+from fastseg.pipelines.source import Spec, TrainSource, choose_loader, evaluation_batches, make_tier, normalise
 
 SIZE = (32, 48)
 
@@ -42,7 +46,7 @@ def spec(street, tmp_path) -> Spec:
     return Spec(
         pairs=pairs, headers=read_headers(pairs, 2), classes=find(street).classes, size=SIZE,
         device=torch.device("cpu"), dtype=torch.float32, threads=2, cache_dir=str(tmp_path / "cache"),
-        loader="cache",
+        loader="cache", keep=Size(*SIZE),
     )  # fmt: skip
 
 
@@ -52,31 +56,30 @@ def plan_of(spec: Spec, batch: int = 4) -> Plan:
 
 def fill(spec: Spec, *, verify: bool = False, done: Callable[[int], object] = lambda count: None) -> list[int]:
     """What `fastseg data prepare` does; the samples that had to be mended."""
-    return prepare(spec, make_tier(dataclasses.replace(spec, loader="reference")), verify=verify, done=done)
+    return prepare(spec, verify=verify, done=done)
 
 
 def folder_of(spec: Spec) -> Path:
     return Path(spec.cache_dir) / key_of(spec, shape_of(spec, resize_labels=True))
 
 
-def sample(b: int, mirror: bool, dy: int, dx: int) -> list[int]:
-    return [b, int(mirror), dy, dx]
-
-
-MOVES = st.builds(sample, st.integers(0, 2), st.booleans(), st.integers(-9, 9), st.integers(-9, 9))
-
-
 @given(
-    samples=st.lists(MOVES, min_size=1, max_size=4),
+    samples=st.lists(
+        st.tuples(st.integers(0, 2), st.booleans(), st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=4
+    ),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     size=st.tuples(st.integers(1, 6), st.integers(1, 7)),
 )
-def test_slices_are_the_references_gather_to_the_bit(samples, dtype, size):
+def test_slices_are_the_references_pixels_to_the_bit(samples, dtype, size):
     rng = np.random.default_rng(0)
-    images = torch.from_numpy(rng.integers(0, 256, (3, 6, 7, 3), np.uint8))
-    labels = torch.from_numpy(rng.integers(0, 12, (3, 6, 7), np.uint8))
-    given = (torch.tensor(samples, dtype=torch.int32), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 7.0]))
-    found, wanted = (f(images, labels, *given, dtype, *size) for f in (augment_by_slices, torch_augment))
+    images, labels = rng.integers(0, 256, (3, 6, 7, 3), np.uint8), rng.integers(0, 12, (3, 6, 7), np.uint8)
+    mean, std = np.array([[1, 2, 3], [4, 5, 7]], np.float32)
+    order = [index for index, *_ in samples]
+    moves = [Move(*move) for _, *move in samples]
+    found = augment_by_slices(lambda k: (images[order[k]], labels[order[k]]), moves, mean, std, dtype, *size)
+    places = torch.tensor([[126 * index, 42 * index, 6, 7, *move] for index, *move in samples])
+    given = *map(torch.from_numpy, (images, labels)), places, *map(torch.from_numpy, (mean, std))
+    wanted = torch_augment(*given, dtype, 6, 7, *size, False)
     assert torch.equal(found[0], wanted[0])
     assert torch.equal(found[1], wanted[1])
     assert found[0].stride() == wanted[0].stride()  # channels-last
@@ -125,7 +128,7 @@ def test_the_store_is_npy_files_that_numpy_reads(spec):
     assert (images.shape, labels.shape, images.dtype, labels.dtype) == ((8, 32, 48, 3), (8, 32, 48), "u1", "u1")
     assert json.loads((folder / "about.json").read_text())["complete"] is True
     pairs = [dataclasses.replace(pair) for pair in spec.pairs]
-    own = dataclasses.replace(spec, size=(96, 144), cache_dir=spec.cache_dir)  # the files' own size: no resize
+    own = dataclasses.replace(spec, keep=None)
     fill(own)
     kept = np.load(folder_of(own) / "images.npy"), np.load(folder_of(own) / "labels.npy")
     for index, pair in enumerate(pairs):
@@ -142,8 +145,8 @@ def test_anything_that_changes_the_contents_changes_the_key(spec, tmp_path):
     fewer = dataclasses.replace(classes, from_index={**classes.from_index, 10: VOID})
     keys = [
         key_of(spec, shape),
-        key_of(spec, dataclasses.replace(shape, size=(32, 49))),
-        key_of(spec, dataclasses.replace(shape, label_size=(96, 144))),
+        key_of(spec, dataclasses.replace(shape, sizes=((32, 49),) * 8)),
+        key_of(spec, dataclasses.replace(shape, label_sizes=((96, 144),) * 8)),
         key_of(dataclasses.replace(spec, unknown_void=True), shape),
         key_of(dataclasses.replace(spec, classes=fewer), shape),
         key_of(dataclasses.replace(spec, pairs=spec.pairs[::-1]), shape),
@@ -156,13 +159,19 @@ def test_anything_that_changes_the_contents_changes_the_key(spec, tmp_path):
 
 
 def test_a_size_leaves_the_key_of_a_plain_pair(spec):
-    named = dataclasses.replace(spec, size=Size(*SIZE))
-    assert key_of(named, shape_of(named, resize_labels=True)) == key_of(spec, Shape(8, (32, 48), (32, 48)))
+    plain = Shape(((32, 48),) * 8, ((32, 48),) * 8)
+    assert key_of(spec, shape_of(spec, resize_labels=True)) == key_of(spec, plain)
+
+
+def test_samples_of_their_files_own_size_serve_every_size(spec):
+    own = dataclasses.replace(spec, keep=None)
+    small = dataclasses.replace(own, size=Size(16, 24))
+    wanted = key_of(own, Shape(((96, 144),) * 8, ((96, 144),) * 8))
+    for mine, resize_labels in itertools.product((own, small), (True, False)):
+        assert key_of(mine, shape_of(mine, resize_labels=resize_labels)) == wanted
 
 
 def test_a_changed_source_is_decoded_anew(street, tmp_path, spec):
-    import shutil
-
     shutil.copytree(street, tmp_path / "street")
     pairs = find(tmp_path / "street").splits["train"]
     mine = dataclasses.replace(spec, pairs=pairs)
@@ -264,7 +273,7 @@ def test_a_passing_store_that_is_given_up_while_another_process_opens_it_is_made
 
     monkeypatch.setattr(np, "load", late)
     second = open_store(mine, shape, folder)
-    second.put(3, np.ones((*SIZE, 3), np.uint8), np.ones(shape.label_size, np.uint8))
+    second.put(3, np.ones((*SIZE, 3), np.uint8), np.ones(shape.label_sizes[3], np.uint8))
     assert np.flatnonzero(np.load(folder / "checks.npy")).tolist() == [3]
     assert not first.checks.any()
     second.release()
@@ -320,7 +329,7 @@ def test_a_folder_that_may_not_be_written_is_named(spec, tmp_path):
     (tmp_path / "file").write_text("")
     wrong = dataclasses.replace(spec, cache_dir=str(tmp_path / "file" / "below"))
     with pytest.raises(FastsegError, match=r"below: Not a directory: .*; give another --cache-dir$"):
-        open_store(wrong, Shape(1, SIZE, SIZE), tmp_path / "file" / "below" / "key")
+        open_store(wrong, Shape((SIZE,), (SIZE,)), tmp_path / "file" / "below" / "key")
 
 
 def test_evaluation_reads_labels_of_the_files_size_from_the_store(spec):
@@ -356,7 +365,116 @@ def test_samples_that_another_process_keeps_between_two_looks_are_taken(spec, mo
     monkeypatch.undo()
     store.checks[:] = 0
     with pytest.raises(FastsegError, match="samples were removed while they were read"):
-        cache.wait_for(store, np.array([0]), iter(()))
+        Filling(store, iter(())).wait_for(np.array([0]))
+
+
+def test_filling_runs_ahead_of_who_reads_in_the_plans_order_and_stops_with_them(spec, monkeypatch):
+    kept, most = [], threading.Event()
+    put = prepared.Store.put
+
+    def watched(store, index, image, label):
+        put(store, index, image, label)
+        kept.append(index)
+        if len(kept) == 8:
+            most.set()
+
+    monkeypatch.setattr(prepared.Store, "put", watched)
+    monkeypatch.setattr(cache, "decoded_at_once", lambda batch: batch)  # two images are a part
+    batches = iter(TrainSource(spec, plan_of(spec, batch=2)))
+    next(batches)
+    assert most.wait(60)  # nobody asks for more
+    assert kept == list(first_uses(plan_of(spec, batch=2), 0, 0, 1))
+    batches.close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("fastseg-fill")]
+
+
+def test_an_end_waits_for_one_part_and_no_more(spec):
+    store, begun, go_on, parts = open_once(spec, resize_labels=True), threading.Event(), threading.Event(), []
+
+    def work():
+        while True:
+            parts.append(1)
+            begun.set()
+            go_on.wait(60)
+            yield
+
+    filling = Filling(store, work())
+    assert begun.wait(60)
+    threading.Timer(0.2, go_on.set).start()
+    filling.close()
+    assert parts == [1]
+
+
+def test_a_file_that_cannot_be_decoded_is_said_when_its_sample_is_wanted(spec, street, tmp_path):
+    shutil.copytree(street, tmp_path / "street")
+    pairs = find(tmp_path / "street").splits["train"]
+    mine = dataclasses.replace(spec, pairs=pairs)
+    last = plan_of(mine).shard(1, 0, 1).indices[-1]
+    whole = Path(pairs[last].image).read_bytes()
+    Path(pairs[last].image).write_bytes(whole[: len(whole) // 2])
+    batches = iter(TrainSource(mine, plan_of(mine)))
+    with pytest.raises(FastsegError, match=rf"^{re.escape(pairs[last].image)}: cannot be decoded"):
+        list(itertools.islice(batches, 3))
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["whole", "batch by batch"])
+def test_a_gpus_pixels_are_those_of_the_cpu_whether_its_memory_holds_them_or_not(spec, monkeypatch, room):
+    # The operator's reference on a CPU stands for the kernel on a GPU.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40 if room else 0, 2**40))
+    for size, keep in ((SIZE, None), (SIZE, Size(*SIZE)), ((96, 144), None)):
+        mine = dataclasses.replace(spec, size=Size(*size), keep=keep)
+        list(evaluation_batches(mine, 3, resize_labels=False))
+        for resize_labels in (False, True):
+            store = open_once(mine, resize_labels=resize_labels)
+            on_device = cache._OnGpu(store, mine)
+            assert (on_device.copies is None) != room
+            batches = itertools.islice(TrainSource(mine, plan_of(mine)), 3) if resize_labels else ()
+            for step, batch in enumerate(batches):
+                images, labels = on_device.batch(plan_of(mine).shard(step, 0, 1))
+                assert torch.equal(labels, batch.labels)
+                assert torch.equal(images, batch.images)
+            for batch in evaluation_batches(mine, 3, resize_labels=resize_labels):
+                images, labels = on_device.pixels(batch.indices, resize_labels=resize_labels)
+                assert torch.equal(normalise(images, torch.float32), batch.images)
+                assert all(torch.equal(a, b) for a, b in zip(labels, batch.labels, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "grows", "cache_dir", "keep", "why"),
+    [
+        ("96x144", "cpu", False, False, None, ""),
+        ("96x144", "cuda", True, True, None, ""),
+        ("48x72", "cpu", False, False, "48x72", ", at 48x72, the one size that is wanted"),
+        ("48x72", "cpu", True, False, None, ", at their own size"),
+        ("48x72", "cpu", False, True, None, ", at their own size"),
+        ("48x72", "cuda", False, False, None, ", at their own size"),
+        ("32x48", "cuda", True, True, "32x48", ", at 32x48, since files have 9 times the pixels"),
+    ],
+)
+def test_what_size_is_kept_and_why(spec, size, device, grows, cache_dir, keep, why):
+    mine = dataclasses.replace(
+        spec,
+        size=parse_size(size),
+        device=torch.device(device),
+        keep=None,
+        cache_dir=spec.cache_dir if cache_dir else "",
+    )
+    found, where = cache.find_room(mine, grows=grows)
+    assert found == dataclasses.replace(mine, keep=parse_size(keep) if keep else None)
+    assert where.endswith(why)
+    assert ("at their own size" in where or "at 3" in where or "at 4" in where) == bool(why)
+
+
+def test_files_whose_own_sizes_have_no_room_are_kept_at_the_networks(spec, monkeypatch):
+    mine = dataclasses.replace(spec, size=Size(48, 72), device=torch.device("cuda"), cache_dir="")
+    own, small = 8 * 4 * 96 * 144, 8 * 4 * 48 * 72
+    monkeypatch.setattr(prepared, "available_memory", lambda: own)
+    monkeypatch.setattr(prepared, "_free", lambda folder: own)
+    found, where = cache.find_room(mine)
+    assert found.keep == (48, 72)
+    assert where.endswith(", at 48x72, since their own sizes have no room")
+    monkeypatch.setattr(prepared, "_free", lambda folder: small)
+    assert cache.find_room(mine)[0] is None
 
 
 def test_a_store_that_is_put_in_place_while_another_sweeps_is_left(tmp_path, monkeypatch):
