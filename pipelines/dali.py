@@ -1,7 +1,9 @@
 """The DALI tier: decode, resize and index in one graph, on the GPU or on the CPU's threads.
 
 Paths enter through `external_source`; nothing in Python touches a pixel. `device="gpu"` decodes with the mixed decoder
-and does everything after it on the GPU; `device="cpu"` is the same graph without one. Mirror, shift, normalisation and
+and does everything after it on the GPU; `device="cpu"` is the same graph without one. Where training crops files that
+need no resize, only the window that a sample shows is decoded: of a JPEG the rest is not transformed, of a PNG it is
+not converted, looked up and kept. Mirror, shift, normalisation and
 cast are one pass over DALI's buffers, by `make_batch`: DALI's slice with out-of-bounds padding takes 3.6 ms of CPU
 per 360x480 image, and a normalisation in torch as much again, where that pass takes 0.4.
 """
@@ -10,7 +12,7 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from PIL import Image
 from fastseg.data.classes import ClassMap
 from fastseg.data.decode import READING_ERRORS, decode_image, reason
 from fastseg.errors import FastsegError
-from fastseg.pipelines.plan import BatchPlan, Plan
+from fastseg.pipelines.plan import BatchPlan, Plan, windows
 from fastseg.pipelines.source import DECODED_AHEAD, decoded_at_once, make_batch
 
 if TYPE_CHECKING:
@@ -77,26 +79,38 @@ def nearest(labels: DataNode, size: tuple[int, int], source_size: DataNode) -> D
     return transposed(columns_only(narrow, size[0], types.Constant(float(size[1])), height))
 
 
-def columns(spec: "Spec", *, resize_labels: bool) -> list[str]:
-    """What a graph is fed: file paths, and the label files' sizes where they decide a resize."""
-    return ["image", "label", *(["size"] if resize_labels and not spec.same_size else [])]
+class Wanted(NamedTuple):
+    """Files to decode together: indices into the split, and (y, x) of each one's window, where windows are wanted."""
+
+    indices: np.ndarray
+    start: np.ndarray | None = None
+
+
+def columns(spec: "Spec", *, resize_labels: bool, windowed: bool) -> list[str]:
+    """What a graph is fed: paths, the label files' sizes where they decide a resize, and where windows begin."""
+    resized = resize_labels and not spec.same_size
+    return ["image", "label", *["size"] * resized, *["start"] * windowed]
 
 
 @pipeline_def
-def graph(source: Any, spec: "Spec", *, gpu: bool, resize_labels: bool) -> tuple[DataNode, ...]:
-    """The graph of both devices. `source` yields what `columns` names, in that order."""
-    names = columns(spec, resize_labels=resize_labels)
+def graph(source: Any, spec: "Spec", *, gpu: bool, resize_labels: bool, windowed: bool = False) -> tuple[DataNode, ...]:
+    """The graph of both devices. `source` yields what `columns` names, in that order.
+
+    Args:
+        windowed: of files of the network's size only windows of `spec.crop` are decoded.
+    """
+    names = columns(spec, resize_labels=resize_labels, windowed=windowed)
     fed = dict(zip(names, fn.external_source(source=source, num_outputs=len(names)), strict=True))
-    decoder = "mixed" if gpu else "cpu"
-    images = fn.decoders.image(
-        fn.io.file.read(fed["image"]), device=decoder, output_type=types.RGB, adjust_orientation=False
-    )
-    labels = fn.decoders.image(
-        fn.io.file.read(fed["label"]),
-        device=decoder,
-        output_type=types.RGB if spec.classes.is_color else types.ANY_DATA,
-        adjust_orientation=False,
-    )
+
+    def decoded(name: str, output_type: types.DALIImageType) -> DataNode:
+        file = fn.io.file.read(fed[name])
+        how = {"device": "mixed" if gpu else "cpu", "output_type": output_type, "adjust_orientation": False}
+        if windowed:
+            return fn.decoders.image_slice(file, start=fed["start"], shape=spec.crop, axis_names="HW", **how)
+        return fn.decoders.image(file, **how)
+
+    images = decoded("image", types.RGB)
+    labels = decoded("label", types.RGB if spec.classes.is_color else types.ANY_DATA)
     if not spec.same_size:
         images = bilinear(images, spec.size)
         if resize_labels:
@@ -143,24 +157,26 @@ class DaliTier:
     def __init__(self, spec: "Spec") -> None:
         self.spec, self.decoded = spec, 0
 
-    def _feeds(self, batches: Iterable[np.ndarray], names: list[str]) -> Iterator[tuple[Any, ...]]:
-        for indices in batches:
+    def _feeds(self, batches: Iterable[Wanted], names: list[str]) -> Iterator[tuple[Any, ...]]:
+        for indices, start in batches:
             pairs = [self.spec.pairs[i] for i in indices]
             feed = {
                 "image": [np.frombuffer(p.image.encode(), np.uint8) for p in pairs],
                 "label": [np.frombuffer(p.label.encode(), np.uint8) for p in pairs],
                 "size": np.array([self.spec.headers[i].label_size for i in indices], np.float32),
+                "start": start,
             }
             yield tuple(feed[name] for name in names)
 
-    def build(self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool) -> Pipeline:
-        """The pipeline over `batches` of indices, at most `most` samples each."""
+    def build(self, batches: Iterable[Wanted], most: int, *, resize_labels: bool, windowed: bool) -> Pipeline:
+        """The pipeline over `batches`, of at most `most` samples each."""
         gpu = self.spec.device.type == "cuda"
         pipe = graph(
-            self._feeds(batches, columns(self.spec, resize_labels=resize_labels)),
+            self._feeds(batches, columns(self.spec, resize_labels=resize_labels, windowed=windowed)),
             self.spec,
             gpu=gpu,
             resize_labels=resize_labels,
+            windowed=windowed,
             batch_size=most,
             num_threads=self.spec.threads,
             device_id=(self.spec.device.index or 0) if gpu else None,
@@ -182,16 +198,18 @@ class DaliTier:
             alone = f"DALI fails on one of {stems} ({_reason(error)}); try --loader reference"
             raise FastsegError("; ".join(faults) or alone) from error
 
-    def _pixels(self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool) -> Iterator[tuple[Any, Any]]:
-        """DALI's own lists of images and labels, for batch after batch of indices."""
+    def _pixels(
+        self, batches: Iterable[Wanted], most: int, *, resize_labels: bool, windowed: bool = False
+    ) -> Iterator[tuple[Any, Any]]:
+        """DALI's own lists of images and labels, for batch after batch."""
         in_flight: deque[np.ndarray] = deque()
 
-        def noted() -> Iterator[np.ndarray]:
-            for indices in batches:
-                in_flight.append(indices)
-                yield indices
+        def noted() -> Iterator[Wanted]:
+            for wanted in batches:
+                in_flight.append(wanted.indices)
+                yield wanted
 
-        pipe = self.build(noted(), most, resize_labels=resize_labels)
+        pipe = self.build(noted(), most, resize_labels=resize_labels, windowed=windowed)
         while True:
             try:
                 pixels = self._run(pipe, in_flight)
@@ -204,15 +222,20 @@ class DaliTier:
         local = len(plan.shard(start, rank, world).indices)
         # DALI's threads wait for one another at the end of each batch, so that small ones are decoded together.
         together = decoded_at_once(local) // local
-        ahead: deque[list[BatchPlan]] = deque()
+        ahead: deque[tuple[BatchPlan, ...]] = deque()
+        # What a sample does not show is not decoded, unless a resize comes between.
+        size, window = self.spec.size, self.spec.crop if self.spec.same_size else None
 
-        def wanted() -> Iterator[np.ndarray]:
+        def wanted() -> Iterator[Wanted]:
             for first in itertools.count(start, together):
-                ahead.append([plan.shard(step, rank, world) for step in range(first, first + together)])
-                yield np.concatenate([part.indices for part in ahead[-1]])
+                shards = (plan.shard(step, rank, world) for step in range(first, first + together))
+                cut = (windows(part, size, window or size) for part in shards)
+                starts, parts = zip(*cut, strict=True)
+                ahead.append(parts)
+                yield Wanted(np.concatenate([part.indices for part in parts]), np.concatenate(starts))
 
         reading: deque[tuple[Any, torch.cuda.Event]] = deque()
-        for lists in self._pixels(wanted(), together * local, resize_labels=True):
+        for lists in self._pixels(wanted(), together * local, resize_labels=True, windowed=window is not None):
             images, labels = (torch.from_dlpack(pixels.as_tensor()) for pixels in lists)
             parts = ahead.popleft()
             for part, some_images, some_labels in zip(
@@ -230,5 +253,5 @@ class DaliTier:
     def decode(
         self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool
     ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
-        for images, labels in self._pixels(batches, most, resize_labels=resize_labels):
+        for images, labels in self._pixels(map(Wanted, batches), most, resize_labels=resize_labels):
             yield torch.from_dlpack(images.as_tensor()), [torch.from_dlpack(label)[..., 0] for label in labels]

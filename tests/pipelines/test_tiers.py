@@ -109,6 +109,74 @@ def test_tiers_agree_on_crops(tmp_path, file):
     assert_tiers_agree(spec, make_plan(6, 4, max_crop=(16, 40)), steps=4)
 
 
+ENCODINGS = {
+    "png": {"format": "PNG"},
+    "jpeg": {"format": "JPEG", "quality": 90},  # 4:2:0: half of the columns and rows have colours of their own
+    "4:2:2": {"format": "JPEG", "quality": 90, "subsampling": 1},
+    "4:4:4": {"format": "JPEG", "quality": 90, "subsampling": 0},
+    "progressive": {"format": "JPEG", "quality": 90, "progressive": True},
+}
+
+
+def encode(pairs, encoding, grey=False) -> list[Pair]:
+    """The same pairs, their images in one of ENCODINGS, whatever their names."""
+    for pair in pairs:
+        image = Image.open(pair.image)
+        (image.convert("L") if grey else image).save(pair.image, **ENCODINGS[encoding])
+    return pairs
+
+
+@pytest.mark.parametrize("colored", [False, True], ids=["indexed", "colored"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(("file", "crop"), [((67, 101), (32, 24)), ((64, 96), (33, 47)), ((40, 40), (40, 8))])
+def test_decoding_only_windows_gives_the_same_pixels(tmp_path, file, crop, encoding, colored):
+    """Mirrored or not, at any place, and where a shift uncovers edges: the bits of whole images, cut."""
+    pytest.importorskip("nvidia.dali")
+    pairs = encode(make_pairs(tmp_path, [file] * 3, colored), encoding)
+    spec = make_spec(pairs, camvid_colored() if colored else camvid_indexed(), file, crop=crop)
+    room = (file[0] - crop[0], file[1] - crop[1])
+    for shift in ((0, 0), (10, 10), (50, 60)):
+        plan = make_plan(3, 32, max_shift=shift, max_crop=room)
+        wanted, found = (take(loader, spec, plan, steps=2) for loader in ("reference", "dali"))
+        for (images, labels), (wanted_images, wanted_labels) in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(labels, wanted_labels)
+            np.testing.assert_array_equal(images, wanted_images)
+
+
+def test_grey_jpegs_are_decoded_in_windows_alike(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    spec = make_spec(encode(make_pairs(tmp_path, [(67, 101)] * 3), "jpeg", grey=True), camvid_indexed(), (67, 101))
+    plan = make_plan(3, 32, max_crop=(35, 77))
+    wanted, found = (take(loader, replace(spec, crop=(32, 24)), plan, steps=2) for loader in ("reference", "dali"))
+    np.testing.assert_array_equal(found[1][0], wanted[1][0])
+
+
+@pytest.mark.parametrize(
+    ("files", "size", "crop", "decoded"),
+    [
+        ([(48, 64)] * 3, (48, 64), (20, 30), (20, 30)),
+        ([(48, 64)] * 3, (48, 64), None, (48, 64)),
+        ([(48, 64)] * 3, (24, 32), (20, 30), (24, 32)),  # a resize looks at neighbours
+        ([(48, 64), (48, 64), (40, 60)], (48, 64), (20, 30), (48, 64)),
+    ],
+)
+def test_windows_are_decoded_where_nothing_is_resized(tmp_path, monkeypatch, files, size, crop, decoded):
+    pytest.importorskip("nvidia.dali")
+    tier = make_tier(make_spec(make_pairs(tmp_path, files), camvid_indexed(), size, crop=crop, loader="dali"))
+    real, shapes = tier._pixels, []
+
+    def watched(*args, **named):
+        for lists in real(*args, **named):
+            shapes.append([pixels.as_tensor().shape() for pixels in lists])
+            yield lists
+
+    monkeypatch.setattr(tier, "_pixels", watched)
+    room = (size[0] - crop[0], size[1] - crop[1]) if crop else (0, 0)
+    next(tier.train(make_plan(3, 16, max_crop=room), 0, 0, 1))
+    assert shapes[0] == [[16, *decoded, 3], [16, *decoded, 1]]
+    assert next(tier.decode([np.array([0])], 1, resize_labels=True))[0].shape == (1, *size, 3)  # whole
+
+
 def test_the_number_of_threads_changes_no_pixel(loader, tmp_path):
     pairs = make_pairs(tmp_path, [(45, 61)] * 6)
     one, more = (
@@ -494,11 +562,12 @@ def fields(data: bytes) -> list[tuple[int, int | bytes]]:
     return found
 
 
-def operators(spec, gpu, resized):
+def operators(spec, gpu, resized, windowed=False):
     """(name, device, inputs, other arguments) of each operator, and the devices of the outputs. Needs no device."""
     from fastseg.pipelines.dali import graph
 
-    pipe = graph(lambda: None, spec, gpu=gpu, resize_labels=resized, batch_size=2, num_threads=1, device_id=None)
+    how = {"gpu": gpu, "resize_labels": resized, "windowed": windowed}
+    pipe = graph(lambda: None, spec, **how, batch_size=2, num_threads=1, device_id=None)
     found = []
     for number, op in fields(pipe.serialize()):
         if number == 5:  # dali.proto: PipelineDef.op; OpDef.name = 1, input = 2, args = 4
@@ -538,6 +607,16 @@ def test_the_gpu_graph_is_the_cpu_graph_on_the_gpu(tmp_path, size, colored, resi
         "Transpose": resizing * 2 * resized,
         "LookupTable": 1 + colored,
     }
+
+
+def test_the_gpu_decodes_the_same_windows(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    spec = make_spec(make_pairs(tmp_path, [(24, 32)]), camvid_indexed(), (24, 32), crop=(10, 20))
+    cpu, gpu = (operators(spec, on_gpu, True, windowed=True)[0] for on_gpu in (False, True))
+    assert [(name, inputs, args) for name, _, inputs, args in gpu] == [(n, i, a) for n, _, i, a in cpu]
+    decoders = [device for name, device, _, _ in gpu if name == "decoders__ImageSlice"]
+    assert decoders == ["mixed", "mixed"]
+    assert not [name for name, *_ in gpu if name == "decoders__Image"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
