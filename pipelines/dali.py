@@ -79,6 +79,12 @@ def nearest(labels: DataNode, size: tuple[int, int], source_size: DataNode) -> D
     return transposed(columns_only(narrow, size[0], types.Constant(float(size[1])), height))
 
 
+# How much of a batch of JPEGs the GPU's own JPEG engine decodes; one without it, and other formats, know nothing of it.
+# On an H200 with 16 threads, of 2048x1024 JPEGs of 630 kB in batches of 32, images/s: 2874 at 0 (windows of a quarter:
+# 1375), 4352 at 0.9 (4368), 4353 at 1. DALI's default is 0.65 (windows: 3033). DALI's CPU decoder has 734 there.
+JPEG_ENGINE = 0.9
+
+
 class Wanted(NamedTuple):
     """Files to decode together: indices into the split, and (y, x) of each one's window, where windows are wanted."""
 
@@ -102,15 +108,19 @@ def graph(source: Any, spec: "Spec", *, gpu: bool, resize_labels: bool, windowed
     names = columns(spec, resize_labels=resize_labels, windowed=windowed)
     fed = dict(zip(names, fn.external_source(source=source, num_outputs=len(names)), strict=True))
 
-    def decoded(name: str, output_type: types.DALIImageType) -> DataNode:
-        file = fn.io.file.read(fed[name])
-        how = {"device": "mixed" if gpu else "cpu", "output_type": output_type, "adjust_orientation": False}
+    # The engine's memory is reserved once, for the largest: 0 where no file is for it.
+    height, width = np.max([(0, 0), *(header.image_size for header in spec.headers if header.jpeg)], axis=0).tolist()
+    engine = {"hw_decoder_load": JPEG_ENGINE, "preallocate_height_hint": height, "preallocate_width_hint": width}
+    given = {"device": "mixed" if gpu else "cpu", "adjust_orientation": False}
+
+    def decoded(name: str, **how: Any) -> DataNode:
+        file, how = fn.io.file.read(fed[name]), {**given, **how}
         if windowed:
             return fn.decoders.image_slice(file, start=fed["start"], shape=spec.crop, axis_names="HW", **how)
         return fn.decoders.image(file, **how)
 
-    images = decoded("image", types.RGB)
-    labels = decoded("label", types.RGB if spec.classes.is_color else types.ANY_DATA)
+    images = decoded("image", output_type=types.RGB, **engine)
+    labels = decoded("label", output_type=types.RGB if spec.classes.is_color else types.ANY_DATA)
     if not spec.same_size:
         images = bilinear(images, spec.size)
         if resize_labels:

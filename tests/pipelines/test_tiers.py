@@ -609,6 +609,19 @@ def test_the_gpu_graph_is_the_cpu_graph_on_the_gpu(tmp_path, size, colored, resi
     }
 
 
+def test_the_gpus_jpeg_engine_is_told_of_jpegs_alone_and_of_the_largest(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    pairs = make_pairs(tmp_path, [(24, 32), (16, 40), (50, 60)])
+    encode(pairs[:2], "jpeg")
+    for chosen, largest in ((pairs, (24, 40)), (pairs[2:], (0, 0))):
+        tier = make_tier(make_spec(chosen, camvid_indexed(), (12, 16), loader="dali"))
+        image, label = (args for name, _, _, args in operators(tier.spec, True, True)[0] if name == "decoders__Image")
+        # dali.proto: Argument.floats = 3, ints = 4
+        assert tuple(dict(image[f"preallocate_{side}_hint"])[4] for side in ("height", "width")) == largest
+        assert dict(image["hw_decoder_load"])[3] == np.float32(0.9).tobytes()
+        assert not {"hw_decoder_load", "preallocate_height_hint"} & set(label)
+
+
 def test_the_gpu_decodes_the_same_windows(tmp_path):
     pytest.importorskip("nvidia.dali")
     spec = make_spec(make_pairs(tmp_path, [(24, 32)]), camvid_indexed(), (24, 32), crop=(10, 20))
