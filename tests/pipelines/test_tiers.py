@@ -524,6 +524,16 @@ def test_plain_files_go_through_dali(tmp_path):
             assert (chosen, str(choice)) == (replace(spec, loader="dali"), f"dali: {why}")
 
 
+def test_of_jpegs_on_a_gpu_nobody_is_told_that_dali_reads_them_exactly(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    pairs = make_pairs(tmp_path, [(24, 32)] * 2)
+    for encoding, device, exact in (("png", "cuda", True), ("jpeg", "cuda", False), ("jpeg", "cpu", True)):
+        spec = make_spec(encode(pairs, encoding), camvid_indexed(), (24, 32), device=torch.device(device))
+        chosen, choice = choose_loader("auto", spec)
+        assert chosen.loader == "dali"
+        assert ("exactly" in choice.why, "nvJPEG" in choice.why) == (exact, not exact)
+
+
 def test_without_dali_auto_takes_the_reference_and_says_so(tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if "nvidia" in name else real(name, *a))
