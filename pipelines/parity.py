@@ -1,6 +1,7 @@
 """Do the tiers of this machine see the same? Their pixels and labels side by side, operation by operation."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,7 +22,12 @@ Pixels = tuple[np.ndarray, list[np.ndarray]]
 def parity(spec: Spec, plan: Plan) -> list[dict]:
     """One row per tier and operation: how far it is from the reference tier, in counts of 255 and in label pixels.
 
-    `decode` is compared at the files' own size, `resize` at the network's, `augment` as in training, by the same plan.
+    `decode` is compared at the files' own size, `resize` at the network's, `augment` as in training, by the same plan:
+    windows of `spec.crop`, where it has one.
+
+    Returns:
+        Rows have, of all image `values` (three a pixel), the largest `image_difference`, how many are `values_off` at
+        all and `values_off_by_more` than 1, and how many of the `labels` are `labels_off`; or why a tier is `skipped`.
     """
     rows: list[dict] = []
     own = {header.image_size for header in spec.headers}
@@ -40,13 +46,18 @@ def parity(spec: Spec, plan: Plan) -> list[dict]:
             seen = dataclasses.replace(found, size=Size(*next(iter(own)))) if operation == "decode" else found
             wanted = dataclasses.replace(seen, loader=REFERENCE)
             pairs = zip(batches(seen, plan, operation), batches(wanted, plan, operation), strict=True)
-            images, labels, pixels = 0.0, 0, 0
+            counts: Counter[str] = Counter()
+            largest = 0.0
             for (image, label), (wanted_image, wanted_label) in pairs:
-                images = max(images, float(np.abs(image - wanted_image).max()))
-                labels += sum(int((a != b).sum()) for a, b in zip(label, wanted_label, strict=True))
-                pixels += sum(part.size for part in label)
-            difference = {"image_difference": images, "labels_off": labels, "labels": pixels}
-            rows.append({"tier": tier, "operation": operation, **difference})
+                difference = np.abs(image - wanted_image)
+                largest = max(largest, float(difference.max()))
+                # Values were normalised: whole counts but for rounding.
+                counts["values_off"] += int((difference > 0.5).sum())
+                counts["values_off_by_more"] += int((difference > 1.5).sum())
+                counts["values"] += difference.size
+                counts["labels_off"] += sum(int((a != b).sum()) for a, b in zip(label, wanted_label, strict=True))
+                counts["labels"] += sum(part.size for part in label)
+            rows.append({"tier": tier, "operation": operation, "image_difference": largest, **counts})
     return rows
 
 

@@ -65,6 +65,19 @@ class BatchPlan:
     crop: np.ndarray
 
 
+def windows(part: BatchPlan, size: tuple[int, int], crop: tuple[int, int]) -> tuple[np.ndarray, BatchPlan]:
+    """Where in its image of `size` begins, of size `crop`, all that a sample shows: int32[B, 2] (y, x) as stored.
+
+    And the batch's plan among windows that are cut out there: mirroring and moving them gives the same pixels.
+    """
+    # To crop is to move up and left, and to end sooner; a window stays within the image whatever it uncovers.
+    move, room = part.shift - part.crop, np.subtract(size, crop)
+    begin = np.clip(-move, 0, room)
+    among = BatchPlan(part.indices, part.mirror, (move + begin).astype(np.int32), np.zeros_like(part.crop))
+    begin[:, 1] = np.where(part.mirror, room[1] - begin[:, 1], begin[:, 1])
+    return begin.astype(np.int32), among
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The endless sequence of batches of one training run.

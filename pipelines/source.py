@@ -169,7 +169,9 @@ def choose_loader(
     missing = importlib.util.find_spec("nvidia.dali") is None if importlib.util.find_spec("nvidia") else True
     obstacle = "DALI is not installed" if missing else dali_obstacle(spec.pairs, spec.headers, spec.classes.is_color)
     if obstacle is None:
-        why = "as asked" if requested == "dali" else "DALI is installed and reads these files exactly"
+        nearly = spec.device.type == "cuda" and any(header.jpeg for header in spec.headers)
+        how = "(JPEGs by nvJPEG, whose pixels differ a little)" if nearly else "exactly"
+        why = "as asked" if requested == "dali" else f"DALI is installed and reads these files {how}"
         return _chosen(spec, "dali", why)
     if requested == "dali":
         cure = f"{install('dali')} (Linux)" if missing else "use --loader reference"

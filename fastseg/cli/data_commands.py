@@ -166,6 +166,7 @@ def prepare(path: str, cache_dir: str, verify: bool, as_json: bool, **options: A
 @data.command()
 @data_path
 @click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
+@click.option("--crop", default="0x0", help="As of augment.crop: windows, HEIGHTxWIDTH.  [default: whole images]")
 @click.option("--split", default="val", show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @as_json
@@ -181,13 +182,15 @@ def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
         print_json({"reference": "reference", "images": len(spec.pairs), "rows": rows})
         return
     click.echo(f"{len(spec.pairs)} images of {split}, against the reference:")
-    click.echo(f"{'tier':<6} {'operation':<9} {'image, of 255':>14} {'label pixels':>24}")
+    values = "".join(f" {head:>14}" for head in ("image, of 255", "values off", "by more than 1", "of"))
+    click.echo(f"{'tier':<6} {'operation':<9}{values} {'label pixels':>24}")
     for row in rows:
         if "skipped" in row:
             click.echo(f"{row['tier']:<6} not here: {row['skipped']}")
         else:
+            counts = "".join(f" {row[name]:>14,}" for name in ("values_off", "values_off_by_more", "values"))
             labels = f"{row['labels_off']:,} of {row['labels']:,} differ"
-            click.echo(f"{row['tier']:<6} {row['operation']:<9} {row['image_difference']:>14.3f} {labels:>24}")
+            click.echo(f"{row['tier']:<6} {row['operation']:<9} {row['image_difference']:>14.3f}{counts} {labels:>24}")
 
 
 @data.command()

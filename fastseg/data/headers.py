@@ -19,6 +19,7 @@ from fastseg.data.layouts import Pair, Problem
 _DALI_IMAGES = {"RGB", "L"}
 _DALI_INDEX_LABELS, _DALI_COLOR_LABELS = {"L"}, {"RGB"}
 _LOSSLESS = {"PNG", "BMP", "TIFF", "GIF", "PPM"}
+_JPEG = {"JPEG", "MPO"}  # the second is several JPEGs in a file, of which the first counts
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Header:
     Attributes:
         turned: the files that have an EXIF orientation, which is not applied.
         problem: what is wrong with the pair, if anything.
+        jpeg: the image is a JPEG, by its signature.
     """
 
     image_size: tuple[int, int] = (0, 0)
@@ -36,13 +38,14 @@ class Header:
     label_mode: str = ""
     turned: tuple[str, ...] = ()
     problem: Problem | None = None
+    jpeg: bool = False
 
 
-def _look(path: str, is_label: bool) -> tuple[tuple[int, int], str, bool, str | None]:
-    """(height, width), mode, whether the file is to be turned, and what is wrong with it as a label."""
+def _look(path: str, is_label: bool) -> tuple[tuple[int, int], str, bool, str | None, bool]:
+    """(height, width), mode, whether the file is to be turned, what is wrong with it as a label, if it is a JPEG."""
     with opened(path) as file:
         lossy = _lossy(file) if is_label else None
-        return (file.height, file.width), raw_mode(file), is_turned(file), lossy
+        return (file.height, file.width), raw_mode(file), is_turned(file), lossy, file.format in _JPEG
 
 
 def _lossy(file: Image.Image) -> str | None:
@@ -62,14 +65,14 @@ def read_header(pair: Pair) -> Header:
             found.append(_look(path, is_label))
         except READING_ERRORS as error:
             return Header(problem=Problem(path, f"cannot be read: {reason(path, error)}"))
-    (image_size, image_mode, image_turned, _), (label_size, label_mode, label_turned, lossy) = found
+    (image_size, image_mode, image_turned, _, jpeg), (label_size, label_mode, label_turned, lossy, _) = found
     turned = (*[pair.image] * image_turned, *[pair.label] * label_turned)
     problem = Problem(pair.label, lossy) if lossy else None
     if not lossy and image_size != label_size:
         image, label = (f"{w}x{h}" for h, w in (image_size, label_size))
         cure = "; an EXIF orientation is not applied: save both upright" if turned else ""
         problem = Problem(pair.label, f"image {image}, label {label} (width x height): they must be equal{cure}")
-    return Header(image_size, label_size, image_mode, label_mode, turned, problem)
+    return Header(image_size, label_size, image_mode, label_mode, turned, problem, jpeg)
 
 
 def read_headers(pairs: Sequence[Pair], threads: int) -> list[Header]:

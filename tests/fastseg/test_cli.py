@@ -1,5 +1,6 @@
 """The command line as users meet it: one line per mistake, strict JSON, exit codes, nothing heavy for --help."""
 
+import itertools
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from PIL import Image
 
 from fastseg import config as configs
 from fastseg.cli import main
+from fastseg.data.classes import CAMVID_11
 
 TINY = ["--recipe", "fast", "--size", "32x48", "--epochs", "1", "--batch", "2", "--set", "model.depth=1"]
 
@@ -248,6 +250,38 @@ def test_parity_counts_what_differs_between_tiers(call, street):
     assert all(row["image_difference"] <= 1.001 for row in document["rows"])
     assert [row["labels"] for row in document["rows"][:3]] == [4 * 96 * 144, 4 * 48 * 72, 4 * 48 * 72]
     assert "0 of 13,824 differ" in call("data", "parity", street, "--size", "48x72")[1]
+
+
+@pytest.fixture
+def jpegs(street, tmp_path) -> Path:
+    """The drawn street with JPEG images, and labels as they were."""
+    folder = tmp_path / "jpegs"
+    shutil.copytree(street / "valannot", folder / "valannot")
+    (folder / "val").mkdir()
+    for image in sorted((street / "val").iterdir()):
+        Image.open(image).save(folder / "val" / f"{image.stem}.jpg", quality=90)
+    classes = "".join(f'{{ name = "{name}", index = {index} }},\n' for index, name in enumerate(CAMVID_11))
+    lines = '[splits]\nval = { images = "val", labels = "valannot" }\n'
+    (folder / "dataset.toml").write_text(f"void = [11]\nclasses = [\n{classes}]\n{lines}")
+    return folder
+
+
+def test_parity_reads_jpegs_whole_and_in_windows(call, jpegs):
+    """On a CPU all tiers have the bits of libjpeg-turbo, which Pillow has too."""
+    pytest.importorskip("nvidia.dali")
+    words = ("data", "parity", jpegs, "--size", "96x144", "--crop", "40x50", "--device", "cpu")
+    code, out, err = call(*words, "--json")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    sizes = {"decode": 4 * 96 * 144, "resize": 4 * 96 * 144, "augment": 4 * 40 * 50}
+    assert [(row["tier"], row["operation"]) for row in rows] == list(itertools.product(("dali", "cache"), sizes))
+    for row in rows:
+        assert (row["values"], row["labels"]) == (3 * sizes[row["operation"]], sizes[row["operation"]])
+        assert (row["values_off"], row["values_off_by_more"], row["labels_off"]) == (0, 0, 0)
+    _, head, *lines = call(*words)[1].splitlines()
+    assert head.split("  ")[-1].strip() == "label pixels"
+    assert "values off by more than 1" in head
+    assert lines[2].split() == ["dali", "augment", "0.000", "0", "0", "24,000", "0", "of", "8,000", "differ"]
 
 
 def test_preview_shows_samples_and_their_labels(call, street):

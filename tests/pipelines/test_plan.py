@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastseg.pipelines.plan import STREAMS, Plan, draw, epoch_plan, in_order
+from fastseg.pipelines.plan import STREAMS, BatchPlan, Plan, draw, epoch_plan, in_order, windows
 
 MASK = 2**64 - 1
 
@@ -188,3 +188,33 @@ def test_an_evaluation_takes_each_sample_once_in_order(count, batch, lengths):
     parts = in_order(count, batch)
     assert [len(part) for part in parts] == lengths
     assert np.concatenate(parts).tolist() == list(range(count))
+
+
+def shown(image, mirror, shift, crop, size):
+    """What a sample shows, pixel by pixel, from the definition: mirrored, then moved, then cropped; -1 is uncovered."""
+    height, width = image.shape
+    seen = np.full(size, -1)
+    for i, j in np.ndindex(size):
+        y, x = i + crop[0] - shift[0], j + crop[1] - shift[1]
+        if 0 <= y < height and 0 <= x < width:
+            seen[i, j] = image[y, width - 1 - x if mirror else x]
+    return seen
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_window_shows_all_that_its_sample_shows_of_the_image(data):
+    height, width = size = data.draw(st.tuples(*[st.integers(1, 9)] * 2), "size")
+    cut = data.draw(st.tuples(st.integers(1, height), st.integers(1, width)), "cut")
+    crop = data.draw(st.tuples(st.integers(0, height - cut[0]), st.integers(0, width - cut[1])), "crop")
+    shift = data.draw(st.tuples(*[st.integers(-12, 12)] * 2), "shift")
+    mirror = data.draw(st.booleans(), "mirror")
+    image = np.arange(height * width).reshape(size)
+    part = BatchPlan(*(np.array([value]) for value in (7, mirror, shift, crop)))
+    ((top, left),), among = windows(part, size, cut)
+    window = image[top : top + cut[0], left : left + cut[1]]
+    assert min(top, left) >= 0
+    assert window.shape == cut  # within the image
+    found = shown(window, *(values[0] for values in (among.mirror, among.shift, among.crop)), cut)
+    np.testing.assert_array_equal(found, shown(image, mirror, shift, crop, cut))
+    assert among.indices.tolist() == [7]

@@ -15,6 +15,7 @@ from PIL import Image
 from fastseg.data.classes import CAMVID_32, VOID, ClassMap, camvid_colored, camvid_indexed
 from fastseg.data.headers import read_headers
 from fastseg.data.layouts import Pair, find
+from fastseg.data.scene import draw_scene
 from fastseg.errors import FastsegError, UsageError
 from fastseg.pipelines.plan import BatchPlan, Plan
 from fastseg.pipelines.resize import resize_image, resize_label
@@ -107,6 +108,74 @@ def test_tiers_agree_on_noise(tmp_path, files, size, colored):
 def test_tiers_agree_on_crops(tmp_path, file):
     spec = make_spec(make_pairs(tmp_path, [file] * 6), camvid_indexed(), (48, 64), crop=(32, 24))
     assert_tiers_agree(spec, make_plan(6, 4, max_crop=(16, 40)), steps=4)
+
+
+ENCODINGS = {
+    "png": {"format": "PNG"},
+    "jpeg": {"format": "JPEG", "quality": 90},  # 4:2:0: half of the columns and rows have colours of their own
+    "4:2:2": {"format": "JPEG", "quality": 90, "subsampling": 1},
+    "4:4:4": {"format": "JPEG", "quality": 90, "subsampling": 0},
+    "progressive": {"format": "JPEG", "quality": 90, "progressive": True},
+}
+
+
+def encode(pairs, encoding, grey=False) -> list[Pair]:
+    """The same pairs, their images in one of ENCODINGS, whatever their names."""
+    for pair in pairs:
+        image = Image.open(pair.image)
+        (image.convert("L") if grey else image).save(pair.image, **ENCODINGS[encoding])
+    return pairs
+
+
+@pytest.mark.parametrize("colored", [False, True], ids=["indexed", "colored"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(("file", "crop"), [((67, 101), (32, 24)), ((64, 96), (33, 47)), ((40, 40), (40, 8))])
+def test_decoding_only_windows_gives_the_same_pixels(tmp_path, file, crop, encoding, colored):
+    """Mirrored or not, at any place, and where a shift uncovers edges: the bits of whole images, cut."""
+    pytest.importorskip("nvidia.dali")
+    pairs = encode(make_pairs(tmp_path, [file] * 3, colored), encoding)
+    spec = make_spec(pairs, camvid_colored() if colored else camvid_indexed(), file, crop=crop)
+    room = (file[0] - crop[0], file[1] - crop[1])
+    for shift in ((0, 0), (10, 10), (50, 60)):
+        plan = make_plan(3, 32, max_shift=shift, max_crop=room)
+        wanted, found = (take(loader, spec, plan, steps=2) for loader in ("reference", "dali"))
+        for (images, labels), (wanted_images, wanted_labels) in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(labels, wanted_labels)
+            np.testing.assert_array_equal(images, wanted_images)
+
+
+def test_grey_jpegs_are_decoded_in_windows_alike(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    spec = make_spec(encode(make_pairs(tmp_path, [(67, 101)] * 3), "jpeg", grey=True), camvid_indexed(), (67, 101))
+    plan = make_plan(3, 32, max_crop=(35, 77))
+    wanted, found = (take(loader, replace(spec, crop=(32, 24)), plan, steps=2) for loader in ("reference", "dali"))
+    np.testing.assert_array_equal(found[1][0], wanted[1][0])
+
+
+@pytest.mark.parametrize(
+    ("files", "size", "crop", "decoded"),
+    [
+        ([(48, 64)] * 3, (48, 64), (20, 30), (20, 30)),
+        ([(48, 64)] * 3, (48, 64), None, (48, 64)),
+        ([(48, 64)] * 3, (24, 32), (20, 30), (24, 32)),  # a resize looks at neighbours
+        ([(48, 64), (48, 64), (40, 60)], (48, 64), (20, 30), (48, 64)),
+    ],
+)
+def test_windows_are_decoded_where_nothing_is_resized(tmp_path, monkeypatch, files, size, crop, decoded):
+    pytest.importorskip("nvidia.dali")
+    tier = make_tier(make_spec(make_pairs(tmp_path, files), camvid_indexed(), size, crop=crop, loader="dali"))
+    real, shapes = tier._pixels, []
+
+    def watched(*args, **named):
+        for lists in real(*args, **named):
+            shapes.append([pixels.as_tensor().shape() for pixels in lists])
+            yield lists
+
+    monkeypatch.setattr(tier, "_pixels", watched)
+    room = (size[0] - crop[0], size[1] - crop[1]) if crop else (0, 0)
+    next(tier.train(make_plan(3, 16, max_crop=room), 0, 0, 1))
+    assert shapes[0] == [[16, *decoded, 3], [16, *decoded, 1]]
+    assert next(tier.decode([np.array([0])], 1, resize_labels=True))[0][0].shape == (*size, 3)  # whole
 
 
 def test_the_number_of_threads_changes_no_pixel(loader, tmp_path):
@@ -453,6 +522,16 @@ def test_plain_files_go_through_dali(tmp_path):
             assert (chosen, str(choice)) == (replace(spec, loader="dali"), f"dali: {why}")
 
 
+def test_of_jpegs_on_a_gpu_nobody_is_told_that_dali_reads_them_exactly(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    pairs = make_pairs(tmp_path, [(24, 32)] * 2)
+    for encoding, device, exact in (("png", "cuda", True), ("jpeg", "cuda", False), ("jpeg", "cpu", True)):
+        spec = make_spec(encode(pairs, encoding), camvid_indexed(), (24, 32), device=torch.device(device))
+        chosen, choice = choose_loader("auto", spec)
+        assert chosen.loader == "dali"
+        assert ("exactly" in choice.why, "nvJPEG" in choice.why) == (exact, not exact)
+
+
 def test_without_dali_auto_takes_the_reference_and_says_so(tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if "nvidia" in name else real(name, *a))
@@ -492,11 +571,12 @@ def fields(data: bytes) -> list[tuple[int, int | bytes]]:
     return found
 
 
-def operators(spec, gpu, resized):
+def operators(spec, gpu, resized, windowed=False):
     """(name, device, inputs, other arguments) of each operator, and the devices of the outputs. Needs no device."""
     from fastseg.pipelines.dali import graph
 
-    pipe = graph(lambda: None, spec, gpu=gpu, resize_labels=resized, batch_size=2, num_threads=1, device_id=None)
+    how = {"gpu": gpu, "resize_labels": resized, "windowed": windowed}
+    pipe = graph(lambda: None, spec, **how, batch_size=2, num_threads=1, device_id=None)
     found = []
     for number, op in fields(pipe.serialize()):
         if number == 5:  # dali.proto: PipelineDef.op; OpDef.name = 1, input = 2, args = 4
@@ -527,15 +607,39 @@ def test_the_gpu_graph_is_the_cpu_graph_on_the_gpu(tmp_path, size, colored, resi
     # Paths, draws and sizes come from the host; from the decoder on all pixels are the GPU's.
     assert set(devices.pop("ExternalSource")) == set(devices.pop("io__file__Read")) == {"cpu"}
     assert devices.pop("decoders__Image") == ["mixed", "mixed"]
-    operators_on_pixels = ("Resize", "Transpose", "LookupTable", "Cast")
+    operators_on_pixels = ("Resize", "Reshape", "LookupTable")
     assert {device for name in operators_on_pixels for device in devices.get(name, [])} == {"gpu"}
-    counts = {name: len(devices.get(name, [])) for name in ("Resize", "Transpose", "LookupTable")}
+    counts = {name: len(devices.get(name, [])) for name in operators_on_pixels}
     resizing = size != (24, 32)
+    assert devices.get("Cast", []).count("cpu") == resizing * 2 * resized  # shapes; those of colours are the GPU's
     assert counts == {
         "Resize": resizing * (1 + 2 * resized),  # labels by columns, twice
-        "Transpose": resizing * 2 * resized,
+        "Reshape": resizing * 2 * resized,
         "LookupTable": 1 + colored,
     }
+
+
+def test_the_gpus_jpeg_engine_is_told_of_jpegs_alone_and_of_the_largest(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    pairs = make_pairs(tmp_path, [(24, 32), (16, 40), (50, 60)])
+    encode(pairs[:2], "jpeg")
+    for chosen, largest in ((pairs, (24, 40)), (pairs[2:], (0, 0))):
+        tier = make_tier(make_spec(chosen, camvid_indexed(), (12, 16), loader="dali"))
+        image, label = (args for name, _, _, args in operators(tier.spec, True, True)[0] if name == "decoders__Image")
+        # dali.proto: Argument.floats = 3, ints = 4
+        assert tuple(dict(image[f"preallocate_{side}_hint"])[4] for side in ("height", "width")) == largest
+        assert dict(image["hw_decoder_load"])[3] == np.float32(0.9).tobytes()
+        assert not {"hw_decoder_load", "preallocate_height_hint"} & set(label)
+
+
+def test_the_gpu_decodes_the_same_windows(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    spec = make_spec(make_pairs(tmp_path, [(24, 32)]), camvid_indexed(), (24, 32), crop=(10, 20))
+    cpu, gpu = (operators(spec, on_gpu, True, windowed=True)[0] for on_gpu in (False, True))
+    assert [(name, inputs, args) for name, _, inputs, args in gpu] == [(n, i, a) for n, _, i, a in cpu]
+    decoders = [device for name, device, _, _ in gpu if name == "decoders__ImageSlice"]
+    assert decoders == ["mixed", "mixed"]
+    assert not [name for name, *_ in gpu if name == "decoders__Image"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
@@ -558,3 +662,52 @@ def test_dali_on_the_gpu_agrees_with_the_reference(tmp_path, file, size, colored
     assert images.device.type == labels.device.type == "cuda"
     np.testing.assert_array_equal(labels.cpu().numpy(), wanted_labels)
     assert np.abs(images.cpu().numpy().astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("crop", [(48, 64), (33, 47)])
+def test_the_gpus_windows_of_pngs_have_the_pixels_of_whole_images(tmp_path, crop):
+    pytest.importorskip("nvidia.dali")
+    file = (96, 130)
+    spec = make_spec(make_pairs(tmp_path, [file] * 4), camvid_indexed(), file, crop=crop)
+    plan = make_plan(4, 16, max_shift=(20, 90), max_crop=(file[0] - crop[0], file[1] - crop[1]))
+    images, labels = next(make_tier(replace(spec, loader="dali", device=torch.device("cuda"))).train(plan, 0, 0, 1))
+    ((wanted, wanted_labels),) = take("reference", spec, plan, steps=1)
+    np.testing.assert_array_equal(labels.cpu().numpy(), wanted_labels)
+    np.testing.assert_array_equal(pixels(images.cpu()), wanted)
+
+
+def make_jpegs(folder, count, size) -> list[Pair]:
+    """Drawn streets at quality 90 and their labels: noise is no photo, and all of it would be off by something."""
+    pairs = make_pairs(folder, [size] * count)
+    for index, pair in enumerate(pairs):
+        image, label = draw_scene(0, index, size)
+        Image.fromarray(image).save(pair.image)
+        Image.fromarray(np.where(label == VOID, 11, label).astype(np.uint8)).save(pair.label)
+    return encode(pairs, "jpeg")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("crop", [None, (180, 240), (151, 203)])
+def test_jpegs_on_the_gpu_are_near_those_of_the_cpu(tmp_path, crop):
+    """nvJPEG interpolates no colours. On an H200: 0.82 counts in the mean, 18 % of values off by more than 1."""
+    pytest.importorskip("nvidia.dali")
+    file = (360, 480)
+    spec = make_spec(make_jpegs(tmp_path, 4, file), camvid_indexed(), file, crop=crop)
+    plan = make_plan(4, 16, max_crop=(file[0] - crop[0], file[1] - crop[1]) if crop else (0, 0))
+    images, labels = next(make_tier(replace(spec, loader="dali", device=torch.device("cuda"))).train(plan, 0, 0, 1))
+    ((wanted, wanted_labels),) = take("reference", spec, plan, steps=1)
+    np.testing.assert_array_equal(labels.cpu().numpy(), wanted_labels)
+    off = np.abs(pixels(images.cpu()).astype(int) - wanted)
+    assert off.mean() < 2
+    assert (off > 1).mean() < 0.5
+
+
+@pytest.mark.gpu
+def test_a_jpegs_pixels_on_the_gpu_do_not_hang_on_its_place_in_the_batch(tmp_path):
+    """Of a batch, the JPEG engine decodes some and CUDA the others: they have to agree, or no run could be repeated."""
+    pytest.importorskip("nvidia.dali")
+    spec = make_spec(make_jpegs(tmp_path, 1, (360, 480)), camvid_indexed(), (360, 480), device=torch.device("cuda"))
+    tier = make_tier(replace(spec, loader="dali"))
+    ((images, _),) = tier.decode([np.zeros(32, int)], 32, resize_labels=True)
+    assert [index for index, image in enumerate(images) if not torch.equal(image, images[0])] == []

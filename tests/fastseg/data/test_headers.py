@@ -23,6 +23,14 @@ def blank(height, width, *channels):
     return np.zeros((height, width, *channels), np.uint8)
 
 
+def test_a_jpeg_is_known_by_its_signature(tmp_path, pair):
+    image = Image.fromarray(blank(3, 5, 3))
+    for kind in ("JPEG", "PNG"):
+        found = pair("a", blank(3, 5, 3), blank(3, 5))
+        image.save(found.image, format=kind)  # under the name of a PNG
+        assert read_header(found).jpeg == (kind == "JPEG")
+
+
 def test_a_header_has_heights_widths_and_modes(pair):
     assert read_header(pair("a", blank(3, 5, 3), blank(3, 5))) == Header((3, 5), (3, 5), "RGB", "L", (), None)
     assert read_header(pair("b", blank(2, 7), blank(2, 7, 3))) == Header((2, 7), (2, 7), "L", "RGB", (), None)
