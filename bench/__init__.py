@@ -21,7 +21,7 @@ from fastseg.distributed import choose_device, join
 from fastseg.environment import environment
 from fastseg.errors import UsageError
 
-BENCHES = {
+BENCHES: dict[str, Callable[..., Found]] = {
     "ladder": bench_ladder.measure,
     "data": bench_data.measure,
     "kernels": bench_kernels.measure,

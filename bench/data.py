@@ -293,7 +293,7 @@ def measure(
         varied[f"{tier}, 1 thread"] = case(training, one, plan, keeps=read.tier.keeps)
         varied[f"{tier}, batch {more.batch}"] = case(training, read, more, images=more.batch, keeps=read.tier.keeps)
 
-    further = {**alone, "copying": copy_bound(size, batch, seconds), **others, **varied}
+    further: dict[str, Callable[[], float]] = {**alone, "copying": copy_bound(size, batch, seconds), **others, **varied}
     theirs = {**likely, **others}
     samples, late = turns_in_time({**ours, **likely}, further, rounds, end, may_fail=theirs)
     left_out |= late
@@ -318,8 +318,8 @@ def measure(
     ratios += [ratio(f"data {a} / {b}", samples[a], samples[b]) for a, b in pairs if {a, b} <= samples.keys()]
 
     for why in dict.fromkeys(left_out.values()):
-        names = "; ".join(name for name, reason in left_out.items() if reason == why)
-        print(f"bench data: left out: {names}: {why}", file=sys.stderr)
+        without = "; ".join(name for name, reason in left_out.items() if reason == why)
+        print(f"bench data: left out: {without}: {why}", file=sys.stderr)
     protocol: dict[str, Any] = {"minutes": minutes}
     if took > minutes and not samples.keys() & further.keys():
         protocol["took_minutes"] = round(took, 2)

@@ -5,6 +5,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,7 @@ from fastseg.errors import FastsegError, UsageError
 VERSION = 1  # counts up when the pixels of a (seed, index, size) change
 LAYOUTS = ("segnet", "original", "kaggle", "fastai")
 # Format of the images -> their suffix, and how Pillow saves them. Labels are PNG: JPEG keeps no class.
-FORMATS: dict[str, tuple[str, dict[str, int]]] = {
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": (".png", {"compress_level": 1}),
     "jpeg": (".jpg", {"quality": 90}),
 }
