@@ -16,11 +16,12 @@ from fastseg.bench import scaling as bench_scaling
 from fastseg.bench import stream as bench_stream
 from fastseg.bench.harness import WARMUP, Found, document
 from fastseg.config import Runtime, parse_size
+from fastseg.data.synth import FORMATS
 from fastseg.distributed import choose_device, join
 from fastseg.environment import environment
 from fastseg.errors import UsageError
 
-BENCHES = {
+BENCHES: dict[str, Callable[..., Found]] = {
     "ladder": bench_ladder.measure,
     "data": bench_data.measure,
     "kernels": bench_kernels.measure,
@@ -49,6 +50,8 @@ def run(
     quick: bool = False,
     counts: Sequence[int] | None = None,
     accuracy: Mapping[str, Any] | None = None,
+    minutes: float | None = None,
+    image_format: str | None = None,
 ) -> dict[str, Any]:
     """Measure and return the document that `fastseg bench --json` prints.
 
@@ -58,18 +61,32 @@ def run(
         counts: numbers of processes, for `scaling`; None takes 1, 2, 4 ... of the GPUs that are there, or one process.
         accuracy: what else `bench.accuracy.measure` takes.
         quick: shorter measurements, three of each, and not of everything.
+        minutes: that `data` may take; None for 3.
+        image_format: "png" or "jpeg", of the scenes that `data` reads as "synth"; those in JPEG are larger, and so is
+            their size where none is given. None for "png".
 
     Raises:
-        UsageError: no such bench.
+        UsageError: no such bench, or one that has no such option.
     """
     if what not in (*BENCHES, "scaling", "accuracy", *SEVERAL):
         raise UsageError(f"bench {what}: choose one of {', '.join(BENCHES)}, scaling, accuracy, compare, all")
+    if minutes is not None and (what not in ("data", "all") or minutes <= 0):
+        raise UsageError(
+            f"--minutes {minutes:g}: more than 0, and of bench data or all, not of bench {what or 'alone'}"
+        )
+    if image_format is not None:
+        if image_format not in FORMATS:
+            raise UsageError(f"--format {image_format}: choose one of {', '.join(FORMATS)}")
+        if what != "data" or data != "synth":
+            raise UsageError(f"--format {image_format}: is of bench data --data synth; other files are what they are")
     kind, _ = choose_device(device)
     counts = counts or default_counts(kind)
+    size = size or (bench_data.JPEG_INPUT if image_format == "jpeg" else None)
     size = parse_size(size or (bench_kernels.PUBLISHED if kind == "cuda" else "120x160"))
     rounds = accuracy["seeds"] if accuracy else 3 if quick else rounds
     benches: dict[str, Callable[..., Found]] = {
         **BENCHES,
+        "data": functools.partial(BENCHES["data"], minutes=minutes or bench_data.MINUTES, image_format=image_format),
         "scaling": functools.partial(bench_scaling.measure, counts=counts),
         "accuracy": lambda *, data, size, **_: bench_accuracy.measure(
             data=data, size=size, device=kind, **(accuracy or {})

@@ -20,7 +20,8 @@ from fastseg.errors import UsageError
 
 # What must be the same for two documents to be comparable.
 HARDWARE = ("processor", "cores", "threads", "gpus", "system")
-PROTOCOL = ("data", "size", "batch", "device", "quick")
+PROTOCOL = ("data", "format", "size", "batch", "device", "quick")
+UNSAID = {"format": "png"}  # what documents of before do not say
 # For samples of a normal distribution: its standard deviation from the distance of the 20th and 80th percentile, and
 # how much less sure a median is than a mean. https://en.wikipedia.org/wiki/Median#Efficiency
 SPREAD, MEDIAN = 2 * 0.8416, math.sqrt(math.pi / 2)
@@ -81,7 +82,7 @@ def compare(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], limit:
     """
     for what, part, names in (("hardware", "environment", HARDWARE), ("protocol", "protocol", PROTOCOL)):
         for name in names:
-            before, *others = (document.get(part, {}).get(name) for document in (*old, *new))
+            before, *others = (document.get(part, {}).get(name, UNSAID.get(name)) for document in (*old, *new))
             if other := [value for value in others if value != before]:
                 raise UsageError(f"bench compare: measured with different {what} ({name}: {before}; {other[0]})")
     sides = [[{row["name"]: row for row in document["ratios"]} for document in side] for side in (old, new)]

@@ -1,9 +1,11 @@
 """`fastseg bench data`: from files to batches on the device, our tiers and what users would take instead, side by side.
 
 Everyone reads the same files and makes the same tensors: normalised fp32 images in channels-last memory, mirrored and
-moved by chance, and uint8 labels. A DataLoader is measured with 0, 1 and 2 workers, and the best of them counts. Our
-tiers are measured on one thread and with larger batches too. Memory is that of a fresh process and its workers, each
-shared page counted once (PSS), beyond what Python with torch takes.
+moved by chance, and uint8 labels. A peer is measured with as many workers as there are cores, half as many and none,
+and the best of them counts. Our tiers are measured on one thread and with larger batches too. Memory is that of a
+fresh process and its workers, each shared page counted once (PSS), beyond what Python with torch takes.
+
+It ends in a given time: what tells most comes first, and what was not reached is left out, and named.
 """
 
 import contextlib
@@ -14,8 +16,9 @@ import multiprocessing
 import os
 import signal
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +26,24 @@ import numpy as np
 import torch
 
 from fastseg.bench import peers
-from fastseg.bench.harness import Found, Result, exact, ratio, result, take_turns
+from fastseg.bench.harness import LEAST, NO_TIME, WARMUP, Found, Result, exact, ratio, result, turns_in_time
 from fastseg.config import Size
+from fastseg.data import draw_once
 from fastseg.errors import FastsegError
 from fastseg.pipelines.plan import Plan, in_order
 from fastseg.pipelines.source import Spec, TrainSource, choose_loader, decoded_at_once, make_tier
 from fastseg.specs import make_plan, open_specs
 
 SECONDS = 1.0  # each measurement takes as many batches as last this long
-WORKERS = (0, 1, 2)
+MINUTES = 3.0  # that all of it takes, unless told otherwise
+FILLING = 1 / 3  # of that time may go to decoding each image once, for the cache
 LARGER = 4  # times the batch, as a second batch size
 SETTLED = 16  # batches after which the memory of what keeps nothing does not grow
+SLACK = 16 << 20  # bytes of /dev/shm that stay free for others
+
+# The set of `--format jpeg`: photos as large as those of Cityscapes, and the network's input.
+JPEG_COUNTS = {"train": 16, "val": 4}
+JPEG_SIZE, JPEG_INPUT = (1024, 2048), "512x1024"
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -112,8 +122,12 @@ def _remember(make: Callable[[], Batches], count: int, answer: Any) -> None:
     os._exit(0)
 
 
-def memory_of(make: Callable[[], Batches], count: int) -> float | None:
-    """MiB that `count` batches take in a process of their own, or None where the system does not say."""
+def memory_of(make: Callable[[], Batches], count: int, seconds: float | None = None) -> float | None:
+    """MiB that `count` batches take in a process of their own, or None where the system does not say.
+
+    Raises:
+        FastsegError: the process failed, or took longer than `seconds`.
+    """
     if not memory_kib():
         return None
     # Its workers are killed, see above; whoever cleans up after them need not say so.
@@ -122,7 +136,11 @@ def memory_of(make: Callable[[], Batches], count: int) -> float | None:
     answer = context.SimpleQueue()
     process = context.Process(target=_remember, args=(make, count, answer))
     process.start()
-    process.join()
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()  # its workers see that it is gone, and end
+        process.join()
+        raise FastsegError(f"bench data: a process that measures memory had not ended after {seconds:.0f} s")
     if process.exitcode:
         raise FastsegError(f"bench data: a process that measures memory ended with code {process.exitcode}")
     return answer.get() / 1024
@@ -164,56 +182,149 @@ def copy_bound(size: Size, batch: int, seconds: float) -> Callable[[], float]:
     return measure
 
 
-def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quick: bool) -> Found:
-    """Rows per tier and peer, and how our tiers compare with the best peer."""
-    config, specs = open_specs(data, splits=("train",), size=size, batch=batch, device=device)
+def numbers_of_workers(cores: int) -> list[int]:
+    """Workers that peers are measured with; first the number that was best for them where we measured."""
+    return sorted({cores, cores // 2, 0}, reverse=True)
+
+
+def filled(spec: Spec, plan: Plan, end: float) -> bool:
+    """Decode each image once into the cache; whether that was done by `end`, a time of `time.perf_counter`."""
+    with contextlib.closing(training(spec, plan)) as filling:  # type: ignore[type-var]
+        for _ in range(-(-len(spec.pairs) // plan.batch)):
+            if time.perf_counter() > end:
+                return False
+            next(filling)
+    return True
+
+
+def without_room(size: Size, batch: int, numbers: list[int]) -> dict[int, str]:
+    """The numbers of a DataLoader's workers for which /dev/shm is too small, where it would wait for ever, and why."""
+    needs = {workers: peers.shared_bytes(size, batch, workers) for workers in numbers}
+    memory = peers.shared_memory()
+    if memory is None:
+        return {}
+    total, free = memory
+    short = [workers for workers, need in needs.items() if need and need + SLACK > free]
+    most = max((needs[workers] for workers in short), default=0) + SLACK
+    why = (
+        f"{peers.SHARED_MEMORY} has {free >> 20} MiB free, the batches of their workers take {-(-most >> 20)} MiB "
+        f"(docker run --shm-size={-(-(total - free + most) >> 30)}g)"
+    )
+    return dict.fromkeys(short, why)
+
+
+def memory_rows(cases: Mapping[str, Case], end: float, shown: str, left_out: dict[str, str]) -> list[Result]:
+    """Rows of the memory of each case, as many as are measured by `end`; notes the others in `left_out`."""
+    rows, longest = [], 0.0
+    for name, case in cases.items():
+        start = time.perf_counter()
+        if start + longest > end:
+            left_out[f"{name}, memory"] = NO_TIME
+            continue
+        try:
+            mib = memory_of(case.make, case.settled, end - start)
+        except FastsegError as error:  # all else has been measured, and is worth more
+            left_out[f"{name}, memory"] = str(error).removeprefix("bench data: ")
+            continue
+        longest = max(longest, time.perf_counter() - start)
+        rows += [exact(f"data {name} {shown}, memory", "MiB", mib)] if mib is not None else []
+    return rows
+
+
+def measure(
+    *,
+    data: str,
+    size: Size,
+    batch: int,
+    rounds: int,
+    device: str,
+    quick: bool,
+    minutes: float = MINUTES,
+    image_format: str | None = None,
+) -> Found:
+    """Rows per tier and peer, and how our tiers compare with the best peer.
+
+    Args:
+        minutes: that it may take, once the files are there. LEAST rounds of our tiers and of each peer are measured
+            however long they take.
+        image_format: of the drawn scenes that are read, with `data` synth: png, or jpeg for a set of large photos.
+    """
+    path = data
+    if image_format == "jpeg":
+        path = str(draw_once("synth-jpeg", counts=JPEG_COUNTS, size=JPEG_SIZE, image_format=image_format))
+    config, specs = open_specs(path, splits=("train",), size=size, batch=batch, device=device)
+    began = time.perf_counter()
+    end = began + 60 * minutes
     spec = specs["train"]
     plan = make_plan(config, len(spec.pairs), 1)
-    cases: dict[str, Case] = {}
-    seconds = SECONDS / 5 if quick else SECONDS
-
     epoch = -(-len(spec.pairs) // batch)
+    seconds = SECONDS / 5 if quick else SECONDS
+    left_out: dict[str, str] = {}
 
     def case(batches: Callable[..., Batches], *given: Any, images: int = batch, keeps: bool = False) -> Case:
         return Case(functools.partial(batches, *given), images, seconds, settled=epoch if keeps else SETTLED)
 
     chosen = (choose_loader(loader, spec)[0] for loader in ("auto", "cache", "reference"))
     tiers = {read.loader: read for read in chosen}
-    for tier, read in tiers.items():
-        cases[tier] = case(training, read, plan, keeps=read.tier.keeps)
-    for tier, read in () if quick else tiers.items():
-        alone, more = dataclasses.replace(read, threads=1), dataclasses.replace(plan, batch=LARGER * batch)
-        cases[f"{tier}, 1 thread"] = case(training, alone, plan, keeps=read.tier.keeps)
-        cases[f"{tier}, batch {more.batch}"] = case(training, read, more, images=more.batch, keeps=read.tier.keeps)
-    if "dali" in cases:
-        together = min(decoded_at_once(batch), len(spec.pairs))
-        cases["dali, decoding alone"] = case(decoding, tiers["dali"], together, images=together)
+    if "cache" in tiers and not filled(tiers["cache"], plan, began + FILLING * 60 * minutes):
+        del tiers["cache"]
+        left_out["cache"] = "to decode each image once takes too long"
+    ours = {tier: case(training, read, plan, keeps=read.tier.keeps) for tier, read in tiers.items()}
+
+    numbers = numbers_of_workers(spec.threads)
+    short = without_room(size, batch, numbers)
+    likely: dict[str, Case] = {}  # each peer with the number of workers that is most likely its best
+    others: dict[str, Case] = {}
     for name, batches in peers.available()[0].items():
-        for workers in WORKERS:
-            cases[f"{name}, {workers} workers"] = case(batches, spec.pairs, size, batch, workers)
-    if "cache" in cases:
-        filling = training(tiers["cache"], plan)
-        for _ in range(epoch):
-            next(filling)
-    samples = take_turns({**cases, "copying": copy_bound(size, batch, seconds)}, rounds)
+        here = short if "DataLoader" in name else {}
+        left_out |= {f"{name}, {workers} workers": why for workers, why in here.items()}
+        possible = [workers for workers in numbers if workers not in here]
+        for workers in possible:
+            to = likely if workers == possible[0] else others
+            to[f"{name}, {workers} workers"] = case(batches, spec.pairs, size, batch, workers)
+
+    alone: dict[str, Case] = {}
+    if "dali" in tiers:
+        together = min(decoded_at_once(batch), len(spec.pairs))
+        alone["dali, decoding alone"] = case(decoding, tiers["dali"], together, images=together)
+    varied: dict[str, Case] = {}
+    for tier, read in () if quick else tiers.items():
+        one, more = dataclasses.replace(read, threads=1), dataclasses.replace(plan, batch=LARGER * batch)
+        varied[f"{tier}, 1 thread"] = case(training, one, plan, keeps=read.tier.keeps)
+        varied[f"{tier}, batch {more.batch}"] = case(training, read, more, images=more.batch, keeps=read.tier.keeps)
+
+    further: dict[str, Callable[[], float]] = {**alone, "copying": copy_bound(size, batch, seconds), **others, **varied}
+    theirs = {**likely, **others}
+    samples, late = turns_in_time({**ours, **likely}, further, rounds, end, may_fail=theirs)
+    left_out |= late
+    took = (time.perf_counter() - began) / 60
+    cases = {name: c for name, c in {**ours, **likely, **alone, **others, **varied}.items() if name in samples}
+
     shown = str(size)
     rates = [result(f"data {name} {shown}", "img/s", figures) for name, figures in samples.items()]
     costs = [
-        result(f"data {name} {shown}, CPU", "ms/img", [1e3 * s for s in c.cpu_seconds[1:]]) for name, c in cases.items()
+        result(f"data {name} {shown}, CPU", "ms/img", [1e3 * s for s in c.cpu_seconds[WARMUP:]])
+        for name, c in cases.items()
     ]
-    for name, measured in () if quick else cases.items():
-        mib = memory_of(measured.make, measured.settled)
-        costs += [exact(f"data {name} {shown}, memory", "MiB", mib)] if mib is not None else []
+    costs += [] if quick else memory_rows(cases, end, shown, left_out)
     ratios: list[Result] = []
-    others = [name for name in cases if name.startswith(tuple(peers.PEERS))]
-    best = max(others, key=lambda name: statistics.median(samples[name]))
-    rates.append(exact(f"data best peer: {best}", "img/s", statistics.median(samples[best])))
-    ratios += [ratio(f"{tier}_vs_best_peer", samples[tier], samples[best]) for tier in tiers]
-    loaders = [name for name in others if "DataLoader" in name]
-    loader = max(loaders, key=lambda name: statistics.median(samples[name]))
-    ratios += [ratio(f"{tier}_vs_best_dataloader", samples[tier], samples[loader]) for tier in tiers]
-    if "dali" in cases:
-        ratios.append(ratio("data dali / reference", samples["dali"], samples["reference"]))
-    if "cache" in cases:
-        ratios.append(ratio("data cache / copying", samples["cache"], samples["copying"]))
-    return Found(rates + costs, ratios)
+    measured = {name: statistics.median(samples[name]) for name in theirs if name in samples}
+    for kind, names in (("peer", list(measured)), ("dataloader", [name for name in measured if "DataLoader" in name])):
+        if names:
+            best = max(names, key=lambda name: measured[name])
+            rates += [exact(f"data best peer: {best}", "img/s", measured[best])] if kind == "peer" else []
+            ratios += [ratio(f"{tier}_vs_best_{kind}", samples[tier], samples[best]) for tier in tiers]
+    pairs = (("dali", "reference"), ("cache", "copying"))
+    ratios += [ratio(f"data {a} / {b}", samples[a], samples[b]) for a, b in pairs if {a, b} <= samples.keys()]
+
+    for why in dict.fromkeys(left_out.values()):
+        without = "; ".join(name for name, reason in left_out.items() if reason == why)
+        print(f"bench data: left out: {without}: {why}", file=sys.stderr)
+    protocol: dict[str, Any] = {"minutes": minutes}
+    if took > minutes and not samples.keys() & further.keys():
+        protocol["took_minutes"] = round(took, 2)
+        least = f"that is the least, {min(LEAST, rounds)} rounds of the first cases"
+        print(f"bench data: took {took:.2f} minutes, not {minutes:g}: {least}", file=sys.stderr)
+    if data == "synth":
+        protocol["format"] = image_format or "png"
+    return Found(rates + costs, ratios, protocol=protocol | ({"left_out": left_out} if left_out else {}))

@@ -59,7 +59,7 @@ for batch in 4 16; do
     step "kernels-batch-$batch" 120 "$fastseg bench kernels --device cuda --size 360x480 --batch $batch --json > '$out/kernels-batch-$batch.json'"
 done
 step parity 60 "$fastseg data parity '$data' --device cuda"
-step data 120 "$fastseg bench data --data '$data' --device cuda --size 360x480 --quick --json > '$out/data.json'"
+step data 120 "$fastseg bench data --data '$data' --device cuda --size 360x480 --minutes 1.5 --quick --json > '$out/data.json'"
 step eager 60 "$fast --epochs 3 --set runtime.capture=off --run '$out/eager'"
 step fp16 60 "$fast --epochs 3 --dtype fp16 --run '$out/fp16'"
 step resume 90 "$fast --epochs 2 --set train.schedule=constant --run '$out/resumed' && $fastseg train --resume --run '$out/resumed' --epochs 4"

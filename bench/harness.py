@@ -5,9 +5,12 @@ import math
 import operator
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from fastseg.errors import first_line
 
 SCHEMA = 1
 
@@ -17,15 +20,20 @@ Result = dict[str, Any]
 class Found(NamedTuple):
     """What a bench returns: rows of `result` or `exact`, of `ratio`, and curves.
 
-    A curve is {"name", "x": {label: values}, "y": {label: values, ...}}.
+    A curve is {"name", "x": {label: values}, "y": {label: values, ...}}. `protocol` is what this bench has to say of
+    how it measured, beside what is said of all.
     """
 
     results: list[Result]
     ratios: list[Result]
     series: Sequence[dict[str, Any]] = ()
+    protocol: Mapping[str, Any] = MappingProxyType({})
 
 
 WARMUP = 1  # calls of each case before those that count
+LEAST = 3  # rounds, where time is short
+STUCK = 30.0  # seconds: what takes longer has hung, or would take the time of all others
+NO_TIME = "no time was left"
 
 
 def take_turns(cases: dict[str, Callable[[], float]], rounds: int, seconds: float = 0.0) -> dict[str, list[float]]:
@@ -47,6 +55,78 @@ def take_turns(cases: dict[str, Callable[[], float]], rounds: int, seconds: floa
             samples[name].append(cases[name]())
         turn += 1
     return samples
+
+
+def turns_in_time(
+    first: Mapping[str, Callable[[], float]],
+    more: Mapping[str, Callable[[], float]],
+    rounds: int,
+    end: float,
+    *,
+    may_fail: Collection[str] = (),
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """As `take_turns`, with as many of the cases and rounds as fit in before `end`, a time of `time.perf_counter`.
+
+    LEAST rounds of `first` are measured however long they take. Those of `more` join in their order, while LEAST rounds
+    of all fit; whoever joins takes part in every round, so that all figures of a round are neighbours in time.
+
+    Args:
+        may_fail: cases that are left out where they raise, or take longer than STUCK; errors of others are raised.
+
+    Returns:
+        Figures of each case that was measured, as many of all; and of the others why they were left out.
+    """
+    cases = {**first, **more}
+    least = min(LEAST, rounds)
+    samples: dict[str, list[float]] = {}
+    cost: dict[str, float] = {}  # seconds of the last call
+    left_out: dict[str, str] = {}
+
+    def leave_out(name: str, why: str) -> None:
+        left_out[name] = why
+        samples.pop(name, None)
+        cost.pop(name, None)
+
+    def call(name: str) -> None:
+        start = time.perf_counter()
+        try:
+            samples[name].append(cases[name]())
+        except Exception as error:
+            if name not in may_fail:
+                raise
+            leave_out(name, first_line(error))
+            return
+        cost[name] = time.perf_counter() - start
+        if name in may_fail and cost[name] > STUCK:
+            leave_out(name, f"one measurement takes more than {STUCK:.0f} s")
+
+    def fits(rounds: int, guess: float = 0.0) -> bool:
+        return time.perf_counter() + guess + rounds * (sum(cost.values()) + guess) <= end
+
+    def make_room(rounds: int) -> None:
+        for name in [name for name in samples if name in more][::-1]:
+            if not fits(rounds):
+                leave_out(name, NO_TIME)
+
+    for name in cases:
+        # What was never called is taken to last as long as the others do.
+        if name in more and not fits(least, statistics.fmean(cost.values()) if cost else 0.0):
+            left_out[name] = NO_TIME
+            continue
+        samples[name] = []
+        for _ in range(WARMUP):
+            if name in samples:
+                call(name)
+        make_room(least)
+    for figures in samples.values():
+        figures.clear()
+    for turn in range(rounds):
+        if turn >= least and not fits(1):
+            break
+        make_room(max(1, least - turn))
+        for name in list(samples)[:: -1 if turn % 2 else 1]:
+            call(name)
+    return samples, left_out
 
 
 def _spread(samples: Sequence[float]) -> dict[str, Any]:
@@ -73,7 +153,9 @@ def ratio(name: str, above: Sequence[float], below: Sequence[float], *, better: 
 
 def document(found: Sequence[Found], protocol: dict[str, Any], measured_on: dict[str, Any]) -> dict[str, Any]:
     """Results with what they were measured on, which is `environment()` as it was when they began, and how."""
-    parts = {name: [row for part in found for row in getattr(part, name)] for name in Found._fields}
+    parts = {name: [row for part in found for row in getattr(part, name)] for name in ("results", "ratios", "series")}
+    for part in found:
+        protocol = protocol | dict(part.protocol)
     return {"schema": SCHEMA, "environment": measured_on, "protocol": protocol, **parts}
 
 
@@ -111,7 +193,7 @@ def show(found: dict[str, Any]) -> str:
     stamp = found["environment"]
     lines = [
         f"{stamp['gpus'] or stamp['processor']}, {stamp['threads']} CPU threads, torch {stamp['torch']}",
-        ", ".join(f"{name} {value}" for name, value in found["protocol"].items()),
+        ", ".join(f"{name} {value}" for name, value in found["protocol"].items() if name != "left_out"),
     ]
     width = max(len(row["name"]) for row in found["results"] + found["ratios"])
     for row in found["results"]:
@@ -121,4 +203,6 @@ def show(found: dict[str, Any]) -> str:
         lines.append(
             f"{row['name']:<{width}} {row['value']:>12.2f} x  ({row['p20']:.2f} to {row['p80']:.2f}, n = {row['n']})"
         )
+    if left_out := found["protocol"].get("left_out"):
+        lines.append(f"left out: {'; '.join(left_out)}")
     return "\n".join(lines)

@@ -96,6 +96,7 @@ def as_written(tmp_path, call, monkeypatch, smaller):
     write(tmp_path / "CamVid", **small)
     write(tmp_path / "home" / "camvid", **small, layout="original")
     write(tmp_path / "home" / "synth-1", **small)
+    write(tmp_path / "home" / "synth-jpeg-1", **small, image_format="jpeg")
     (tmp_path / "tiny.toml").write_text("[train]\nepochs = 1\n[model]\ndepth = 1\n")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # in this process, which may have looked already

@@ -23,8 +23,8 @@ COMMANDS = [line for _, reason, kind, text in FENCES if kind == "sh" and not rea
 IN_README = set((ROOT / "README.md").read_text(encoding="utf-8").splitlines())
 # The run that other commands, and Python, go on from.
 FIRST = "fastseg train --data /data/CamVid --recipe fast --run runs/first"
-# Options of torchrun, and its --run-path.
-OTHERS = {"--standalone", "--nproc-per-node", "--max-restarts", "--run-path"}
+# Options of torchrun, its --run-path, and Docker's.
+OTHERS = {"--standalone", "--nproc-per-node", "--max-restarts", "--run-path", "--shm-size"}
 
 
 def test_the_pages_build_without_a_warning_and_all_references_resolve(tmp_path):

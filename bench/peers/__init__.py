@@ -8,14 +8,19 @@ ends its workers. Label values are the files' own: peers know no class map.
 
 import importlib
 import importlib.util
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from fastseg.bench.harness import STUCK
 from fastseg.environment import install
 
 SHIFT = 10
+PREFETCH = 2  # batches that a worker of torch's DataLoader makes ahead of need: its default
+SHARED_MEMORY = Path("/dev/shm")  # through which workers hand over their batches
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -40,6 +45,22 @@ def available() -> tuple[dict[str, Callable[..., Batches]], dict[str, str]]:
     return found, missing
 
 
+def shared_bytes(size: tuple[int, int], batch: int, workers: int) -> int:
+    """What a DataLoader takes of SHARED_MEMORY: all batches that are made ahead, and the one in use."""
+    height, width = size
+    pixel = 3 * 4 + 1  # three channels in fp32, and a label
+    return batch * height * width * pixel * (PREFETCH * workers + 1) if workers else 0
+
+
+def shared_memory() -> tuple[int, int] | None:
+    """Bytes of SHARED_MEMORY in all, and free; None where the system has none."""
+    try:
+        total, _, free = shutil.disk_usage(SHARED_MEMORY)
+    except OSError:
+        return None
+    return total, free
+
+
 def shuffled(count: int) -> Iterator[int]:
     """Epoch after epoch, each in a new order. Laid end to end as in our plan, so that no epoch's end drains workers."""
     rng = np.random.default_rng()
@@ -62,6 +83,8 @@ def data_loader(
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=start,
+        prefetch_factor=PREFETCH if workers else None,
+        timeout=STUCK if workers else 0,
     )
     made = iter(loader)
     try:

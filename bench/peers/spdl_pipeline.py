@@ -8,6 +8,7 @@ from typing import Any
 
 from spdl.pipeline import PipelineBuilder
 
+from fastseg.bench.harness import STUCK
 from fastseg.bench.peers import Batches, collate, shuffled
 from fastseg.bench.peers.albumentations_loader import Pairs
 from fastseg.data.layouts import Pair
@@ -26,4 +27,4 @@ def batches(pairs: Sequence[Pair], size: tuple[int, int], batch: int, workers: i
         .build(num_threads=threads + 1, max_failures=0)  # by default it drops what cannot be read
     )
     with pipeline.auto_stop():
-        yield from pipeline
+        yield from pipeline.get_iterator(timeout=STUCK)

@@ -15,7 +15,11 @@ from fastseg.errors import UsageError
 @click.option(
     "--data", "data_name", default="synth", show_default=True, help="camvid, synth, a folder, or a .toml file."
 )
-@click.option("--size", type=SizeType(), help="The network's input.  [default: 360x480 on a GPU, else 120x160]")
+@click.option(
+    "--size",
+    type=SizeType(),
+    help="The network's input.  [default: 360x480 on a GPU, else 120x160; 512x1024 with --format jpeg]",
+)
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--rounds", type=click.IntRange(3), default=5, show_default=True, help="Measurements of each figure.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
@@ -35,6 +39,10 @@ from fastseg.errors import UsageError
     default=2700.0,
     show_default=True,
     help="accuracy: seconds that the plain loop trains.",
+)
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="data: that measuring may take.  [default: 3]")
+@click.option(
+    "--format", "image_format", help="data: of the scenes, png, or jpeg of 1024x2048, drawn once.  [default: png]"
 )
 @click.option("--plan", is_flag=True, help="kernels: how they fill a GPU, worked out without one.")
 @click.option("--plot", "plot_path", type=FileType(), help="Save curves as SVG: stream, scaling and accuracy.")

@@ -42,14 +42,24 @@ def download(out: Path | None, source: str | None) -> None:
 @click.option("--test", "test_count", default=0, show_default=True, help="Images to test.")
 @click.option("--size", type=SizeType(), default="144x216", show_default=True, help="Of the images.")
 @click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--format", "image_format", default="png", show_default=True, help="Of the images: png or jpeg; labels are PNG."
+)
 def synth(
-    out: Path, layout: str, train_count: int, val_count: int, test_count: int, size: tuple[int, int], seed: int
+    out: Path,
+    layout: str,
+    train_count: int,
+    val_count: int,
+    test_count: int,
+    size: tuple[int, int],
+    seed: int,
+    image_format: str,
 ) -> None:
     """Draw a data set of synthetic street scenes with CamVid's 11 classes into the new folder OUT."""
     from fastseg.data.synth import write
 
     counts = {"train": train_count, "val": val_count, "test": test_count}
-    write(out, layout=layout, counts=counts, size=size, seed=seed)
+    write(out, layout=layout, counts=counts, size=size, seed=seed, image_format=image_format)
     click.echo(out)
 
 

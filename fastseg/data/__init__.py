@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from fastseg.errors import FastsegError, UsageError
 
@@ -30,17 +31,7 @@ def resolve(name: str) -> Path:
     A URL stands for its copy in `home()`, which is brought up to date with every call.
     """
     if name == "synth":
-        from fastseg.data.synth import VERSION, write
-
-        folder = home() / f"synth-{VERSION}"
-        if not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                write(folder, counts=SYNTH_COUNTS, size=SYNTH_SIZE)
-            except FastsegError:
-                if not folder.exists():  # else another process of the run was faster: the scenes are the same
-                    raise
-        return folder
+        return draw_once(name, counts=SYNTH_COUNTS, size=SYNTH_SIZE)
     if name == "camvid":
         from fastseg.data.download import download_camvid
 
@@ -57,3 +48,22 @@ def resolve(name: str) -> Path:
     if not name:
         raise UsageError("--data is empty: give `camvid`, `synth`, a path or a URL")
     return Path(os.path.expanduser(name))
+
+
+def draw_once(name: str, **how: Any) -> Path:
+    """The folder NAME-VERSION in `home()`, of scenes that are drawn on first use.
+
+    Args:
+        how: as `fastseg.data.synth.write` takes it.
+    """
+    from fastseg.data.synth import VERSION, write
+
+    folder = home() / f"{name}-{VERSION}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(folder, **how)
+        except FastsegError:
+            if not folder.exists():  # else another process of the run was faster: the scenes are the same
+                raise
+    return folder

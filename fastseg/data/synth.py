@@ -5,6 +5,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,11 @@ from fastseg.errors import FastsegError, UsageError
 
 VERSION = 1  # counts up when the pixels of a (seed, index, size) change
 LAYOUTS = ("segnet", "original", "kaggle", "fastai")
+# Format of the images -> their suffix, and how Pillow saves them. Labels are PNG: JPEG keeps no class.
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "png": (".png", {"compress_level": 1}),
+    "jpeg": (".jpg", {"quality": 90}),
+}
 SEQUENCES = 4  # per split, so that splits by sequence have something to hold out
 
 # In the layouts of 32 classes each of our 11 is drawn with one member: its own name where the 32 have it.
@@ -58,11 +64,15 @@ def _stems(counts: dict[str, int]) -> dict[str, list[str]]:
     return stems
 
 
-def _write_lists(root: Path, layout: str, stems: dict[str, list[str]]) -> None:
-    """The files beside the folders, by which each layout says what its splits and its classes are."""
+def _write_lists(root: Path, layout: str, stems: dict[str, list[str]], ending: str) -> None:
+    """The files beside the folders, by which each layout says what its splits and its classes are.
+
+    Args:
+        ending: of the images' names.
+    """
     if layout == "fastai":
         (root / "codes.txt").write_text("".join(f"{code}\n" for code in _CODES), encoding="utf-8")
-        (root / "valid.txt").write_text("".join(f"{stem}.png\n" for stem in stems["val"]), encoding="utf-8")
+        (root / "valid.txt").write_text("".join(f"{stem}{ending}\n" for stem in stems["val"]), encoding="utf-8")
         return
     if layout == "kaggle":
         rows = [f"{name},{r},{g},{b}\n" for name, ((r, g, b), _) in CAMVID_32.items()]
@@ -70,7 +80,7 @@ def _write_lists(root: Path, layout: str, stems: dict[str, list[str]]) -> None:
         return
     for split, names in stems.items():
         images, labels, suffix = _folders(layout, split)
-        lines = [f"/SegNet/CamVid/{images}/{s}.png /SegNet/CamVid/{labels}/{s}{suffix}.png\n" for s in names]
+        lines = [f"/SegNet/CamVid/{images}/{s}{ending} /SegNet/CamVid/{labels}/{s}{suffix}.png\n" for s in names]
         if lines:
             (root / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
 
@@ -82,6 +92,7 @@ def write(
     counts: dict[str, int],
     size: tuple[int, int],
     seed: int = 0,
+    image_format: str = "png",
 ) -> None:
     """Draw a data set into the new folder `out`, whole or not at all.
 
@@ -91,17 +102,21 @@ def write(
         layout: one of LAYOUTS.
         counts: images per split ("train", "val", "test").
         size: (height, width) in pixels.
+        image_format: one of FORMATS; labels are the same files in all of them.
 
     Raises:
-        UsageError: an unknown layout, counts that make no data set, a size too small, or `out` exists.
+        UsageError: an unknown layout or format, counts that make no data set, a size too small, or `out` exists.
     """
     if layout not in LAYOUTS:
         raise UsageError(f"--layout {layout}: choose one of {', '.join(LAYOUTS)}")
+    if image_format not in FORMATS:
+        raise UsageError(f"--format {image_format}: choose one of {', '.join(FORMATS)}")
     if min(counts.get("train", 0), counts.get("val", 0)) < 1 or counts.get("test", 0) < 0:
         raise UsageError("a data set needs at least one image to train and one to validate")
     if out.exists():
         raise UsageError(f"{out} exists: give a new folder, or remove it")
     draw_scene(seed, 0, size)  # refuses a size before anything is written
+    ending, how = FORMATS[image_format]
     stems = _stems({**counts, "test": 0} if layout == "fastai" else counts)
     # Scenes count on through the splits, so that each keeps its pixels whatever the layout leaves out.
     jobs = [(split, stem) for split in SPLITS for stem in stems[split]]
@@ -111,14 +126,14 @@ def write(
         index, (split, stem) = job
         images, labels, suffix = _folders(layout, split)
         image, label = draw_scene(seed, index, size)
-        Image.fromarray(image).save(partial_out / images / f"{stem}.png", compress_level=1)
+        Image.fromarray(image).save(partial_out / images / f"{stem}{ending}", **how)
         Image.fromarray(_encode(label, layout)).save(partial_out / labels / f"{stem}{suffix}.png")
 
     try:
         for split in SPLITS:
             for folder in _folders(layout, split)[:2] if stems[split] else ():
                 (partial_out / folder).mkdir(parents=True, exist_ok=True)
-        _write_lists(partial_out, layout, stems)
+        _write_lists(partial_out, layout, stems, ending)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(one, enumerate(jobs)))
         partial_out.rename(out)

@@ -67,9 +67,9 @@ def test_the_data_path_is_measured_tier_by_tier_and_against_peers(street, monkey
     else:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(bench_data, "SECONDS", 0.05)
-    monkeypatch.setattr(bench_data, "WORKERS", (0,))
+    monkeypatch.setattr(bench_data, "numbers_of_workers", lambda cores: [0])
     taken: list[int] = []
-    monkeypatch.setattr(bench_data, "memory_of", lambda make, count: taken.append(count) or 12.5)
+    monkeypatch.setattr(bench_data, "memory_of", lambda make, count, seconds: taken.append(count) or 12.5)
     found = bench.run("data", data=str(street), size=(96, 144), batch=2, rounds=3, device="cpu")
     check(found, 3)
     others = [f"{name}, 0 workers" for name in peers.available()[0]]
@@ -78,18 +78,158 @@ def test_the_data_path_is_measured_tier_by_tier_and_against_peers(street, monkey
     ours = [tier for tier in tiers if "alone" not in tier]
     varied = [f"{tier}, {variant}" for tier in ours for variant in ("1 thread", "batch 8")]
     decoding = [tier for tier in tiers if tier not in ours]
-    assert rates == [f"data {name} 96x144" for name in [*ours, *varied, *decoding, *others, "copying"]]
+    assert rates == [f"data {name} 96x144" for name in [*ours, *others, *decoding, "copying", *varied]]
+    rates.remove("data copying 96x144")
     costs = [row["name"] for row in found["results"] if row["unit"] == "ms/img"]
-    assert costs == [f"{name}, CPU" for name in rates[:-1]]
+    assert costs == [f"{name}, CPU" for name in rates]
     memory = {row["name"]: row["value"] for row in found["results"] if row["unit"] == "MiB"}
-    assert memory == {f"{name}, memory": 12.5 for name in rates[:-1]}
+    assert memory == {f"{name}, memory": 12.5 for name in rates}
     # 8 images of the training split in batches of 2, where they are all kept.
-    assert taken == [4 if "cache" in name else bench_data.SETTLED for name in rates[:-1]]
+    assert taken == [4 if "cache" in name else bench_data.SETTLED for name in rates]
+    assert found["protocol"]["minutes"] == 3
+    assert found["protocol"].keys().isdisjoint({"left_out", "format", "took_minutes"})
     (best,) = [row for row in found["results"] if row["name"].startswith("data best peer: ")]
     assert best["value"] == max(row["value"] for row in found["results"] if row["name"].endswith("0 workers 96x144"))
     ratios = [f"{tier}_vs_best_{other}" for other in ("peer", "dataloader") for tier in ours]
     ratios += ["data dali / reference"] * with_dali + ["data cache / copying"]
     assert [row["name"] for row in found["ratios"]] == ratios
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """brief(**options) -> the document of `bench data` on 8 small images, with short measurements."""
+    monkeypatch.setattr(bench_data, "SECONDS", 0.02)
+
+    def run(data, **options) -> dict:
+        return bench.run("data", data=str(data), size="96x144", batch=2, rounds=3, device="cpu", **options)
+
+    return run
+
+
+def names(found: dict, unit: str) -> list[str]:
+    """Of the rows with that unit, without what all names have."""
+    rows = [row["name"] for row in found["results"] if row["unit"] == unit and "best" not in row["name"]]
+    return [name.removeprefix("data ").replace(" 96x144", "") for name in rows]
+
+
+def test_without_time_there_are_three_rounds_of_what_tells_most_and_the_rest_is_named(
+    street, monkeypatch, threads, brief, capsys
+):
+    monkeypatch.setattr(bench_data, "numbers_of_workers", lambda cores: [1, 0])
+    monkeypatch.setattr(bench_data, "FILLING", 1e6)
+    found = brief(street, minutes=0.001)
+    check(found, 3)
+    likely = [f"{name}, 1 workers" for name in peers.available()[0]]
+    tiers = [name for name in names(found, "img/s") if "," not in name]
+    assert set(tiers) in ({"dali", "cache", "reference"}, {"cache", "reference"})
+    assert names(found, "img/s") == [*tiers, *likely]
+    left_out = found["protocol"]["left_out"]
+    assert set(left_out.values()) == {"no time was left"}
+    assert {"copying", "torchvision DataLoader, 0 workers", "cache, 1 thread", "cache, batch 8"} <= left_out.keys()
+    assert {f"{name}, memory" for name in [*tiers, *likely]} <= left_out.keys()
+    assert not left_out.keys() & set(names(found, "img/s"))
+    assert [row["name"] for row in found["ratios"] if " / " in row["name"]] == ["data dali / reference"] * (
+        "dali" in tiers
+    )
+    assert found["protocol"]["took_minutes"] >= found["protocol"]["minutes"] == 0.001
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"bench data: left out: {'; '.join(left_out)}: no time was left"
+    assert re.fullmatch(r"bench data: took [0-9.]+ minutes, not 0.001: .* 3 rounds of the first cases", said[1])
+
+
+def test_a_cache_that_takes_too_long_to_fill_is_left_out(street, monkeypatch, threads, brief):
+    monkeypatch.setattr(bench_data, "numbers_of_workers", lambda cores: [0])
+    monkeypatch.setattr(bench_data, "FILLING", 0.0)
+    found = brief(street, quick=True)
+    assert found["protocol"]["left_out"] == {"cache": "to decode each image once takes too long"}
+    assert not [row for row in found["results"] + found["ratios"] if "cache" in row["name"]]
+
+
+def test_a_peer_that_fails_is_left_out_and_gives_no_ratio(street, monkeypatch, threads, brief, capsys):
+    def stuck(pairs, size, batch, workers):
+        raise RuntimeError("DataLoader timed out after 30 seconds")
+        yield
+
+    monkeypatch.setattr(bench_data, "numbers_of_workers", lambda cores: [0])
+    monkeypatch.setattr(peers, "available", lambda: ({"torchvision DataLoader": stuck}, {}))
+    found = brief(street, quick=True)
+    why = "RuntimeError: DataLoader timed out after 30 seconds"
+    assert found["protocol"]["left_out"] == {"torchvision DataLoader, 0 workers": why}
+    assert capsys.readouterr().err == f"bench data: left out: torchvision DataLoader, 0 workers: {why}\n"
+    assert not [row for row in found["results"] + found["ratios"] if "best" in row["name"]]
+    assert "cache" in names(found, "img/s")
+
+
+def test_workers_whose_batches_do_not_fit_into_shared_memory_are_left_out(street, monkeypatch, threads, brief, capsys):
+    # A batch: 2 images of 96 x 144 pixels, 13 bytes each, makes 359,424. Two workers make 2 * 2 + 1 of them, 1.7 MiB,
+    # and one worker 3, 1.03 MiB; 16 MiB more are to stay free.
+    monkeypatch.setattr(bench_data, "numbers_of_workers", lambda cores: [2, 1, 0])
+    monkeypatch.setattr(peers, "shared_memory", lambda: (64 << 20, int(17.5 * 2**20)))
+    found = brief(street, quick=True)
+    loaders = [name for name in peers.available()[0] if "DataLoader" in name]
+    left_out = found["protocol"]["left_out"]
+    assert list(left_out) == [f"{name}, 2 workers" for name in loaders]
+    measured = names(found, "img/s")
+    assert {f"{name}, {workers} workers" for name in loaders for workers in (0, 1)} <= set(measured)
+    assert ("SPDL, 2 workers" in measured) == ("SPDL" in peers.available()[0])  # its workers are threads
+    why = "/dev/shm has 17 MiB free, the batches of their workers take 18 MiB (docker run --shm-size=1g)"
+    assert capsys.readouterr().err == f"bench data: left out: {'; '.join(left_out)}: {why}\n"
+
+
+def test_what_workers_take_of_shared_memory_is_reckoned_by_the_most_of_them(monkeypatch):
+    # 4 images of 512 x 1024 pixels, 13 bytes each, are 26 MiB; 16 workers make 2 * 16 + 1: 858 MiB, and 16 more.
+    monkeypatch.setattr(peers, "shared_memory", lambda: (1 << 30, 100 << 20))
+    short = bench_data.without_room((512, 1024), 4, [16, 8, 1, 0])
+    assert list(short) == [16, 8]  # one worker needs 3 * 26 + 16 MiB
+    assert set(short.values()) == {
+        # 924 MiB of the GiB are taken: with 874 more that makes 1.76 GiB.
+        "/dev/shm has 100 MiB free, the batches of their workers take 874 MiB (docker run --shm-size=2g)"
+    }
+    monkeypatch.setattr(peers, "shared_memory", lambda: None)
+    assert bench_data.without_room((512, 1024), 4, [16, 8, 1, 0]) == {}
+
+
+def test_peers_have_as_many_workers_as_there_are_cores_half_as_many_and_none():
+    assert [bench_data.numbers_of_workers(cores) for cores in (1, 2, 16)] == [[1, 0], [2, 1, 0], [16, 8, 0]]
+
+
+def test_photos_in_jpeg_are_drawn_once_and_measured_at_their_own_size(tmp_path, monkeypatch, threads, capsys):
+    monkeypatch.setenv("FASTSEG_DATA", str(tmp_path))
+    monkeypatch.setattr(bench_data, "SECONDS", 0.02)
+    monkeypatch.setattr(bench_data, "numbers_of_workers", lambda cores: [0])
+    monkeypatch.setattr(bench_data, "JPEG_COUNTS", {"train": 3, "val": 1})
+    monkeypatch.setattr(bench_data, "JPEG_SIZE", (192, 288))
+    monkeypatch.setattr(bench_data, "JPEG_INPUT", "96x144")
+    options = {"data": "synth", "size": None, "batch": 2, "rounds": 3, "device": "cpu", "quick": True}
+    found = bench.run("data", image_format="jpeg", **options)
+    check(found, 3)
+    assert {key: found["protocol"][key] for key in ("data", "format", "size")} == {
+        "data": "synth", "format": "jpeg", "size": "96x144",
+    }  # fmt: skip
+    tiers = {"cache", "reference"} | ({"dali"} if "dali" in names(found, "img/s") else set())
+    assert tiers | {f"{name}, 0 workers" for name in peers.available()[0]} <= set(names(found, "img/s"))
+    (folder,) = tmp_path.iterdir()
+    (first, *_) = drawn = sorted(folder.rglob("*.jpg"))
+    assert len(drawn) == 4
+    before = first.stat().st_mtime_ns
+    bench.run("data", image_format="jpeg", **options)
+    assert first.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "message"),
+    [
+        ("data", {"image_format": "gif"}, "--format gif: choose one of png, jpeg"),
+        ("data", {"image_format": "png", "data": "camvid"}, "--format png: is of bench data --data synth"),
+        ("model", {"image_format": "jpeg"}, "--format jpeg: is of bench data --data synth"),
+        ("model", {"minutes": 2.0}, "--minutes 2: more than 0, and of bench data or all, not of bench model"),
+        ("", {"minutes": 2.5}, "--minutes 2.5: more than 0, and of bench data or all, not of bench alone"),
+        ("data", {"minutes": 0.0}, "--minutes 0: more than 0, and of bench data or all"),
+    ],
+)
+def test_options_of_the_data_bench_are_refused_elsewhere(what, options, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+        bench.run(what, **{"data": "synth", "size": (32, 48), "batch": 2, "rounds": 3, "device": "cpu"} | options)
 
 
 def hoard(mib: int):
@@ -123,6 +263,29 @@ def test_memory_is_that_of_a_fresh_process_and_its_workers():
 def test_memory_that_cannot_be_measured_is_an_error():
     with pytest.raises(FastsegError, match=r"^bench data: a process that measures memory ended with code 1$"):
         bench_data.memory_of(functools.partial(hoard, "no number"), 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_process_that_measures_memory_and_does_not_end_is_killed_and_costs_one_row(monkeypatch):
+    with pytest.raises(FastsegError, match=r"^bench data: a process that measures memory had not ended after 0 s$"):
+        bench_data.memory_of(functools.partial(hoard, 1), 10**9, 0.1)
+    asked = []
+
+    def memory_of(make, count, seconds):
+        asked.append(make)
+        if make == "hangs":
+            raise FastsegError("bench data: it had not ended")
+        return 2.5
+
+    monkeypatch.setattr(bench_data, "memory_of", memory_of)
+    cases = {name: bench_data.Case(name, 1, 1.0) for name in ("hangs", "a")}
+    left_out: dict[str, str] = {}
+    rows = bench_data.memory_rows(cases, bench_data.time.perf_counter() + 100, "8x8", left_out)
+    assert [(row["name"], row["value"]) for row in rows] == [("data a 8x8, memory", 2.5)]
+    assert left_out == {"hangs, memory": "it had not ended"}
+    assert bench_data.memory_rows(cases, bench_data.time.perf_counter() - 1, "8x8", left_out) == []
+    assert left_out == dict.fromkeys(("hangs, memory", "a, memory"), "no time was left")
+    assert asked == ["hangs", "a"]
 
 
 def test_a_streamed_epoch_is_measured_from_end_to_end(street, threads):

@@ -11,6 +11,7 @@ from fastseg.bench import compare as comparing
 from fastseg.bench.harness import Found, document, ratio
 from fastseg.cli import main
 from fastseg.environment import environment
+from fastseg.errors import UsageError
 
 
 def record(samples: list[float], name: str = "a / b") -> dict:
@@ -29,6 +30,14 @@ def test_a_change_and_its_error_worked_by_hand():
     assert row["worse"]
     # The same change is no chance with so small an error, and allowed with a higher limit.
     assert not comparing.compare([record(samples)], [record([0.8 * x for x in samples])], 0.25)[0]["worse"]
+
+
+def test_documents_of_before_are_of_png():
+    old, png, jpeg = (record([1.0, 1.1, 1.2]) for _ in range(3))
+    png["protocol"]["format"], jpeg["protocol"]["format"] = "png", "jpeg"
+    assert [row["change"] for row in comparing.compare([old], [png], 0.05)] == [0]
+    with pytest.raises(UsageError, match=r"different protocol \(format: png; jpeg\)"):
+        comparing.compare([old], [jpeg], 0.05)
 
 
 def test_a_tenth_slower_is_found_and_a_new_run_of_the_same_is_not():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastseg.bench import harness
-from fastseg.bench.harness import Found, document, exact, ratio, result, show, take_turns
+from fastseg.bench.harness import Found, document, exact, ratio, result, show, take_turns, turns_in_time
 from fastseg.environment import environment
 
 figures = st.lists(st.floats(0.1, 1000), min_size=2, max_size=20)
@@ -58,6 +58,105 @@ def test_rounds_go_on_until_the_time_is_up(monkeypatch):
     # The clock is asked once at the start and, after the least number of rounds, before each further one.
     assert len(take_turns({"a": lambda: 1.0}, 2, seconds=4.0)["a"]) == 2 + 3
     assert len(take_turns({"a": lambda: 1.0}, 2)["a"]) == 2
+
+
+class Clock:
+    """Time that passes only while a case is called: each takes as long as it says, the last value again and again."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now, self.called = 100.0, ""
+        monkeypatch.setattr(harness.time, "perf_counter", lambda: self.now)
+
+    def case(self, name: str, *seconds: float):
+        last = iter(seconds)
+
+        def measure() -> float:
+            nonlocal seconds
+            self.called += name
+            measure.seconds = next(last, measure.seconds)
+            self.now += measure.seconds
+            return float(len(self.called))
+
+        measure.seconds = 0.0
+        return measure
+
+    def cases(self, **seconds: float):
+        return {name: self.case(name, took) for name, took in seconds.items()}
+
+
+def test_with_time_enough_all_cases_take_turns(monkeypatch):
+    clock = Clock(monkeypatch)
+    samples, left_out = turns_in_time(clock.cases(a=1, b=1), clock.cases(c=1), 4, 1000.0)
+    assert clock.called == "abc" + "abc" + "cba" + "abc" + "cba"
+    assert samples == {"a": [4, 9, 10, 15], "b": [5, 8, 11, 14], "c": [6, 7, 12, 13]}
+    assert left_out == {}
+
+
+def test_rounds_end_with_the_time(monkeypatch):
+    # A call of each takes 3 s, and so does each round: at 12 s there have been 3 of them, and at 15 s 4.
+    for seconds, rounds in ((14, 3), (15, 4), (18, 5), (99, 5)):
+        clock = Clock(monkeypatch)
+        samples, left_out = turns_in_time(clock.cases(a=1, b=2), {}, 5, 100.0 + seconds)
+        assert {name: len(figures) for name, figures in samples.items()} == {"a": rounds, "b": rounds}
+        assert left_out == {}
+
+
+def test_the_first_cases_are_measured_however_little_time_there_is_and_no_others(monkeypatch):
+    clock = Clock(monkeypatch)
+    samples, left_out = turns_in_time(clock.cases(a=5, b=5), clock.cases(c=0.1), 5, 100.1)
+    assert clock.called == "ab" + "ab" + "ba" + "ab"
+    assert samples == {"a": [3, 6, 7], "b": [4, 5, 8]}
+    assert left_out == {"c": "no time was left"}
+
+
+def test_others_join_in_their_order_while_three_rounds_of_all_fit(monkeypatch):
+    # a and b: 1 s each. c is guessed at 1 s and takes 1 s: 3 + 3 * 3 = 12 s. d takes 4: 7 + 3 * 7 = 28 s are too many,
+    # and what it has taken is gone. e is guessed at 1 s: 7 + 1 + 3 * 4 = 20 s.
+    clock = Clock(monkeypatch)
+    samples, left_out = turns_in_time(clock.cases(a=1, b=1), clock.cases(c=1, d=4, e=1), 3, 120.0)
+    assert clock.called == "abcde" + "abce" + "ecba" + "abce"
+    assert list(samples) == ["a", "b", "c", "e"]
+    assert left_out == {"d": "no time was left"}
+
+
+def test_when_all_become_slower_the_last_ones_go(monkeypatch):
+    # Two calls of 1 s, then a takes 10: after the first round 2 + 10 + 1 = 13 s are gone, and 2 * (10 + 1) too many.
+    clock = Clock(monkeypatch)
+    cases = {"a": clock.case("a", 1, 10), "b": clock.case("b", 1)}
+    samples, left_out = turns_in_time({"a": cases["a"]}, {"b": cases["b"]}, 3, 130.0)
+    assert clock.called == "ab" + "ab" + "a" + "a"
+    assert samples == {"a": [3, 5, 6]}
+    assert left_out == {"b": "no time was left"}
+
+
+def test_a_case_that_may_fail_is_left_out_and_another_is_an_error(monkeypatch):
+    def broken() -> float:
+        raise RuntimeError("DataLoader timed out after 30 seconds\nand more")
+
+    clock = Clock(monkeypatch)
+    # The first measurement of "later" is the one that warms up, the next one counts, and in the third it fails.
+    calls = iter([1.0, 1.0])
+    cases = {"a": clock.case("a", 1), "hangs": broken, "later": lambda: next(calls), "slow": clock.case("s", 1, 31)}
+    samples, left_out = turns_in_time(cases, {}, 3, 1000.0, may_fail=("hangs", "later", "slow"))
+    assert samples == {"a": [3, 5, 6]}
+    assert left_out == {
+        "hangs": "RuntimeError: DataLoader timed out after 30 seconds",
+        "later": "StopIteration",
+        "slow": "one measurement takes more than 30 s",
+    }
+    with pytest.raises(RuntimeError, match="timed out"):
+        turns_in_time(cases, {}, 3, 1000.0)
+
+
+def test_what_a_bench_says_of_its_protocol_is_in_the_document_and_what_it_left_out_in_the_table():
+    rows = [result("step", "img/s", [1.0, 2.0, 3.0])]
+    part = Found(rows, [], protocol={"minutes": 3.0, "left_out": {"b": "no time was left", "c": "no time was left"}})
+    found = document([part], {"batch": 4}, environment())
+    assert list(found) == ["schema", "environment", "protocol", "results", "ratios", "series"]
+    assert found["protocol"] == {"batch": 4, **part.protocol}
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    table = show(found).splitlines()
+    assert (table[1], table[-1]) == ("batch 4, minutes 3.0", "left out: b; c")
 
 
 def test_a_ratio_is_that_of_neighbours():

@@ -2,7 +2,9 @@
 
 import itertools
 import multiprocessing
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -114,6 +116,40 @@ def test_closing_a_peer_ends_its_workers(peer, pairs, workers):
     for thread in set(threading.enumerate()) - threads:
         thread.join(5)  # the thread of a queue ends a moment later
         assert not thread.is_alive()
+
+
+def asleep(*_):
+    time.sleep(3)
+
+
+def test_a_peer_whose_workers_hang_is_an_error(peer, pairs, monkeypatch):
+    module = sys.modules[peer.__module__]
+    monkeypatch.setattr(module.Pairs, "__getitem__", asleep)
+    for waits in (peers, module):
+        monkeypatch.setattr(waits, "STUCK", 0.5, raising=False)
+    made = peer(pairs, SIZE, 1, 1)
+    with pytest.raises(Exception, match=r"after 0\.5 sec"):
+        next(made)
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_take_as_much_shared_memory_as_was_reckoned(pairs, monkeypatch):
+    if peers.shared_memory() is None:
+        pytest.skip("no /dev/shm")
+    assert peers.shared_bytes((96, 144), 2, 0) == 0
+    assert peers.shared_bytes((96, 144), 2, 3) == 7 * 2 * 96 * 144 * 13
+    (peer,) = [found for name, found in peers.available()[0].items() if "torchvision" in name]
+    # Batches of 12.8 MB, so that other users of the machine's shared memory do not matter.
+    size, batch, workers = (512, 640), 3, 2
+    before = peers.shared_memory()[1]
+    made, taken = peer(pairs, size, batch, workers), []
+    for _ in range(4):
+        kept = next(made)
+        time.sleep(0.5)  # they make what they may
+        taken.append(before - peers.shared_memory()[1])
+    del kept
+    made.close()
+    assert 0.7 < max(taken) / peers.shared_bytes(size, batch, workers) < 1.15
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -105,6 +105,14 @@ def test_data_check_names_each_bad_file_and_fails(call, tmp_path):
     assert "1 errors, 0 warnings" in out
 
 
+@pytest.mark.parametrize("layout", ["segnet", "original", "kaggle", "fastai"])
+def test_data_check_finds_nothing_wrong_with_scenes_in_jpeg(call, layout):
+    counts = ("--train", "3", "--val", "2", "--size", "48x64")
+    assert call("data", "synth", "d", "--format", "jpeg", "--layout", layout, *counts) == (0, "d\n", "")
+    found = strict(call("data", "check", "d", "--json")[1])
+    assert found == {"pairs": 5, "errors": [], "warnings": []}
+
+
 def test_data_stats_prints_weights_whose_median_class_weighs_1(call):
     call("data", "synth", "d", "--train", "12", "--val", "1", "--size", "96x144")
     document = strict(call("data", "stats", "d", "--json")[1])
@@ -140,8 +148,13 @@ def test_data_stats_prints_weights_whose_median_class_weighs_1(call):
         (["eval", "none.pt"], 1, "none.pt: no such checkpoint"),
         (["report", "none"], 2, "none/log.jsonl is missing"),
         (["data", "synth", "x", "--layout", "voc"], 2, "--layout voc: choose one of segnet, original, kaggle, fastai"),
+        (["data", "synth", "x", "--format", "webp"], 2, "--format webp: choose one of png, jpeg"),
         (["data", "synth", "x", "--size", "8x8"], 2, "--size 8x8: scenes need 32x32 or more"),
         (["data", "stats", ".", "--weighting", "x"], 2, "--weighting x: choose one of"),
+        (["bench", "data", "--format", "jpg"], 2, "--format jpg: choose one of png, jpeg"),
+        (["bench", "data", "--format", "jpeg", "--data", "d"], 2, "--format jpeg: is of bench data --data synth"),
+        (["bench", "data", "--minutes", "0"], 2, "0.0 is not in the range x>0"),
+        (["bench", "model", "--minutes", "2"], 2, "--minutes 2: more than 0, and of bench data or all, not of bench"),
         (["bench", "everything"], 2, "bench everything: choose one of ladder, data, kernels, host, model,"),
         (["--sead"], 2, "No such option '--sead'"),
     ],

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastseg.data import synth
 from fastseg.data.classes import UNKNOWN, VOID
@@ -67,6 +68,29 @@ def test_a_seed_gives_the_same_files_and_another_seed_others(layouts, tmp_path):
     assert [n.suffix for n, equal in zip(names, other, strict=True) if equal] == [".txt"] * 3
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_jpeg_set_has_nearly_the_pixels_and_the_very_labels_of_the_png_set(layouts, tmp_path, layout):
+    write(tmp_path / "jpeg", layout=layout, counts=COUNTS, size=(32, 48), seed=3, image_format="jpeg")
+    found, wanted = contents(tmp_path / "jpeg"), contents(layouts / layout)
+    assert found.keys() == wanted.keys()
+    for split in wanted:
+        for (stem, image, label), (name, pixels, labels) in zip(found[split], wanted[split], strict=True):
+            assert stem == name
+            assert np.array_equal(label, labels)
+            error = np.abs(image.astype(int) - pixels).mean()
+            assert 0 < error < 12  # of 255; two scenes differ by 28 and more
+    for pair in find(tmp_path / "jpeg").pool:
+        with Image.open(pair.image) as image, Image.open(pair.label) as label:
+            assert (image.format, label.format) == ("JPEG", "PNG")
+            assert pair.image.endswith(".jpg")
+            assert [part[1:3] for part in image.layer] == [(2, 2), (1, 1), (1, 1)]  # 4:2:0
+    # Files name others as they are called.
+    for listed in [*tmp_path.glob("jpeg/train.txt"), *tmp_path.glob("jpeg/valid.txt")]:
+        for line in listed.read_text().splitlines():
+            for name in line.split():
+                assert list((tmp_path / "jpeg").rglob(name.rpartition("/")[2]))
+
+
 def test_a_scene_is_the_same_world_at_twice_the_size():
     for index in range(4):
         small, large = (draw_scene(0, index, size)[1] for size in ((96, 144), (192, 288)))
@@ -86,6 +110,7 @@ def test_sequences_stay_within_a_split(layouts):
     ("options", "message"),
     [
         ({"layout": "cityscapes"}, "--layout cityscapes: choose one of segnet, original, kaggle, fastai"),
+        ({"image_format": "gif"}, "--format gif: choose one of png, jpeg"),
         ({"counts": {"train": 0, "val": 1}}, "at least one image to train and one to validate"),
         ({"counts": {"train": 1}}, "at least one image to train and one to validate"),
         ({"counts": {"train": 1, "val": 1, "test": -1}}, "at least one image"),
