@@ -448,8 +448,9 @@ def deterministic():
 def test_a_gpu_replays_the_bits_of_fifty_ordinary_steps(deterministic, dtype, options, passes):
     device = torch.device("cuda", 0)
     how = {"device": device, "channels": (64, 128), "micro_batch": 4 // passes} | options
-    # Two sizes, as growing images have them; odd ones, as pooling has them.
-    given = list(batches([(45, 60)] * 25 + [(90, 121)] * 25, 4, dtype, device))
+    # Two sizes, as growing images have them; odd heights, as pooling has them. Each micro-batch begins on 16 bytes, as
+    # copies do: where it does not (2 labels of 45x60), PyTorch takes other kernels than a graph, which has copies.
+    given = list(batches([(45, 64)] * 25 + [(91, 128)] * 25, 4, dtype, device))
     results, steps = [], []
     for captured in (True, False):
         step = a_step(dtype, captured=captured, **how)
