@@ -1,6 +1,7 @@
 """Captured passes: N replayed steps leave the very bits of N ordinary ones, and what cannot be captured is noticed."""
 
 import contextlib
+import gc
 import os
 import subprocess
 import sys
@@ -261,6 +262,36 @@ def test_a_gpus_graph_warms_up_and_captures_on_one_side_stream_beside_other_thre
         "side waits for main", ("run", "side", {}), "main waits for side",
         ("capture", "side", {"capture_error_mode": "thread_local"}), "replay", "synchronise", "reset",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_not_given_back_within_a_capture(monkeypatch, enabled):
+    class Ring:
+        """Garbage that only the collector finds, as an earlier graph whose closure holds it."""
+
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            given_back.append(True)
+
+    def work():
+        Ring()
+        kept.extend([] for _ in range(2 * gc.get_threshold()[0]))  # wakes the collector, where there is one
+        return list(given_back)
+
+    given_back, kept = [], []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: contextlib.nullcontext())
+    (gc.enable if enabled else gc.disable)()
+    try:
+        assert capture.CudaGraph().capture(work) == []
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+    gc.collect()
+    assert given_back == [True]
 
 
 def test_what_failed_first_is_told_and_not_what_failed_because_of_it(monkeypatch):
