@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 import urllib.parse
 import urllib.request
 from importlib.metadata import PackageNotFoundError, distributions, version
@@ -63,6 +64,16 @@ def install(extra: str) -> str:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def process_age(stat: Path = Path("/proc/self/stat")) -> float:
+    """Seconds since this process was started, to a hundredth; 0 where the system does not say."""
+    try:
+        # proc_pid_stat(5): the second field may hold anything, in brackets; the 22nd is the start, in ticks since boot.
+        ticks = int(stat.read_text("utf-8", errors="replace").rpartition(")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
 
 
 def available_memory() -> int:

@@ -21,6 +21,7 @@ from fastseg.training.gradients import BackwardClock, traffic
 from fastseg.training.meter import Meter
 from fastseg.training.run import Run
 from fastseg.training.saving import Saver, write_report
+from fastseg.training.startup import Startup, said
 from fastseg.training.stopping import Requests
 from fastseg.training.validation import validate
 
@@ -31,21 +32,23 @@ DATA_BOUND = 0.2  # share of the time waited for data, from which on the log nam
 
 
 def train_loop(
-    run: Run, folder: Path, log: RunLog, requests: Requests, began: float, after_step: Callable[[int], None] | None
+    run: Run, folder: Path, log: RunLog, requests: Requests, startup: Startup, after_step: Callable[[int], None] | None
 ) -> None:
     """Steps until the run is finished, with log lines, validations and checkpoints in between.
 
     Args:
-        began: when the command began to set up, by `time.perf_counter`.
+        startup: what has come before.
         after_step: called between steps with the number of those that are done; the next batch is there then.
     """
     progress, first = run.progress, run.progress.step
     source = GrowingSource(run.spec, run.plan, run.phases, run.config.augment, first, run.world.rank, run.world.size)
     batches = iter(source)
-    batch = next(batches)
-    log.event("first_batch", first, seconds=time.perf_counter() - began)
-    show_samples(run, folder, batch)
+    with startup.part("first batch"):
+        batch = next(batches)
+    with startup.part("run folder"):
+        show_samples(run, folder, batch)
     saver, rate = Saver(run, folder, log), run.rate
+    tell_startup(run, log, startup)
     with Meter(source, run.spec.device, first, ranges=after_step is None) as meter:
         while True:
             lr = rate(progress.step - progress.skipped_steps)
@@ -73,6 +76,13 @@ def train_loop(
             batch = meter.next(batches)
             if after_step:
                 after_step(progress.step)
+
+
+def tell_startup(run: Run, log: RunLog, startup: Startup) -> None:
+    """Log and say what the time until the first step went to."""
+    total, parts = startup.read()
+    log.event("startup", run.progress.step, seconds=total, parts=parts)
+    log.say(said(total, parts))
 
 
 def show_samples(run: Run, folder: Path, batch: Batch) -> None:

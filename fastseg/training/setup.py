@@ -23,41 +23,51 @@ from fastseg.training.capture import Passes
 from fastseg.training.gradients import sum_gradients
 from fastseg.training.optim import Average, make_optimizer
 from fastseg.training.run import Run
+from fastseg.training.startup import Startup
 from fastseg.training.state import restore
 from fastseg.training.step import Step
 
 
-def set_up(config: Config, state: dict[str, Any] | None) -> Run:
+def set_up(config: Config, state: dict[str, Any] | None, startup: Startup | None = None) -> Run:
     """The run of a configuration: new, or where checkpoint `state` left it.
+
+    Args:
+        startup: takes the time of its parts.
 
     Raises:
         FastsegError: data or options that cannot be trained on, by name.
     """
-    world, device_why = join(config.runtime)
+    startup = startup or Startup()
+    with startup.part("processes and device"):
+        world, device_why = join(config.runtime)
     with world.named_failures():
-        return _assemble(config, state, world, device_why)
+        return _assemble(config, state, world, device_why, startup)
 
 
-def _assemble(config: Config, state: dict[str, Any] | None, world: World, device_why: str) -> Run:
+def _assemble(config: Config, state: dict[str, Any] | None, world: World, device_why: str, startup: Startup) -> Run:
     runtime, device, train = config.runtime, world.device, config.train
     dtype, dtype_name, dtype_why = choose_dtype(runtime.dtype, device.type)
-    dataset, splits = open_data(config)
-    spec, val_spec = (
-        make_spec(config, dataset, splits, s, device=device, dtype=dtype, threads=world.threads)
-        for s in ("train", "val")
-    )
-    spec, loader = choose_loader(runtime.loader, spec, epochs=True)
-    val_spec, _ = choose_loader(runtime.loader, val_spec, epochs=True, resize_labels=False)
+    with startup.part("data set"):
+        dataset, splits = open_data(config)
+        spec, val_spec = (
+            make_spec(config, dataset, splits, s, device=device, dtype=dtype, threads=world.threads)
+            for s in ("train", "val")
+        )
+        spec, loader = choose_loader(runtime.loader, spec, epochs=True)
+        val_spec, _ = choose_loader(runtime.loader, val_spec, epochs=True, resize_labels=False)
     plan = make_plan(config, len(spec.pairs), world.size)
     # What was batch x processes becomes a number: the run keeps its batches when it goes on with other processes.
     config = dataclasses.replace(config, train=dataclasses.replace(train, batch=0, global_batch=plan.batch))
     kernels, kernels_why = choose_kernels(config, device)
     capture = choose_capture(config, device)
-    counts = count_together(spec, world)
+    with startup.part("classes"):
+        counts = count_together(spec, world)
 
-    model = _network(config, spec, fused=kernels == "fused", new=state is None)
+    with startup.part("network"):
+        model = _network(config, spec, fused=kernels == "fused", new=state is None)
     weights = torch.tensor(class_weights(counts, train.weighting), dtype=torch.float32, device=device)
-    step, optimizer = make_step(model, train, world, dtype, weights, plan.batch // (world.size * train.accumulate))
+    with startup.part("optimiser"):
+        step, optimizer = make_step(model, train, world, dtype, weights, plan.batch // (world.size * train.accumulate))
     ahead = [DECODED_AHEAD, decoded_at_once(plan.batch // world.size)]
     reading = {"threads": spec.threads, "ahead": ahead, "keeps": spec.tier.keeps}
     run = Run(
