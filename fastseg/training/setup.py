@@ -12,7 +12,7 @@ from fastseg.choice import Choice
 from fastseg.config import Config, Train
 from fastseg.data.split import choose as choose_split
 from fastseg.data.split import contents
-from fastseg.data.stats import Counts, class_weights, count
+from fastseg.data.stats import Counts, class_weights, count_once
 from fastseg.distributed import World, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels import launch
@@ -154,8 +154,8 @@ def trained_on(spec: Spec) -> dict[str, list[str]]:
 
 
 def count_together(spec: Spec, world: World) -> Counts:
-    """`count` of a split, each process taking its share of the labels."""
-    mine = count(spec.pairs[world.rank :: world.size], spec.classes, spec.threads, unknown=spec.unknown)
+    """`count_once` of a split, each process taking its share of the labels."""
+    mine = count_once(spec.pairs[world.rank :: world.size], spec.classes, spec.threads, unknown=spec.unknown)
     packed = np.array([mine.images, mine.void_pixels, *mine.pixels, *mine.image_pixels])
     images, void, *rest = world.sum(torch.from_numpy(packed).to(spec.device)).tolist()
     pixels, image_pixels = np.array(rest).reshape(2, -1)

@@ -230,6 +230,15 @@ def test_the_log_says_what_the_start_took_and_how_much_was_decoded(street, tmp_p
     assert decoded["cache"][2:] == [False] * 4
 
 
+def test_a_second_run_on_the_same_data_counts_no_labels(street, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTSEG_DATA", str(tmp_path / "home"))
+    train(tiny(street, train__max_steps=1), tmp_path / "first")
+    monkeypatch.setattr("fastseg.data.stats.count", None)
+    train(tiny(street, train__max_steps=1), tmp_path / "second")
+    first, second = (events(tmp_path / name, "start")[0] for name in ("first", "second"))
+    assert first["classes"] == second["classes"]
+
+
 def test_a_batch_of_only_void_pixels_has_loss_0_and_changes_nothing(street):
     step = step_of(street, train__batch=4)
     before = [p.clone() for p in step.model.parameters()]
