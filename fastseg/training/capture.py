@@ -132,6 +132,10 @@ class Passes:
             self._hand_over(single)
         return self._part.clone()
 
+    def warm_up(self, images: torch.Tensor, labels: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        """A pass as it is, of any shape, before the first that counts, where warm-up passes run."""
+        return self._graph.run(lambda: self._work(images, labels, total))
+
     def _capture(self, images: torch.Tensor, labels: torch.Tensor, total: torch.Tensor) -> bool:
         """Capture a pass of this shape; False where that fails, and is not to be tried again.
 

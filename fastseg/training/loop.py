@@ -21,6 +21,7 @@ from fastseg.training.gradients import BackwardClock, traffic
 from fastseg.training.meter import Meter
 from fastseg.training.run import Run
 from fastseg.training.saving import Saver, write_report
+from fastseg.training.setup import warm_up
 from fastseg.training.startup import Startup, said
 from fastseg.training.stopping import Requests
 from fastseg.training.validation import validate
@@ -43,6 +44,8 @@ def train_loop(
     progress, first = run.progress, run.progress.step
     source = GrowingSource(run.spec, run.plan, run.phases, run.config.augment, first, run.world.rank, run.world.size)
     batches = iter(source)
+    with startup.part("warm-up"):
+        warm_up(run)
     with startup.part("first batch"):
         batch = next(batches)
     with startup.part("run folder"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ from fastseg.training.run import Run
 from fastseg.training.startup import Startup
 from fastseg.training.state import restore
 from fastseg.training.step import Step
+
+# Where the first pass of a size takes longer than others; a CPU's would only compute.
+WARMED_UP = ("cuda",)
 
 
 def set_up(config: Config, state: dict[str, Any] | None, startup: Startup | None = None) -> Run:
@@ -110,6 +114,16 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
                 sum_gradients, list(model.parameters()), world, runtime.bucket_mib, runtime.compress
             )
     return run
+
+
+def warm_up(run: Run) -> None:
+    """Let the passes of all sizes to come find and compile their kernels, so that no step has to wait for that.
+
+    The largest size is the first, whose memory then serves the others. DistributedDataParallel would send gradients.
+    """
+    if run.world.device.type in WARMED_UP and run.step.wrapped is run.step.model:
+        sizes = {run.spec.crop or phase.size for phase in run.phases if phase.until > run.progress.step}
+        run.step.warm_up(sorted(sizes, key=math.prod, reverse=True))
 
 
 def capture_passes(step: Step, *, must: bool) -> None:

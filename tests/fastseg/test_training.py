@@ -220,7 +220,8 @@ def test_the_log_says_what_the_start_took_and_how_much_was_decoded(street, tmp_p
         run = tmp_path / loader
         train(tiny(street, runtime__loader=loader), run)
         (startup,) = events(run, "startup")
-        parts = ["processes and device", "data set", "classes", "network", "optimiser", "run folder", "first batch"]
+        parts = ["processes and device", "data set", "classes", "network", "optimiser", "run folder"]
+        parts += ["warm-up", "first batch"]
         assert (startup["step"], [*startup["parts"]]) == (0, [*parts, "rest"])
         assert sum(startup["parts"].values()) == pytest.approx(startup["seconds"])
         assert capsys.readouterr().err.count("first step after ") == 1
