@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable
@@ -102,6 +103,16 @@ def share_threads(asked: int, processes: int, *, gpu: bool) -> Threads:
             "another, and can be ten times slower; leave runtime.threads out, which shares the cores"
         )
     return Threads(mine, min(mine, COMPUTING) if gpu else mine, warning)
+
+
+def process_age(stat: Path = Path("/proc/self/stat")) -> float:
+    """Seconds since this process was started, to a hundredth; 0 where the system does not say."""
+    try:
+        # proc_pid_stat(5): the second field may hold anything, in brackets; the 22nd is the start, in ticks since boot.
+        ticks = int(stat.read_text("utf-8", errors="replace").rpartition(")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
 
 
 def available_memory() -> int:

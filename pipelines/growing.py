@@ -4,10 +4,14 @@ Howard, "Training Imagenet in 3 hours for 25 minutes" (fast.ai, 2018). Batch nor
 which must be the one that is evaluated.
 """
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
+
+import torch
 
 from fastseg.config import Augment, Size, Train
 from fastseg.pipelines.plan import Plan
@@ -61,12 +65,32 @@ class GrowingSource:
         self.start, self.rank, self.world = start, rank, world
         self._sources: list[TrainSource] = []
 
+    def begin(self) -> Generator[Batch]:
+        """The batches, of which the first is being made from now on, on a thread of its own."""
+        batches = iter(self)
+
+        def first() -> Batch:
+            if self.spec.device.type == "cuda":
+                torch.cuda.set_device(self.spec.device)  # each thread has a GPU of its own, the first one unless told
+            return next(batches)
+
+        pool = ThreadPoolExecutor(1, "fastseg-first")
+        begun = pool.submit(first)
+        pool.shutdown(wait=False)
+
+        def taken() -> Generator[Batch]:
+            with contextlib.closing(batches):
+                yield begun.result()
+                yield from batches
+
+        return taken()
+
     @property
     def decoded(self) -> int:
         """Images that this process has decoded so far."""
         return sum(source.decoded for source in self._sources)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         start = self.start
         for number, phase in enumerate(self.phases):
             last = number == len(self.phases) - 1

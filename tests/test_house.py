@@ -65,6 +65,7 @@ TRAINING = [
     "saving",
     "validation",
     "meter",
+    "startup",
 ]
 TRAINING += ["setup", "loop"]
 # The one name that points up: `fastseg.pipelines.open_source`, looked up when it is used.

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,13 +155,15 @@ def measure_before(config: "Config", processes: int, find_lr: Path | None, as_js
 
 def train_here(ctx: click.Context, config: "Config", run: Path, *, resume: bool, as_json: bool) -> None:
     """Train in this process, one of the run's, and say where its results are."""
+    from fastseg.environment import process_age
     from fastseg.training import train as run_training
 
+    began = time.perf_counter() - process_age()
     if restarts() and is_main():
         # A process of the group failed: go on from the last checkpoint, or from the beginning where there is none yet.
         click.echo(f"fastseg: all processes start again, from the last checkpoint (restart {restarts()})", err=True)
     try:
-        document = run_training(config, run, resume=resume)
+        document = run_training(config, run, resume=resume, began=began)
     except KeyboardInterrupt:
         begun = (run / "config.toml").is_file()
         cure = f"go on with: fastseg train --resume --run {run}" if begun else "nothing was written"

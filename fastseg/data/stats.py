@@ -1,17 +1,26 @@
 """Class frequencies of a split, and the loss weights that follow from them."""
 
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from fastseg.data import home
 from fastseg.data.classes import UNKNOWN, VOID, ClassMap
 from fastseg.data.decode import decode_label
 from fastseg.data.layouts import Pair
 from fastseg.errors import FastsegError
 
 WEIGHTINGS = ("median-frequency", "sqrt-median-frequency", "none")
+REMEMBERED = 100  # counts that are kept at most; those of several processes' shares are as many
+UNUSABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError)  # what reading a file of any content may raise
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,55 @@ def count(pairs: Sequence[Pair], classes: ClassMap, threads: int, *, unknown: in
             image_pixels += np.where(histogram[:num_classes] > 0, histogram.sum(), 0)
             void += int(histogram[VOID])
     return Counts(len(pairs), pixels, image_pixels, void)
+
+
+def count_once(pairs: Sequence[Pair], classes: ClassMap, threads: int, *, unknown: int = UNKNOWN) -> Counts:
+    """`count`, or what it has found before, while each label has the path, size and time of change that it had.
+
+    What was found is kept in `home()`, where that can be written to.
+
+    Raises:
+        FastsegError: as `count`.
+    """
+    from fastseg.runs import write_json
+
+    path = None
+    with contextlib.suppress(OSError, RuntimeError):  # a label that is gone, which `count` names; nobody's home
+        path = home() / "counts" / f"{_digest(pairs, classes, unknown)}.json"
+    if path and (known := _recall(path, len(pairs), len(classes.names))):
+        return known
+    found = count(pairs, classes, threads, unknown=unknown)
+    if path:
+        arrays = {"pixels": found.pixels.tolist(), "image_pixels": found.image_pixels.tolist()}
+        with contextlib.suppress(OSError):
+            write_json(path, dataclasses.asdict(found) | arrays)
+            for old in sorted(path.parent.glob("*.json*"), key=os.path.getmtime)[:-REMEMBERED]:
+                old.unlink(missing_ok=True)
+    return found
+
+
+def _digest(pairs: Sequence[Pair], classes: ClassMap, unknown: int) -> str:
+    """Changes with everything that counts hang on."""
+    maps = [sorted((table or {}).items()) for table in (classes.from_index, classes.from_color)]
+    state = hashlib.sha256(repr((classes.names, maps, unknown)).encode())
+    for pair in pairs:
+        file = os.stat(pair.label)
+        state.update(repr((os.path.abspath(pair.label), file.st_size, file.st_mtime_ns)).encode())
+    return state.hexdigest()
+
+
+def _recall(path: Path, images: int, num_classes: int) -> Counts | None:
+    """What was kept there; None where that is nothing, or cannot be counts of so many images and classes."""
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        numbers = [kept["images"], kept["void_pixels"], *kept["pixels"], *kept["image_pixels"]]
+        sizes = [kept["images"], len(kept["pixels"]), len(kept["image_pixels"])]
+        if sizes != [images, num_classes, num_classes] or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+            return None
+        os.utime(path)  # what is used stays
+    except UNUSABLE:
+        return None
+    return Counts(images, np.array(kept["pixels"]), np.array(kept["image_pixels"]), kept["void_pixels"])
 
 
 def class_weights(counts: Counts, weighting: str) -> np.ndarray:

@@ -1,7 +1,6 @@
 """The training run: `train` sets it up, goes through its steps and ends it, whatever happens in between."""
 
 import contextlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from fastseg.training.opening import start_block, start_event
 from fastseg.training.run import Run
 from fastseg.training.saving import write_report
 from fastseg.training.setup import set_up
+from fastseg.training.startup import Startup
 from fastseg.training.stopping import Requests
 from fastseg.workers import this_worker
 
@@ -29,6 +29,7 @@ def train(
     *,
     resume: bool = False,
     after_step: Callable[[int], None] | None = None,
+    began: float | None = None,
 ) -> dict[str, Any]:
     """Train until the configured epochs are done or patience ends; returns what `fastseg train --json` prints.
 
@@ -37,12 +38,13 @@ def train(
         run: the run folder; a new one in runs/ where none is given, or with `resume` one that `runs.reopen` gave
             `config` for.
         after_step: called between steps with the number of those that are done; the next batch is there then.
+        began: when the command began, by `time.perf_counter`, for the log; None: now.
 
     Raises:
         StoppedError: a signal asked for an end; everything is saved.
         FastsegError: anything about data, options, a diverging loss or lost processes that stops the run.
     """
-    began = time.perf_counter()
+    startup = Startup(began)
     if run is None and (resume or this_worker()):
         raise UsageError("train: give the run folder; to go on takes it, and several processes share one")
     with contextlib.ExitStack() as last_things:  # each of them happens, whatever becomes of those before
@@ -54,10 +56,13 @@ def train(
         if not resume:
             runs.refuse_existing(folder)
         state = checkpoints.read(last) if resume and last.is_file() else None
-        training = set_up(config, state)
+        training = set_up(config, state, startup, reading=True)
         world, progress = training.world, training.progress
         last_things.callback(leave)
-        log = prepare_log(training, folder)
+        if training.batches:
+            last_things.callback(training.batches.close)
+        with startup.part("run folder"):
+            log = prepare_log(training, folder)
         last_things.callback(log.close)
         last_things.callback(training.writer.join)
         if training.step.passes:
@@ -68,7 +73,7 @@ def train(
                 log.start(progress.step, start_block(training, folder), **start_event(training))
                 if world.threads.warning:
                     log.say(world.threads.warning)
-                train_loop(training, folder, log, requests, began, after_step)
+                train_loop(training, folder, log, requests, startup, after_step)
         if not training.sound:
             raise FastsegError(
                 f"the loss of the last step is no number: lower train.lr ({config.train.lr:g}) or set train.clip; "

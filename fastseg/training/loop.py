@@ -13,7 +13,7 @@ import torch
 from fastseg.config import Size
 from fastseg.errors import FastsegError
 from fastseg.overlays import PANEL_WIDTH, write_sheet
-from fastseg.pipelines.growing import GrowingSource, work_left
+from fastseg.pipelines.growing import work_left
 from fastseg.pipelines.source import Batch
 from fastseg.ranges import annotate
 from fastseg.runlog import RunLog
@@ -21,6 +21,8 @@ from fastseg.training.gradients import BackwardClock, traffic
 from fastseg.training.meter import Meter
 from fastseg.training.run import Run
 from fastseg.training.saving import Saver, write_report
+from fastseg.training.setup import warm_up
+from fastseg.training.startup import Startup, said
 from fastseg.training.stopping import Requests
 from fastseg.training.validation import validate
 
@@ -31,22 +33,25 @@ DATA_BOUND = 0.2  # share of the time waited for data, from which on the log nam
 
 
 def train_loop(
-    run: Run, folder: Path, log: RunLog, requests: Requests, began: float, after_step: Callable[[int], None] | None
+    run: Run, folder: Path, log: RunLog, requests: Requests, startup: Startup, after_step: Callable[[int], None] | None
 ) -> None:
     """Steps until the run is finished, with log lines, validations and checkpoints in between.
 
     Args:
-        began: when the command began to set up, by `time.perf_counter`.
+        startup: what has come before.
         after_step: called between steps with the number of those that are done; the next batch is there then.
     """
     progress, first = run.progress, run.progress.step
-    source = GrowingSource(run.spec, run.plan, run.phases, run.config.augment, first, run.world.rank, run.world.size)
-    batches = iter(source)
-    batch = next(batches)
-    log.event("first_batch", first, seconds=time.perf_counter() - began)
-    show_samples(run, folder, batch)
+    assert run.batches is not None  # the run is not finished
+    with startup.part("warm-up"):
+        warm_up(run)
+    with startup.part("first batch"):
+        batch = next(run.batches)
+    with startup.part("run folder"):
+        show_samples(run, folder, batch)
     saver, rate = Saver(run, folder, log), run.rate
-    with Meter(source, run.spec.device, first, ranges=after_step is None) as meter:
+    tell_startup(run, log, startup)
+    with Meter(run.source, run.spec.device, first, ranges=after_step is None) as meter:
         while True:
             lr = rate(progress.step - progress.skipped_steps)
             with gradients_timed(run, log) if progress.step == first + 1 else contextlib.nullcontext():
@@ -70,9 +75,16 @@ def train_loop(
                 saver.stop(signal)
             if save and run.sound:
                 saver.capture()
-            batch = meter.next(batches)
+            batch = meter.next(run.batches)
             if after_step:
                 after_step(progress.step)
+
+
+def tell_startup(run: Run, log: RunLog, startup: Startup) -> None:
+    """Log and say what the time until the first step went to."""
+    total, parts = startup.read()
+    log.event("startup", run.progress.step, seconds=total, parts=parts)
+    log.say(said(total, parts))
 
 
 def show_samples(run: Run, folder: Path, batch: Batch) -> None:

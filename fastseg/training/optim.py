@@ -1,6 +1,7 @@
 """The optimiser: which SGD runs and why, the learning rate of each step, the averaged weights."""
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,16 @@ from fastseg.errors import UsageError, first_line
 
 # torch's OneCycleLR: the rate starts at peak / 25 and ends at that start / 10^4.
 ONE_CYCLE_START, ONE_CYCLE_END = 25, 1e4
+
+
+class SGD(torch.optim.SGD):
+    """torch's, without what keeps torch's compiler out of these methods: it would import it, for 2 to 5 seconds."""
+
+    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.SGD.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.SGD.load_state_dict)
+    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
 
 
 def parameter_groups(model: nn.Module, train: Train) -> list[dict]:
@@ -58,9 +69,9 @@ def make_optimizer(model: nn.Module, train: Train, device: torch.device) -> tupl
     if train.optimizer == "apex":
         raise UsageError(f"train.optimizer = apex: {why}; use --set train.optimizer=auto")
     try:
-        optimizer = torch.optim.SGD(groups, **options, fused=True)
+        optimizer = SGD(groups, **options, fused=True)
     except RuntimeError as error:  # torch refuses `fused` on devices that have no such kernel
-        return torch.optim.SGD(groups, **options), "torch SGD", f"{why}; {error}"
+        return SGD(groups, **options), "torch SGD", f"{why}; {error}"
     if train.momentum:
         # torch 2.14 makes these in its first step, and leaves them unset where the gradient scaler skips that one.
         for parameter in model.parameters():

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,9 @@ from fastseg.choice import Choice
 from fastseg.config import Config
 from fastseg.distributed import World
 from fastseg.errors import FastsegError
-from fastseg.pipelines.growing import Phase, plan_phases
+from fastseg.pipelines.growing import GrowingSource, Phase
 from fastseg.pipelines.plan import Plan
-from fastseg.pipelines.source import Spec
+from fastseg.pipelines.source import Batch, Spec
 from fastseg.training.optim import schedule
 from fastseg.training.step import Step
 
@@ -55,11 +55,18 @@ class Progress:
         return cls(**kept | {"best_miou": best if best is None else float(best), "losses": [float(x) for x in losses]})
 
 
+def last_step(config: Config, plan: Plan) -> int:
+    """Optimiser steps of a whole run."""
+    steps = plan.total_steps(config.train.epochs)
+    return min(steps, config.train.max_steps or steps)
+
+
 @dataclass
 class Run:
     """Everything that training needs beside its folder.
 
     Attributes:
+        batches: of the source, from the next step on, where it reads already.
         pixels: labelled in the training images, by class.
         choices: what fastseg chose, by the name of its line in the start block.
         trained_on: "stems" and "contents" of the training images; of rank 0 alone.
@@ -77,6 +84,8 @@ class Run:
     spec: Spec
     val_spec: Spec
     plan: Plan
+    source: GrowingSource
+    batches: Generator[Batch] | None
     step: Step
     pixels: list[int]
     choices: dict[str, Choice]
@@ -94,13 +103,12 @@ class Run:
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
-        steps = self.plan.total_steps(self.config.train.epochs)
-        return min(steps, self.config.train.max_steps or steps)
+        return last_step(self.config, self.plan)
 
     @property
-    def phases(self) -> list[Phase]:
+    def phases(self) -> Sequence[Phase]:
         """The sizes that training images have, step after step."""
-        return plan_phases(self.config.train, self.spec.size, self.total_steps)
+        return self.source.phases
 
     @property
     def rate(self) -> Callable[[int], float]:

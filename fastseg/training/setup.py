@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -12,65 +13,91 @@ from fastseg.choice import Choice
 from fastseg.config import Config, Train
 from fastseg.data.split import choose as choose_split
 from fastseg.data.split import contents
-from fastseg.data.stats import Counts, class_weights, count
+from fastseg.data.stats import Counts, class_weights, count_once
 from fastseg.distributed import World, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels import launch
 from fastseg.model import SegNet, initialise
+from fastseg.pipelines.growing import GrowingSource, plan_phases
 from fastseg.pipelines.source import DECODED_AHEAD, Spec, choose_loader, decoded_at_once
 from fastseg.specs import make_plan, make_spec, open_data
 from fastseg.training.capture import Passes
 from fastseg.training.gradients import sum_gradients
 from fastseg.training.optim import Average, make_optimizer
-from fastseg.training.run import Run
-from fastseg.training.state import restore
+from fastseg.training.run import Run, last_step
+from fastseg.training.startup import Startup
+from fastseg.training.state import progress_of, restore
 from fastseg.training.step import Step
 
+# Where the first pass of a size takes longer than others; a CPU's would only compute.
+WARMED_UP = ("cuda",)
 
-def set_up(config: Config, state: dict[str, Any] | None) -> Run:
+
+def set_up(
+    config: Config, state: dict[str, Any] | None, startup: Startup | None = None, *, reading: bool = False
+) -> Run:
     """The run of a configuration: new, or where checkpoint `state` left it.
+
+    Args:
+        startup: takes the time of its parts.
+        reading: the run's first batch is made meanwhile.
 
     Raises:
         FastsegError: data or options that cannot be trained on, by name.
     """
-    world, device_why = join(config.runtime)
+    startup = startup or Startup()
+    with startup.part("processes and device"):
+        world, device_why = join(config.runtime)
     with world.named_failures():
-        return _assemble(config, state, world, device_why)
+        return _assemble(config, state, world, device_why, startup, reading)
 
 
-def _assemble(config: Config, state: dict[str, Any] | None, world: World, device_why: str) -> Run:
+def _assemble(
+    config: Config, state: dict[str, Any] | None, world: World, device_why: str, startup: Startup, reading: bool
+) -> Run:
     runtime, device, train = config.runtime, world.device, config.train
     dtype, dtype_name, dtype_why = choose_dtype(runtime.dtype, device.type)
-    dataset, splits = open_data(config)
-    spec, val_spec = (
-        make_spec(config, dataset, splits, s, device=device, dtype=dtype, threads=world.threads.decoding)
-        for s in ("train", "val")
-    )
-    spec, loader = choose_loader(runtime.loader, spec, epochs=True)
-    val_spec, _ = choose_loader(runtime.loader, val_spec, epochs=True, resize_labels=False)
+    with startup.part("data set"):
+        dataset, splits = open_data(config)
+        spec, val_spec = (
+            make_spec(config, dataset, splits, s, device=device, dtype=dtype, threads=world.threads.decoding)
+            for s in ("train", "val")
+        )
+        spec, loader = choose_loader(runtime.loader, spec, epochs=True, grows=train.grow_from < 1)
+        val_spec, _ = choose_loader(runtime.loader, val_spec, epochs=True, resize_labels=False)
     plan = make_plan(config, len(spec.pairs), world.size)
     # What was batch x processes becomes a number: the run keeps its batches when it goes on with other processes.
     config = dataclasses.replace(config, train=dataclasses.replace(train, batch=0, global_batch=plan.batch))
+    begun = progress_of(state).step
+    phases = plan_phases(train, spec.size, last_step(config, plan))
+    source = GrowingSource(spec, plan, phases, config.augment, begun, world.rank, world.size)
+    # Decoding has threads of its own, which need none of what follows.
+    batches = source.begin() if reading and begun < phases[-1].until else None
     kernels, kernels_why = choose_kernels(config, device)
     capture = choose_capture(config, device)
-    counts = count_together(spec, world)
+    with startup.part("classes"):
+        counts = count_together(spec, world)
 
-    model = _network(config, spec, fused=kernels == "fused", new=state is None)
+    with startup.part("network"):
+        model = _network(config, spec, fused=kernels == "fused", new=state is None)
     weights = torch.tensor(class_weights(counts, train.weighting), dtype=torch.float32, device=device)
-    step, optimizer = make_step(model, train, world, dtype, weights, plan.batch // (world.size * train.accumulate))
+    with startup.part("optimiser"):
+        step, optimizer = make_step(model, train, world, dtype, weights, plan.batch // (world.size * train.accumulate))
     ahead = [DECODED_AHEAD, decoded_at_once(plan.batch // world.size)]
-    reading = {"threads": spec.threads, "ahead": ahead, "keeps": spec.tier.keeps}
+    facts = loader.facts | {"threads": spec.threads, "ahead": ahead, "keeps": spec.tier.keeps}
     run = Run(
         config=config,
         world=world,
         spec=spec,
         val_spec=val_spec,
         plan=plan,
+        source=source,
+        batches=batches,
         step=step,
         pixels=counts.pixels.tolist(),
         choices={
             "split": Choice(*choose_split(dataset, config.data.split_scheme)),
-            "loader": dataclasses.replace(loader, facts=loader.facts | reading),
+            "loader": dataclasses.replace(loader, facts=facts),
             "device": Choice(device.type, device_why),
             "dtype": Choice(dtype_name, dtype_why),
             "kernels": Choice(kernels, kernels_why),
@@ -100,6 +127,16 @@ def _assemble(config: Config, state: dict[str, Any] | None, world: World, device
                 sum_gradients, list(model.parameters()), world, runtime.bucket_mib, runtime.compress
             )
     return run
+
+
+def warm_up(run: Run) -> None:
+    """Let the passes of all sizes to come find and compile their kernels, so that no step has to wait for that.
+
+    The largest size is the first, whose memory then serves the others. DistributedDataParallel would send gradients.
+    """
+    if run.world.device.type in WARMED_UP and run.step.wrapped is run.step.model:
+        sizes = {run.spec.crop or phase.size for phase in run.phases if phase.until > run.progress.step}
+        run.step.warm_up(sorted(sizes, key=math.prod, reverse=True))
 
 
 def capture_passes(step: Step, *, must: bool) -> None:
@@ -144,8 +181,8 @@ def trained_on(spec: Spec) -> dict[str, list[str]]:
 
 
 def count_together(spec: Spec, world: World) -> Counts:
-    """`count` of a split, each process taking its share of the labels."""
-    mine = count(spec.pairs[world.rank :: world.size], spec.classes, spec.threads, unknown=spec.unknown)
+    """`count_once` of a split, each process taking its share of the labels."""
+    mine = count_once(spec.pairs[world.rank :: world.size], spec.classes, spec.threads, unknown=spec.unknown)
     packed = np.array([mine.images, mine.void_pixels, *mine.pixels, *mine.image_pixels])
     images, void, *rest = world.sum(torch.from_numpy(packed).to(spec.device)).tolist()
     pixels, image_pixels = np.array(rest).reshape(2, -1)

@@ -1,5 +1,7 @@
 """A run to and from a checkpoint."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +15,7 @@ from fastseg.errors import FastsegError, first_line
 from fastseg.model import load_weights
 from fastseg.training.opening import processes
 from fastseg.training.optim import schedule
-from fastseg.training.run import Progress, Run
+from fastseg.training.run import Progress, Run, last_step
 
 
 def state_of(run: Run, *, whole: bool = True) -> dict[str, Any]:
@@ -36,6 +38,29 @@ def state_of(run: Run, *, whole: bool = True) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def whole_state() -> Iterator[None]:
+    """Around what reads a checkpoint's state: where that is not what was kept, it is one line."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # they are RuntimeErrors, and the GPU's
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise FastsegError(
+            f"--resume: last.pt is damaged, or of another fastseg ({first_line(error)}); begin another run"
+        ) from None
+
+
+def progress_of(state: dict[str, Any] | None) -> Progress:
+    """How far a checkpoint's run is; a new run's without one.
+
+    Raises:
+        FastsegError: the checkpoint is damaged.
+    """
+    with whole_state():
+        return Progress.from_dict(state["progress"]) if state else Progress()
+
+
 def restore(run: Run, state: dict[str, Any]) -> None:
     """Put a run where the checkpoint left it.
 
@@ -50,23 +75,17 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     load_weights(step.model, state["model"], "--resume")
     if step.average:
         load_weights(step.average.model, state["ema"] or {}, "--resume, averaged weights")
-    try:
+    with whole_state():
         checkpoints.load_optimizer(step.optimizer, state["optimizer"]["state"])
         step.scaler.load_state_dict(state["scaler"])
         step.scale = step.scaler.get_scale()
-        run.progress = Progress.from_dict(state["progress"])
+        run.progress = progress_of(state)
         losses = run.progress.losses
         if len(losses) != world.size:
             losses = [sum(losses)] + [0.0] * (world.size - 1)  # their sum is what is logged
         run.loss.fill_(losses[world.rank])
         run.void.fill_(run.progress.void_steps)
         before = state["world"], state["threads"]
-    except (torch.OutOfMemoryError, torch.AcceleratorError):  # they are RuntimeErrors, and the GPU's
-        raise
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise FastsegError(
-            f"--resume: last.pt is damaged, or of another fastseg ({first_line(error)}); begin another run"
-        ) from None
     if before != (world.size, world.threads.decoding):
         run.before = processes(before[0], f"{before[1]} thread{'s' * (before[1] > 1)} each")
     run.other_rate = other_rate(run, configs.from_dict(state["config"], "--resume"))
@@ -74,8 +93,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
 
 def other_rate(run: Run, old: Config) -> str:
     """How the next step's learning rate differs from what the run's old configuration would have given; "" if not."""
-    steps = run.plan.total_steps(old.train.epochs)
-    steps = min(steps, old.train.max_steps or steps)
+    steps = last_step(old, run.plan)
     at = run.progress.step - run.progress.skipped_steps
     new, before = (
         schedule(train, total, run.plan.batch)(min(at, total - 1))

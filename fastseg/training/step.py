@@ -6,7 +6,7 @@ passes of the step together, so that neither their number nor accumulation chang
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -133,6 +133,26 @@ class Step:
             # The gradient's scale is where it begins: to multiply the loss would be two launches more.
             (part * times if times > 1 else part).backward(self.scaler.scale(self.one))
         return part.detach()
+
+    def warm_up(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Take a pass of an empty micro-batch of each size (height, width), so that its kernels are found and compiled.
+
+        No trace of it is left, and no other process hears of it: `wrapped` must be the model itself.
+        """
+        parameters, buffers = list(self.model.parameters()), list(self.model.buffers())
+        gradients, statistics = [p.grad for p in parameters], [buffer.clone() for buffer in buffers]
+        one_pass = self.passes.warm_up if self.passes else self.one_pass
+        sum_weights = weight_sum if self.model.fused else torch_weight_sum
+        for size in sizes:
+            for parameter in parameters:
+                parameter.grad = None
+            images = torch.zeros(self.micro_batch, *size, 3, dtype=self.dtype, device=self.world.device)
+            labels = torch.zeros(self.micro_batch, *size, dtype=torch.uint8, device=self.world.device)
+            one_pass(images.permute(0, 3, 1, 2), labels, sum_weights(labels, self.weights))
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for buffer, kept in zip(buffers, statistics, strict=True):
+            buffer.copy_(kept)
 
     def step(self, images: torch.Tensor, labels: torch.Tensor, lr: float) -> Taken:
         """One optimiser step on this process's share of the global batch, as `backward` takes it.

@@ -101,6 +101,18 @@ def test_far_more_threads_than_cores_are_warned_of(group):
     assert not environment.share_threads(8, 4, gpu=True).warning
 
 
+def test_a_processs_age_is_read_from_what_linux_says_of_it(tmp_path, monkeypatch):
+    stat = tmp_path / "stat"
+    # A name with brackets and blanks; state, 18 other fields, the start in ticks since boot, more.
+    stat.write_text(f"7 (a) b (c) S {' '.join(['1'] * 18)} 400 5 6\n")
+    monkeypatch.setattr(environment.time, "clock_gettime", lambda clock: 9.5)
+    monkeypatch.setattr(environment.os, "sysconf", lambda name: 100)
+    assert environment.process_age(stat) == 5.5
+    stat.write_text("7 (a) S\n")
+    assert environment.process_age(stat) == 0
+    assert environment.process_age(tmp_path / "nowhere") == 0
+
+
 def test_gpus_are_described_by_nvidia_smi_and_null_without_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment._gpu_facts() == {}

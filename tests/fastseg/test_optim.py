@@ -1,6 +1,7 @@
 """The optimiser: schedules against torch's schedulers, which SGD is chosen and why, averages worked by hand."""
 
 import math
+import subprocess
 import sys
 from fractions import Fraction
 
@@ -14,6 +15,7 @@ from torch.optim import lr_scheduler
 from fastseg.config import Train
 from fastseg.errors import UsageError
 from fastseg.model import SegNet
+from fastseg.training import optim
 from fastseg.training.optim import Average, make_optimizer, parameter_groups, schedule
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")  # of the second only the name is needed
@@ -170,7 +172,7 @@ def test_on_a_cpu_torchs_fused_sgd_runs_and_says_why_not_apex(apex, kind):
     apex(kind)
     model = SegNet(3, depth=1)
     optimizer, name, why = make_optimizer(model, Train(lr=0.3, momentum=0.8), CPU)
-    assert (type(optimizer), name) == (torch.optim.SGD, "torch fused SGD")
+    assert (type(optimizer), name) == (optim.SGD, "torch fused SGD")
     assert REASONS[kind] in why
     assert [optimizer.defaults[key] for key in ("fused", "lr", "momentum")] == [True, 0.3, 0.8]
 
@@ -250,3 +252,32 @@ def test_a_first_step_that_the_scaler_skips_leaves_no_trace():
     assert torch.equal(*found)
     # By hand: gradients 1 and 2, momentum 0.9: 0.5 * 1, then 0.5 * (0.9 * 1 + 2).
     assert torch.allclose(found[0], (start - 0.5 - 1.45)[None])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_our_sgd_is_torchs(fused):
+    found = []
+    for make in (optim.SGD, torch.optim.SGD):
+        parameters = [nn.Parameter(torch.linspace(-1, 1, 6)), nn.Parameter(torch.ones(2, 3))]
+        optimizer = make(parameters[:1], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True, fused=fused)
+        optimizer.add_param_group({"params": parameters[1:], "weight_decay": 0.0})
+        for step in range(4):
+            if step == 2:
+                optimizer.load_state_dict(optimizer.state_dict())
+            sum((p * p * (step + 1)).sum() for p in parameters).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert [p.grad for p in parameters] == [None, None]
+        found.append([*parameters, *(optimizer.state[p]["momentum_buffer"] for p in parameters)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_our_sgd_imports_no_compiler():
+    code = (
+        "import sys, torch; from fastseg.config import Train; from fastseg.training.optim import make_optimizer;"
+        "m = torch.nn.Linear(1, 1); o, name, _ = make_optimizer(m, Train(), torch.device('cpu'));"
+        "m(torch.ones(1, 1)).sum().backward(); o.step(); o.zero_grad(); o.load_state_dict(o.state_dict());"
+        "print(name, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[0] == "torch fused SGD False", done.stderr

@@ -214,17 +214,30 @@ def test_crops_are_trained_on_and_whole_images_validated(street, tmp_path, monke
     assert "trains on 16x20 windows of 32x48" in capsys.readouterr().err
 
 
-def test_the_log_says_when_the_first_batch_came_and_how_much_was_decoded(street, tmp_path):
+def test_the_log_says_what_the_start_took_and_how_much_was_decoded(street, tmp_path, capsys):
     decoded = {}
     for loader in ("reference", "cache"):
         run = tmp_path / loader
         train(tiny(street, runtime__loader=loader), run)
-        assert [event["step"] for event in events(run, "first_batch")] == [0]
-        assert 0 < events(run, "first_batch")[0]["seconds"] < 60
+        (startup,) = events(run, "startup")
+        parts = ["processes and device", "data set", "classes", "network", "optimiser", "run folder"]
+        parts += ["warm-up", "first batch"]
+        assert (startup["step"], [*startup["parts"]]) == (0, [*parts, "rest"])
+        assert sum(startup["parts"].values()) == pytest.approx(startup["seconds"])
+        assert capsys.readouterr().err.count("first step after ") == 1
         # 8 images an epoch are 4 steps; a log line every 2 steps.
         decoded[loader] = [event["decoded_per_s"] > 0 for event in events(run, "train")]
     assert decoded["reference"] == [True] * 6
     assert decoded["cache"][2:] == [False] * 4
+
+
+def test_a_second_run_on_the_same_data_counts_no_labels(street, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTSEG_DATA", str(tmp_path / "home"))
+    train(tiny(street, train__max_steps=1), tmp_path / "first")
+    monkeypatch.setattr("fastseg.data.stats.count", None)
+    train(tiny(street, train__max_steps=1), tmp_path / "second")
+    first, second = (events(tmp_path / name, "start")[0] for name in ("first", "second"))
+    assert first["classes"] == second["classes"]
 
 
 def test_a_batch_of_only_void_pixels_has_loss_0_and_changes_nothing(street):

@@ -28,9 +28,9 @@ changes |= {"train.grow_from": 1.0}
 set_up, step, steps = training.set_up, Step.step, itertools.count()
 
 
-def frozen(*arguments):
+def frozen(*arguments, **named):
     """A run whose batch norms never use a batch's statistics."""
-    run = set_up(*arguments)
+    run = set_up(*arguments, **named)
     for module in run.step.model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval().train = lambda mode=True, same=module: same

@@ -138,9 +138,9 @@ def test_an_end_among_steps_whose_loss_is_no_number(street, tmp_path, half, monk
         if step == 6 and number:
             os.kill(os.getpid(), number)
 
-    def remember(*arguments):
+    def remember(*arguments, **named):
         nonlocal parameters
-        made = set_up(*arguments)
+        made = set_up(*arguments, **named)
         parameters = made.step.model.parameters()
         return made
 
