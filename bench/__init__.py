@@ -8,6 +8,7 @@ import torch
 
 from fastseg.bench import accuracy as bench_accuracy
 from fastseg.bench import data as bench_data
+from fastseg.bench import fill as bench_fill
 from fastseg.bench import host as bench_host
 from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import ladder as bench_ladder
@@ -24,13 +25,14 @@ from fastseg.errors import UsageError
 BENCHES: dict[str, Callable[..., Found]] = {
     "ladder": bench_ladder.measure,
     "data": bench_data.measure,
+    "fill": bench_fill.measure,
     "kernels": bench_kernels.measure,
     "host": bench_host.measure,
     "model": bench_model.measure,
     "stream": bench_stream.measure,
 }
 # What stands for several of them; "" is `fastseg bench` alone.
-SEVERAL = {"": ("ladder", "scaling"), "all": ("ladder", "data", "kernels", "host", "model", "scaling")}
+SEVERAL = {"": ("ladder", "scaling"), "all": ("ladder", "data", "fill", "kernels", "host", "model", "scaling")}
 
 
 def default_counts(device: str) -> tuple[int, ...]:

@@ -101,6 +101,12 @@ def open_once(spec: "Spec", *, resize_labels: bool) -> Store:
     return _open[folder]
 
 
+def forget() -> None:
+    """Give up all stores that this process has open: what is wanted of them again is decoded again, if it passes."""
+    while _open:
+        _open.popitem()[1].release()
+
+
 class CacheTier:
     """See `fastseg.pipelines.source.Tier`.
 

@@ -66,11 +66,11 @@ def bench(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure this machine: WHAT is ladder, data, kernels, host, model, scaling, or all; by default ladder and scaling.
+    """Measure this machine: WHAT is ladder, data, fill, kernels, host, model, scaling, or all.
 
-    scaling trains on 1, 2, 4 ... of the GPUs that are there. Or stream: an epoch that is not kept. Or compare, with two
-    RECORDS that --json wrote, or added to: has anything become slower? Or accuracy: seconds of training to a useful
-    mIoU, recipe against recipe and against a plain PyTorch loop.
+    By default ladder and scaling. scaling trains on 1, 2, 4 ... of the GPUs that are there. Or stream: an epoch that is
+    not kept. Or compare, with two RECORDS that --json wrote, or added to: has anything become slower? Or accuracy:
+    seconds of training to a useful mIoU, recipe against recipe and against a plain PyTorch loop.
     """
     from fastseg.bench import run as run_bench
     from fastseg.bench.harness import plot, show

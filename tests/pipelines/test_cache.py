@@ -310,7 +310,7 @@ def test_without_room_the_files_are_streamed_and_the_reason_is_said(spec, monkey
     chosen, choice = choose_loader("cache", dataclasses.replace(spec, cache_dir=""))
     assert chosen.loader in ("dali", "reference")
     assert choice.why.startswith("no cache, since neither shared memory nor ")
-    assert choice.facts["obstacle"].startswith("neither shared memory nor ")
+    assert choice.facts["obstacle"].startswith("neither memory nor ")
     chosen, choice = choose_loader("auto", spec)
     assert chosen.loader in ("dali", "reference")
     assert choice.why.startswith(f"no cache, since {tmp_path / 'cache'} has no room for 0 MB; ")
