@@ -24,8 +24,6 @@ from fastseg.memory import keep_freed
 from fastseg.workers import Worker, slurm_meeting_point, this_worker
 
 TF32_CAPABILITY = (8, 0)
-# Algorithms that cuDNN's search tries for each convolution and shape, in the order of its own guess; 10 by default.
-TRIED = 4
 # Seconds for all that still live to notice a failure that one of them has noticed.
 ROLL_CALL = 5.0
 
@@ -214,7 +212,6 @@ def join(runtime: Runtime) -> tuple[World, str]:
             raise UsageError(f"{mine.local_size} processes on this machine, but {found} GPUs: use fewer")
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not runtime.deterministic
-        torch.backends.cudnn.benchmark_limit = TRIED
         # Left alone, torch computes fp32 convolutions in TF32.
         torch.backends.cudnn.allow_tf32 = runtime.dtype == "tf32"
         if runtime.deterministic:

@@ -137,7 +137,11 @@ class CacheTier:
                 asked.append(np.array(chunk))
                 yield asked[-1]
 
-        for images, labels in self.inner.decode(chunks(), batch, resize_labels=resize_labels):
+        found = chunks()
+        first = next(found, None)
+        if first is None:
+            return  # and no decoder is made, which on a machine with a GPU takes seconds
+        for images, labels in self.inner.decode(itertools.chain([first], found), batch, resize_labels=resize_labels):
             for index, image, label in zip(asked.pop(0), images, labels, strict=True):
                 keep(store, int(index), image.numpy(), label.numpy(), self.spec)
             yield

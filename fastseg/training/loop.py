@@ -57,6 +57,8 @@ def train_loop(
             with gradients_timed(run, log) if progress.step == first + 1 else contextlib.nullcontext():
                 advance(run, batch, lr)
             tell_captures(run, log)
+            if progress.step == first + 1:
+                warm_up_later(run, log)
 
             epoch = run.epoch_ends.get(progress.step)
             # The only place where the host waits for the device, but for a step under fp16.
@@ -127,6 +129,16 @@ def advance(run: Run, batch: Batch, lr: float) -> None:
             "fp32; best.pt has the best weights so far"
         )
     progress.step += 1
+
+
+def warm_up_later(run: Run, log: RunLog) -> None:
+    """Warm up the sizes to come, once the first step has shown that all is well, and say how long that took."""
+    start = time.perf_counter()
+    sizes = warm_up(run, later=True)
+    if sizes:
+        seconds = time.perf_counter() - start
+        log.event("warmed_up", run.progress.step, sizes=sizes, seconds=seconds)
+        log.say(f"passes of {sizes} image size{'s' * (sizes > 1)} to come warmed up in {seconds:.1f} s")
 
 
 def tell_captures(run: Run, log: RunLog) -> None:

@@ -129,14 +129,21 @@ def _assemble(
     return run
 
 
-def warm_up(run: Run) -> None:
-    """Let the passes of all sizes to come find and compile their kernels, so that no step has to wait for that.
+def warm_up(run: Run, *, later: bool = False) -> int:
+    """Let passes find and compile their kernels, so that no step has to wait for that; of how many sizes.
 
-    The largest size is the first, whose memory then serves the others. DistributedDataParallel would send gradients.
+    DistributedDataParallel would send gradients: there steps wait.
+
+    Args:
+        later: of the sizes after the next step's, the largest first, whose memory then serves the others.
     """
-    if run.world.device.type in WARMED_UP and run.step.wrapped is run.step.model:
-        sizes = {run.spec.crop or phase.size for phase in run.phases if phase.until > run.progress.step}
-        run.step.warm_up(sorted(sizes, key=math.prod, reverse=True))
+    if run.world.device.type not in WARMED_UP or run.step.wrapped is not run.step.model:
+        return 0
+    sizes = [phase.size for phase in run.phases if phase.until > run.progress.step]
+    chosen = sorted(sizes[1:], key=math.prod, reverse=True) if later else [run.spec.crop or sizes[0]]
+    if chosen:
+        run.step.warm_up(chosen)
+    return len(chosen)
 
 
 def capture_passes(step: Step, *, must: bool) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -475,9 +476,12 @@ def test_a_run_warms_up_the_sizes_to_come_and_its_losses_are_the_same(
     with pytest.raises(Killed):
         train(changed, tmp_path / "warm", after_step=killed(after=6))
     train(runs.reopen(tmp_path / "warm", lambda old: old)[0], tmp_path / "warm", resume=True)
-    assert warmed_up == [[(32, 48), (24, 36), (16, 24)], [(32, 48), (24, 36)]]
+    # The next step's size before it, the others after it, the largest first; then those that a resumed run still has.
+    assert warmed_up == [[(16, 24)], [(32, 48), (24, 36)], [(24, 36)], [(32, 48)]]
     monkeypatch.undo()
     train(changed, tmp_path / "cold")
+    said = [json.loads(line) for line in (tmp_path / "warm" / "log.jsonl").read_text().splitlines()]
+    assert [(e["step"], e["sizes"]) for e in said if e["event"] == "warmed_up"] == [(1, 2), (7, 1)]
     assert lines(tmp_path / "warm") == lines(tmp_path / "cold")
     assert all(torch.equal(*pair) for pair in zip(weights(tmp_path / "warm"), weights(tmp_path / "cold"), strict=True))
 

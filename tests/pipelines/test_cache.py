@@ -243,7 +243,24 @@ def test_a_killed_build_leaves_whole_samples_and_two_builds_end_with_one_store(s
     assert fill(spec, verify=True, done=lambda count: None) == []
 
 
-def test_a_passing_store_loses_its_name_and_keeps_its_pixels(spec):
+@pytest.fixture
+def worker(monkeypatch):
+    """This process is one of several, which share their stores."""
+    monkeypatch.setattr(prepared, "is_worker", lambda: True)
+
+
+def test_a_store_that_nobody_shares_is_in_no_file(spec):
+    mine = dataclasses.replace(spec, cache_dir="")
+    folder, where = locate(mine, shape_of(mine, resize_labels=True), key_of(mine, shape_of(mine, resize_labels=True)))
+    assert where.endswith(" MB in memory")
+    before = set(prepared.SHARED_MEMORY.iterdir())
+    next(iter(TrainSource(mine, plan_of(mine))))
+    assert not folder.exists()
+    assert set(prepared.SHARED_MEMORY.glob("fastseg-*")) <= before
+    cache.forget()
+
+
+def test_a_passing_store_loses_its_name_and_keeps_its_pixels(spec, worker):
     mine = dataclasses.replace(spec, cache_dir="")
     folder, where = locate(mine, shape_of(mine, resize_labels=True), key_of(mine, shape_of(mine, resize_labels=True)))
     assert "in shared memory" in where or "passing" in where
@@ -259,7 +276,7 @@ def test_a_passing_store_loses_its_name_and_keeps_its_pixels(spec):
             assert torch.equal(again[step - 2].images, expected.images)
 
 
-def test_a_passing_store_that_is_given_up_while_another_process_opens_it_is_made_anew(spec, monkeypatch):
+def test_a_passing_store_that_is_given_up_while_another_process_opens_it_is_made_anew(spec, monkeypatch, worker):
     mine = dataclasses.replace(spec, cache_dir="")
     shape = shape_of(mine, resize_labels=True)
     folder, _ = locate(mine, shape, key_of(mine, shape))
@@ -309,7 +326,7 @@ def test_without_room_the_files_are_streamed_and_the_reason_is_said(spec, monkey
     monkeypatch.setattr(prepared, "_free", lambda folder: 1000)
     chosen, choice = choose_loader("cache", dataclasses.replace(spec, cache_dir=""))
     assert chosen.loader in ("dali", "reference")
-    assert choice.why.startswith("no cache, since neither shared memory nor ")
+    assert choice.why.startswith("no cache, since neither memory nor ")
     assert choice.facts["obstacle"].startswith("neither memory nor ")
     chosen, choice = choose_loader("auto", spec)
     assert chosen.loader in ("dali", "reference")
@@ -386,6 +403,20 @@ def test_filling_runs_ahead_of_who_reads_in_the_plans_order_and_stops_with_them(
     assert kept == list(first_uses(plan_of(spec, batch=2), 0, 0, 1))
     batches.close()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("fastseg-fill")]
+
+
+def test_no_decoder_is_made_where_nothing_is_missing(spec, monkeypatch):
+    for _ in itertools.islice(TrainSource(spec, plan_of(spec)), 2):
+        pass
+    list(evaluation_batches(spec, 3, resize_labels=True))
+
+    def decode(*_, **__):
+        raise AssertionError("a decoder, whose making takes two seconds where there is a GPU")
+
+    tier = make_tier(spec)
+    monkeypatch.setattr(tier.inner, "decode", decode)
+    assert len(list(itertools.islice(tier.train(plan_of(spec), 0, 0, 1), 3))) == 3
+    assert len(list(tier.decode([np.arange(8)], 8, resize_labels=True))) == 1
 
 
 def test_an_end_waits_for_one_part_and_no_more(spec):
@@ -473,6 +504,7 @@ def test_files_whose_own_sizes_have_no_room_are_kept_at_the_networks(spec, monke
     found, where = cache.find_room(mine)
     assert found.keep == (48, 72)
     assert where.endswith(", at 48x72, since their own sizes have no room")
+    monkeypatch.setattr(prepared, "available_memory", lambda: small)
     monkeypatch.setattr(prepared, "_free", lambda folder: small)
     assert cache.find_room(mine)[0] is None
 
