@@ -32,7 +32,7 @@ BENCHES: dict[str, Callable[..., Found]] = {
     "stream": bench_stream.measure,
 }
 # What stands for several of them; "" is `fastseg bench` alone.
-SEVERAL = {"": ("ladder", "scaling"), "all": ("ladder", "data", "fill", "kernels", "host", "model", "scaling")}
+SEVERAL = {"": ("ladder", "scaling"), "all": ("ladder", "data", "kernels", "host", "model", "scaling")}
 
 
 def default_counts(device: str) -> tuple[int, ...]:

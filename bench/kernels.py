@@ -78,8 +78,8 @@ def confusion_bytes(scores: int, pixels: int, s: int) -> Bytes:
 
 
 def augment_bytes(values: int, pixels: int, s: int) -> Bytes:
-    """Image and label. PyTorch: gather, mirror and shift in bytes; to fp32, minus, divided, to `s` bytes."""
-    return (1 + s) * values + 2 * pixels, 3 * 2 * (values + pixels) + (5 + 8 + 8 + 4 + s) * values
+    """Image and label. PyTorch: zeros, windows in fp32, minus, divided, to `s` bytes; half are mirrored first."""
+    return (1 + s) * values + 2 * pixels, (4 + 5 + 8 + 8 + 4 + s) * values + 3 * pixels + (values + pixels)
 
 
 def network_maps(size: tuple[int, int]) -> tuple[list[int], list[tuple[int, int]]]:
@@ -148,8 +148,9 @@ def cases(
     )
     total = torch.tensor(float(labels.numel()), device=device)
     images = torch.randint(0, 256, (batch, height, width, 3), generator=generator, dtype=torch.uint8).to(device)
-    moves = [[i, i % 2, i % 21 - 10, 10 - i % 21] for i in range(batch)]
-    samples = torch.tensor(moves, dtype=torch.int32, device=device)
+    at = height * width  # bytes of a label, and a third of an image's
+    samples = [[3 * at * i, at * i, height, width, i % 2, i % 21 - 10, 10 - i % 21] for i in range(batch)]
+    places = torch.tensor(samples, device=device)
     mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
 
     def both(forward: Callable, operand: torch.Tensor, gradient: torch.Tensor | None) -> Callable[[], object]:
@@ -161,7 +162,8 @@ def cases(
         return call
 
     full, pooled, pixels = x.numel(), top.numel(), labels.numel()
-    aug, count = (images, labels, samples, mean, std, dtype, *size), (counts, scores.detach(), labels)
+    count = (counts, scores.detach(), labels)
+    aug = (images, labels, places, mean, std, dtype, *size, *size, False)
     return {
         "pool": Operator(
             both(lambda t: pool(t)[0], x, down),

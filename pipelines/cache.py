@@ -118,8 +118,8 @@ class CacheTier:
     checks_labels: ClassVar[bool] = True
 
     def __init__(self, spec: "Spec") -> None:
-        kept = {"size": spec.keep or spec.size, "resized": spec.keep is not None, "crop": None}
-        decoding = dataclasses.replace(spec, device=torch.device("cpu"), cache_dir="", **kept)
+        decoding = dataclasses.replace(spec, device=torch.device("cpu"), cache_dir="", crop=None)
+        decoding = dataclasses.replace(decoding, size=spec.keep or spec.size, resized=spec.keep is not None)
         self.spec, self.inner = spec, make_tier(choose_loader("auto", decoding)[0])
 
     @property
@@ -189,7 +189,11 @@ class CacheTier:
                     made = functools.partial(_made, store, self.spec, indices, resize_labels=resize_labels)
                     pairs = runs_on(self.spec.threads)(made, range(len(indices)))
                     images, labels = zip(*pairs, strict=True)
-                    yield (*([torch.from_numpy(np.ascontiguousarray(p)) for p in of] for of in (images, labels)),)
+                    yield [_tensor(image) for image in images], [_tensor(label) for label in labels]
+
+
+def _tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
 def keep(store: Store, index: int, image: np.ndarray, label: np.ndarray, spec: "Spec") -> None:
@@ -271,11 +275,12 @@ class _OnGpu:
 
     def __init__(self, store: Store, spec: "Spec") -> None:
         self.store, self.spec = store, spec
-        self.copies: tuple[torch.Tensor, ...] | None = None
+        self.copies: tuple[torch.Tensor, torch.Tensor] | None = None
         free, _ = torch.cuda.mem_get_info(spec.device)
         if store.shape.nbytes < GPU_SHARE * free:
             ends = store.shape.offsets[-1], store.shape.label_offsets[-1]
-            self.copies = tuple(torch.empty(int(end), dtype=torch.uint8, device=spec.device) for end in ends)
+            images, labels = (torch.empty(int(end), dtype=torch.uint8, device=spec.device) for end in ends)
+            self.copies = images, labels
             self.copied = np.zeros(len(store.checks), bool)
 
     def _holding(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -285,9 +290,10 @@ class _OnGpu:
         with annotate("copy"):
             if self.copies is None:
                 part = Shape(tuple(shape.sizes[i] for i in indices), tuple(shape.label_sizes[i] for i in indices))
-                kept = [self.store.image(i) for i in indices], [self.store.label(i) for i in indices]
-                joined = (torch.from_numpy(np.concatenate([pixels.ravel() for pixels in of])) for of in kept)
-                images, labels = (to_device(pixels, self.spec.device) for pixels in joined)
+                images, labels = (
+                    to_device(torch.from_numpy(np.concatenate([of(i).ravel() for i in indices])), self.spec.device)
+                    for of in (self.store.image, self.store.label)
+                )
                 return images, labels, np.column_stack([part.offsets[:-1], part.label_offsets[:-1], sizes])
             for index in indices[~self.copied[indices]]:
                 for copy, kept, ends in (
@@ -296,7 +302,8 @@ class _OnGpu:
                 ):
                     copy[ends[index] : ends[index + 1]] = to_device(torch.from_numpy(kept.ravel()), self.spec.device)
                 self.copied[index] = True
-        return *self.copies, np.column_stack([shape.offsets[indices], shape.label_offsets[indices], sizes])
+        places = np.column_stack([shape.offsets[indices], shape.label_offsets[indices], sizes])
+        return self.copies[0], self.copies[1], places
 
     def batch(self, part: BatchPlan) -> tuple[torch.Tensor, torch.Tensor]:
         """A training batch."""

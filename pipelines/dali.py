@@ -249,7 +249,6 @@ class DaliTier:
 
     def decode(
         self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool
-    ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
+    ) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
         for images, labels in self._pixels(map(Wanted, batches), most, resize_labels=resize_labels):
-            found = ([torch.from_dlpack(pixels) for pixels in of_samples] for of_samples in (images, labels))
-            yield next(found), [label[..., 0] for label in next(found)]
+            yield [torch.from_dlpack(image) for image in images], [torch.from_dlpack(label)[..., 0] for label in labels]

@@ -80,7 +80,9 @@ class Store:
         self.folder, self.shape, self.passing = folder, shape, passing
         if folder.parent == MEMORY:
             images, labels, checks = _arrays(shape)
-            self.images, self.labels, self.checks = np.empty(*images), np.empty(*labels), np.zeros(*checks)
+            self.images: np.ndarray = np.empty(*images)
+            self.labels: np.ndarray = np.empty(*labels)
+            self.checks: np.ndarray = np.zeros(*checks)
         else:
             self.images, self.labels, self.checks = (np.load(folder / name, mmap_mode="r+") for name in FILES)
         self._images, self._labels = self.images.reshape(-1), self.labels.reshape(-1)
@@ -117,7 +119,8 @@ class Store:
         partial = self.folder / f".{ABOUT}.partial-{os.getpid()}"
         try:
             for array in (self.images, self.labels, self.checks):
-                array.flush()
+                if isinstance(array, np.memmap):
+                    array.flush()
             about = json.loads((self.folder / ABOUT).read_text())
             if not about["complete"]:
                 partial.write_text(json.dumps({**about, "complete": True}, indent=1) + "\n")

@@ -9,7 +9,7 @@ to move.)
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -241,8 +241,9 @@ def on_cpu(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A training batch on the CPU, each sample on one of the spec's threads: see `augment_by_slices`."""
     with annotate("augment"):
-        how = spec.dtype, *(spec.crop or spec.size), runs_on(spec.threads)
-        return augment_by_slices(sample, moves, *MEAN_AND_STD, *how)
+        mean, std = MEAN_AND_STD
+        height, width = spec.crop or spec.size
+        return augment_by_slices(sample, moves, mean, std, spec.dtype, height, width, runs_on(spec.threads))
 
 
 def on_gpu(
@@ -305,7 +306,7 @@ class TrainSource:
         """Images that this process has decoded so far."""
         return self._tier.decoded
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         pixels = self._tier.train(self.plan, self.start, self.rank, self.world)
         for step, (images, labels) in enumerate(pixels, self.start):
             if not self._tier.checks_labels:
