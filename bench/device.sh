@@ -59,6 +59,10 @@ for batch in 4 16; do
     step "kernels-batch-$batch" 120 "$fastseg bench kernels --device cuda --size 360x480 --batch $batch --json > '$out/kernels-batch-$batch.json'"
 done
 step parity 60 "$fastseg data parity '$data' --device cuda"
+step pipelines 90 "$venv/bin/python -m pytest -m gpu tests/pipelines"
+step fill 60 "$fastseg bench fill --data '$data' --size 360x480 --device cuda --rounds 3 --json > '$out/fill.json'"
+step start 60 "$fast --epochs 1 --run '$out/start'" # with warm caches: what its time until the first step goes to
+step jpeg 60 "$fastseg bench data --format jpeg --device cuda --minutes 0.7 --json > '$out/data-jpeg.json'"
 step data 120 "$fastseg bench data --data '$data' --device cuda --size 360x480 --minutes 1.5 --quick --json > '$out/data.json'"
 step eager 60 "$fast --epochs 3 --set runtime.capture=off --run '$out/eager'"
 step fp16 60 "$fast --epochs 3 --dtype fp16 --run '$out/fp16'"

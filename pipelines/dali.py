@@ -79,10 +79,11 @@ def nearest(labels_HWC: DataNode, size: tuple[int, int], source_size: DataNode, 
     return columns_only(fn.reshape(short, shape=whole, layout="HWC"), size[1], types.Constant(float(size[0])), width)
 
 
-# How much of a batch of JPEGs the GPU's own JPEG engine decodes; one without it, and other formats, know nothing of it.
-# On an H200 with 16 threads, of 2048x1024 JPEGs of 630 kB in batches of 32, images/s: 2874 at 0 (windows of a quarter:
-# 1375), 4352 at 0.9 (4368), 4353 at 1. DALI's default is 0.65 (windows: 3033). DALI's CPU decoder has 734 there.
-JPEG_ENGINE = 0.9
+# How much of a batch of JPEGs the GPU's own JPEG engine decodes, of whole images and of windows; a GPU without one, and
+# other formats, know nothing of it. Images/s on an H200 with 16 threads, 2048x1024, 630 kB each, in batches of 32, of
+# whole images and of windows of a quarter: 2874 and 1375 at 0, 5215 and 3033 at 0.65, 4352 and 4368 at 0.9, 4353 and
+# 4357 at 1; of DALI's decoder on the CPU 734 and 1294 (bench/records/2026-11-27-h200-jpeg.txt).
+JPEG_ENGINE, JPEG_ENGINE_WINDOWED = 0.65, 0.9
 
 
 class Wanted(NamedTuple):
@@ -110,7 +111,8 @@ def graph(source: Any, spec: "Spec", *, gpu: bool, resize_labels: bool, windowed
 
     # The engine's memory is reserved once, for the largest: 0 where no file is for it.
     height, width = np.max([(0, 0), *(header.image_size for header in spec.headers if header.jpeg)], axis=0).tolist()
-    engine = {"hw_decoder_load": JPEG_ENGINE, "preallocate_height_hint": height, "preallocate_width_hint": width}
+    load = JPEG_ENGINE_WINDOWED if windowed else JPEG_ENGINE
+    engine = {"hw_decoder_load": load, "preallocate_height_hint": height, "preallocate_width_hint": width}
     given = {"device": "mixed" if gpu else "cpu", "adjust_orientation": False}
 
     def decoded(name: str, **how: Any) -> DataNode:

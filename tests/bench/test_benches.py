@@ -646,7 +646,8 @@ def test_the_script_for_a_gpu_machine_runs_every_part_in_the_order_of_its_worth(
         "run",
         "profile",
     ]
-    order += ["kernels-batch-4", "kernels-batch-16", "parity", "data", "eager", "fp16", "resume"]
+    order += ["kernels-batch-4", "kernels-batch-16", "parity", "pipelines", "fill", "start", "jpeg", "data"]
+    order += ["eager", "fp16", "resume"]
     assert list(steps)[: len(order)] == order
     assert "-m gpu tests/kernels tests/fastseg" in steps["tests"]
     for what, batches in (("kernels", (4, 16)), ("model", (4, 8, 16, 32)), ("ladder", (4, 16))):
@@ -655,7 +656,7 @@ def test_the_script_for_a_gpu_machine_runs_every_part_in_the_order_of_its_worth(
             assert f"bench {what} " in line
             assert f"--batch {batch} " in line
             assert line.endswith(f"--json > '/tmp/found/{what}-batch-{batch}.json'")
-    assert all("/data/CamVid" in steps[name] for name in ("run", "profile", "parity", "data", "fp16", "resume"))
+    assert all("/data/CamVid" in steps[name] for name in ("run", "profile", "parity", "fill", "start", "data", "fp16"))
 
 
 def test_the_script_for_a_gpu_machine_goes_on_after_a_failure_and_ends_in_time(tmp_path):
@@ -678,6 +679,6 @@ def test_the_script_for_a_gpu_machine_goes_on_after_a_failure_and_ends_in_time(t
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in summary.splitlines() if line.startswith("| ")]
     outcomes = {name: outcome for name, _, outcome, _ in rows[1:]}
     assert set(outcomes.values()) == {"FAILED (3)"}
-    assert len(outcomes) == 19
+    assert len(outcomes) == 23
     assert rows[3][3].startswith("asked: -m pytest -m gpu")
     assert (tmp_path / "out" / "model-batch-4.json").read_text().startswith("asked: bench model ")

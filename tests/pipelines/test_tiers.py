@@ -628,7 +628,7 @@ def test_the_gpus_jpeg_engine_is_told_of_jpegs_alone_and_of_the_largest(tmp_path
         image, label = (args for name, _, _, args in operators(tier.spec, True, True)[0] if name == "decoders__Image")
         # dali.proto: Argument.floats = 3, ints = 4
         assert tuple(dict(image[f"preallocate_{side}_hint"])[4] for side in ("height", "width")) == largest
-        assert dict(image["hw_decoder_load"])[3] == np.float32(0.9).tobytes()
+        assert dict(image["hw_decoder_load"])[3] == np.float32(0.65).tobytes()
         assert not {"hw_decoder_load", "preallocate_height_hint"} & set(label)
 
 
