@@ -43,7 +43,9 @@ def parity(spec: Spec, plan: Plan) -> list[dict]:
         for operation in ("decode", "resize", "augment"):
             if operation == "decode" and len(own) > 1:
                 continue
-            seen = dataclasses.replace(found, size=Size(*next(iter(own)))) if operation == "decode" else found
+            seen = (
+                dataclasses.replace(found, size=Size(*next(iter(own))), keep=None) if operation == "decode" else found
+            )
             wanted = dataclasses.replace(seen, loader=REFERENCE)
             pairs = zip(batches(seen, plan, operation), batches(wanted, plan, operation), strict=True)
             counts: Counter[str] = Counter()

@@ -155,7 +155,7 @@ def test_data_stats_prints_weights_whose_median_class_weighs_1(call):
         (["bench", "data", "--format", "jpeg", "--data", "d"], 2, "--format jpeg: is of bench data --data synth"),
         (["bench", "data", "--minutes", "0"], 2, "0.0 is not in the range x>0"),
         (["bench", "model", "--minutes", "2"], 2, "--minutes 2: more than 0, and of bench data or all, not of bench"),
-        (["bench", "everything"], 2, "bench everything: choose one of ladder, data, kernels, host, model,"),
+        (["bench", "everything"], 2, "bench everything: choose one of ladder, data, fill, kernels, host, model,"),
         (["--sead"], 2, "No such option '--sead'"),
     ],
 )  # fmt: skip
@@ -219,7 +219,8 @@ def test_prepared_data_is_found_by_training_and_mended_by_verify(call, street, t
     options = ("--size", "32x48", "--set", "model.depth=1", "--epochs", "1", "--cache-dir", tmp_path / "cache")
     code, _, err = call("train", "--data", street, "--recipe", "fast", *options, "--run", "run")
     assert code == 0, err
-    assert f"cache: 0 MB in {tmp_path / 'cache'}, filled by " in err
+    kept_at = "at 32x48, since files have 9 times the pixels"
+    assert f"cache: 0 MB in {tmp_path / 'cache'}, {kept_at}, filled by " in err
     # Validation wants labels of the files' own size: a store of its own. Training changed nothing.
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     images = np.load(splits["val"]["folder"] + "/images.npy", mmap_mode="r+")
