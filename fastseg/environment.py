@@ -11,7 +11,6 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import NamedTuple
@@ -133,24 +132,20 @@ def own_groups() -> list[Path]:
     return [GROUPS]
 
 
-def core_limit(groups: Iterable[Path] | None = None) -> float | None:
-    """How many cores' time this process may use, whatever number it sees; None without a limit.
-
-    Args:
-        groups: the control groups that it lies in, by default as `own_groups` finds them.
-    """
+def core_limit() -> float | None:
+    """How many cores' time this process may use, whatever number it sees; None without a limit."""
     limits = []
-    for group in own_groups() if groups is None else groups:
+    for group in own_groups():
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             quota, period = (group / "cpu.max").read_text().split()
             limits.append(int(quota) / int(period))
     return min(limits, default=None)
 
 
-def memory_limit(groups: Iterable[Path] | None = None) -> int | None:
-    """Bytes of memory that this process may take; None without a limit. `groups` as of `core_limit`."""
+def memory_limit() -> int | None:
+    """Bytes of memory that this process may take; None without a limit."""
     limits = []
-    for group in own_groups() if groups is None else groups:
+    for group in own_groups():
         with contextlib.suppress(OSError, ValueError):
             limits.append(int((group / "memory.max").read_text()))
     return min(limits, default=None)

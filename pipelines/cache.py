@@ -103,6 +103,7 @@ def open_once(spec: "Spec", *, resize_labels: bool) -> Store:
 
 def forget() -> None:
     """Give up all stores that this process has open: what is wanted of them again is decoded again, if it passes."""
+    _on_gpus.clear()
     while _open:
         _open.popitem()[1].release()
 
@@ -158,15 +159,15 @@ class CacheTier:
     def _batches(
         self, store: Store, filling: "Filling", parts: Iterator[BatchPlan]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        on_device = _OnGpu(store, self.spec) if self.spec.device.type == "cuda" else None
+        kept = copy_on_gpu(store, self.spec.device) if self.spec.device.type == "cuda" else None
         with contextlib.closing(filling):
             for position, part in enumerate(parts):
                 filling.wait_for(part.indices)
                 if position == 1:
                     # A step has ended, in which all processes took part: they have it open, and its name may go.
                     store.release()
-                if on_device:
-                    yield on_device.batch(part)
+                if kept:
+                    yield kept.batch(part, self.spec)
                 else:
                     made = functools.partial(_made, store, self.spec, part.indices, resize_labels=True)
                     yield on_cpu(made, moves_of(part), self.spec)
@@ -177,14 +178,14 @@ class CacheTier:
         """Pixels as the inner tier gives them, out of the store where they are in it."""
         store = open_once(self.spec, resize_labels=resize_labels)
         store.release()  # an evaluation's share of the split is this process's own
-        on_device = _OnGpu(store, self.spec) if self.spec.device.type == "cuda" else None
+        kept = copy_on_gpu(store, self.spec.device) if self.spec.device.type == "cuda" else None
         listed = list(batches)
         order = (int(index) for indices in listed for index in indices)
         with contextlib.closing(Filling(store, self._fill(store, order, most, resize_labels=resize_labels))) as filling:
             for indices in listed:
                 filling.wait_for(indices)
-                if on_device:
-                    yield on_device.pixels(indices, resize_labels=resize_labels)
+                if kept:
+                    yield kept.pixels(indices, self.spec, resize_labels=resize_labels)
                 else:
                     made = functools.partial(_made, store, self.spec, indices, resize_labels=resize_labels)
                     pairs = runs_on(self.spec.threads)(made, range(len(indices)))
@@ -273,13 +274,13 @@ def first_uses(plan: Plan, start: int, rank: int, world: int) -> Iterator[int]:
 class _OnGpu:
     """A store's pixels in a GPU's memory: whole where there is room, else those of each batch."""
 
-    def __init__(self, store: Store, spec: "Spec") -> None:
-        self.store, self.spec = store, spec
+    def __init__(self, store: Store, device: torch.device) -> None:
+        self.store, self.device = store, device
         self.copies: tuple[torch.Tensor, torch.Tensor] | None = None
-        free, _ = torch.cuda.mem_get_info(spec.device)
+        free, _ = torch.cuda.mem_get_info(device)
         if store.shape.nbytes < GPU_SHARE * free:
             ends = store.shape.offsets[-1], store.shape.label_offsets[-1]
-            images, labels = (torch.empty(int(end), dtype=torch.uint8, device=spec.device) for end in ends)
+            images, labels = (torch.empty(int(end), dtype=torch.uint8, device=device) for end in ends)
             self.copies = images, labels
             self.copied = np.zeros(len(store.checks), bool)
 
@@ -291,7 +292,7 @@ class _OnGpu:
             if self.copies is None:
                 part = Shape(tuple(shape.sizes[i] for i in indices), tuple(shape.label_sizes[i] for i in indices))
                 images, labels = (
-                    to_device(torch.from_numpy(np.concatenate([of(i).ravel() for i in indices])), self.spec.device)
+                    to_device(torch.from_numpy(np.concatenate([of(i).ravel() for i in indices])), self.device)
                     for of in (self.store.image, self.store.label)
                 )
                 return images, labels, np.column_stack([part.offsets[:-1], part.label_offsets[:-1], sizes])
@@ -300,24 +301,26 @@ class _OnGpu:
                     (self.copies[0], self.store.image(index), shape.offsets),
                     (self.copies[1], self.store.label(index), shape.label_offsets),
                 ):
-                    copy[ends[index] : ends[index + 1]] = to_device(torch.from_numpy(kept.ravel()), self.spec.device)
+                    copy[ends[index] : ends[index + 1]] = to_device(torch.from_numpy(kept.ravel()), self.device)
                 self.copied[index] = True
         places = np.column_stack([shape.offsets[indices], shape.label_offsets[indices], sizes])
         return self.copies[0], self.copies[1], places
 
-    def batch(self, part: BatchPlan) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, part: BatchPlan, spec: "Spec") -> tuple[torch.Tensor, torch.Tensor]:
         """A training batch."""
-        return on_gpu(*self._holding(part.indices), moves_of(part), self.spec.size, self.spec)
+        return on_gpu(*self._holding(part.indices), moves_of(part), spec.size, spec)
 
-    def pixels(self, indices: np.ndarray, *, resize_labels: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def pixels(
+        self, indices: np.ndarray, spec: "Spec", *, resize_labels: bool
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """See `Tier.decode`."""
         images, labels, places = self._holding(indices)
         label_sizes = [self.store.shape.label_sizes[i] for i in indices]
         own = [
             labels[at : at + h * w].view(h, w) for at, (h, w) in zip(places[:, 1].tolist(), label_sizes, strict=True)
         ]
-        if (places[:, 2:] == self.spec.size).all():
-            height, width = self.spec.size
+        if (places[:, 2:] == spec.size).all():
+            height, width = spec.size
             whole = [images[at : at + 3 * height * width].view(height, width, 3) for at in places[:, 0].tolist()]
             return whole, own
         if not resize_labels:
@@ -325,8 +328,20 @@ class _OnGpu:
         samples = torch.from_numpy(np.pad(places, ((0, 0), (0, 3))))  # neither mirrored nor moved
         mean, std = torch.zeros(3, device=images.device), torch.ones(3, device=images.device)
         given = images, labels, to_device(samples, images.device), mean, std, torch.uint8
-        made, made_labels = augment(*given, *self.spec.size, *self.spec.size, True)
+        made, made_labels = augment(*given, *spec.size, *spec.size, True)
         return list(made.permute(0, 2, 3, 1)), list(made_labels) if resize_labels else own
+
+
+# The pixels of stores on a GPU, by folder and GPU: each size, and each validation, comes back to the same ones.
+_on_gpus: dict[tuple[Path, torch.device], _OnGpu] = {}
+
+
+def copy_on_gpu(store: Store, device: torch.device) -> _OnGpu:
+    """A store's pixels on a GPU, the same each time."""
+    key = store.folder, device
+    if key not in _on_gpus:
+        _on_gpus[key] = _OnGpu(store, device)
+    return _on_gpus[key]
 
 
 def prepare(spec: "Spec", *, verify: bool, done: Callable[[int], None]) -> list[int]:

@@ -296,7 +296,7 @@ class TrainSource:
     rank: int = 0
     world: int = 1
     _tier: Tier = field(init=False)
-    _unknown: torch.Tensor | int = 0
+    _unknown: torch.Tensor | int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self._tier = make_tier(self.spec)

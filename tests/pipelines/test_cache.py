@@ -457,17 +457,27 @@ def test_a_gpus_pixels_are_those_of_the_cpu_whether_its_memory_holds_them_or_not
         list(evaluation_batches(mine, 3, resize_labels=False))
         for resize_labels in (False, True):
             store = open_once(mine, resize_labels=resize_labels)
-            on_device = cache._OnGpu(store, mine)
+            on_device = cache._OnGpu(store, mine.device)
             assert (on_device.copies is None) != room
             batches = itertools.islice(TrainSource(mine, plan_of(mine)), 3) if resize_labels else ()
             for step, batch in enumerate(batches):
-                images, labels = on_device.batch(plan_of(mine).shard(step, 0, 1))
+                images, labels = on_device.batch(plan_of(mine).shard(step, 0, 1), mine)
                 assert torch.equal(labels, batch.labels)
                 assert torch.equal(images, batch.images)
             for batch in evaluation_batches(mine, 3, resize_labels=resize_labels):
-                images, labels = on_device.pixels(batch.indices, resize_labels=resize_labels)
+                images, labels = on_device.pixels(batch.indices, mine, resize_labels=resize_labels)
                 assert torch.equal(normalise(images, torch.float32), batch.images)
                 assert all(torch.equal(a, b) for a, b in zip(labels, batch.labels, strict=True))
+
+
+def test_all_sizes_and_validations_share_one_copy_on_a_gpu(spec, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
+    store = open_once(spec, resize_labels=True)
+    first = cache.copy_on_gpu(store, torch.device("cpu"))
+    assert cache.copy_on_gpu(open_once(spec, resize_labels=True), torch.device("cpu")) is first
+    cache.forget()
+    assert cache.copy_on_gpu(open_once(spec, resize_labels=True), torch.device("cpu")) is not first
+    cache.forget()
 
 
 @pytest.mark.parametrize(
