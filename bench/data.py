@@ -18,7 +18,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +231,47 @@ def memory_rows(cases: Mapping[str, Case], end: float, shown: str, left_out: dic
     return rows
 
 
+def make_peers(
+    spec: Spec, size: Size, batch: int, make: Callable[..., Case], left_out: dict[str, str]
+) -> tuple[dict[str, Case], dict[str, Case]]:
+    """Each peer with the number of workers that is most likely its best, and with the others.
+
+    Args:
+        make: a case of the function that gives batches and of what that is called with.
+        left_out: gets those that /dev/shm has no room for.
+    """
+    numbers = numbers_of_workers(spec.threads)
+    short = without_room(size, batch, numbers)
+    likely: dict[str, Case] = {}
+    others: dict[str, Case] = {}
+    for name, batches in peers.available()[0].items():
+        here = short if "DataLoader" in name else {}
+        left_out |= {f"{name}, {workers} workers": why for workers, why in here.items()}
+        possible = [workers for workers in numbers if workers not in here]
+        for workers in possible:
+            to = likely if workers == possible[0] else others
+            to[f"{name}, {workers} workers"] = make(batches, spec.pairs, size, batch, workers)
+    return likely, others
+
+
+def compare(
+    samples: Mapping[str, list[float]], tiers: Iterable[str], theirs: Iterable[str]
+) -> tuple[list[Result], list[Result]]:
+    """A row of the best peer, and ratios: our tiers beside the best peer and DataLoader, and beside one another."""
+    rows: list[Result] = []
+    ratios: list[Result] = []
+    measured = {name: statistics.median(samples[name]) for name in theirs if name in samples}
+    for kind, names in (("peer", list(measured)), ("dataloader", [name for name in measured if "DataLoader" in name])):
+        if names:
+            best = max(names, key=lambda name: measured[name])
+            rows += [exact(f"data best peer: {best}", "img/s", measured[best])] if kind == "peer" else []
+            ratios += [ratio(f"{tier}_vs_best_{kind}", samples[tier], samples[best]) for tier in tiers]
+    pairs = (("dali", "reference"), ("cache", "copying"))
+    return rows, ratios + [
+        ratio(f"data {a} / {b}", samples[a], samples[b]) for a, b in pairs if {a, b} <= samples.keys()
+    ]
+
+
 def measure(
     *,
     data: str,
@@ -271,18 +312,7 @@ def measure(
         left_out["cache"] = "to decode each image once takes too long"
     ours = {tier: case(training, read, plan, keeps=read.tier.keeps) for tier, read in tiers.items()}
 
-    numbers = numbers_of_workers(spec.threads)
-    short = without_room(size, batch, numbers)
-    likely: dict[str, Case] = {}  # each peer with the number of workers that is most likely its best
-    others: dict[str, Case] = {}
-    for name, batches in peers.available()[0].items():
-        here = short if "DataLoader" in name else {}
-        left_out |= {f"{name}, {workers} workers": why for workers, why in here.items()}
-        possible = [workers for workers in numbers if workers not in here]
-        for workers in possible:
-            to = likely if workers == possible[0] else others
-            to[f"{name}, {workers} workers"] = case(batches, spec.pairs, size, batch, workers)
-
+    likely, others = make_peers(spec, size, batch, case, left_out)
     alone: dict[str, Case] = {}
     if "dali" in tiers:
         together = min(decoded_at_once(batch), len(spec.pairs))
@@ -307,15 +337,7 @@ def measure(
         for name, c in cases.items()
     ]
     costs += [] if quick else memory_rows(cases, end, shown, left_out)
-    ratios: list[Result] = []
-    measured = {name: statistics.median(samples[name]) for name in theirs if name in samples}
-    for kind, names in (("peer", list(measured)), ("dataloader", [name for name in measured if "DataLoader" in name])):
-        if names:
-            best = max(names, key=lambda name: measured[name])
-            rates += [exact(f"data best peer: {best}", "img/s", measured[best])] if kind == "peer" else []
-            ratios += [ratio(f"{tier}_vs_best_{kind}", samples[tier], samples[best]) for tier in tiers]
-    pairs = (("dali", "reference"), ("cache", "copying"))
-    ratios += [ratio(f"data {a} / {b}", samples[a], samples[b]) for a, b in pairs if {a, b} <= samples.keys()]
+    best, ratios = compare(samples, tiers, theirs)
 
     for why in dict.fromkeys(left_out.values()):
         without = "; ".join(name for name, reason in left_out.items() if reason == why)
@@ -327,4 +349,4 @@ def measure(
         print(f"bench data: took {took:.2f} minutes, not {minutes:g}: {least}", file=sys.stderr)
     if data == "synth":
         protocol["format"] = image_format or "png"
-    return Found(rates + costs, ratios, protocol=protocol | ({"left_out": left_out} if left_out else {}))
+    return Found(rates + best + costs, ratios, protocol=protocol | ({"left_out": left_out} if left_out else {}))

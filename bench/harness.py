@@ -57,6 +57,51 @@ def take_turns(cases: dict[str, Callable[[], float]], rounds: int, seconds: floa
     return samples
 
 
+class _Cases:
+    """Cases that are called as long as there is time, and what became of them.
+
+    Attributes:
+        samples: figures of each that takes part.
+        left_out: why the others do not.
+    """
+
+    def __init__(self, cases: Mapping[str, Callable[[], float]], end: float, may_fail: Collection[str]) -> None:
+        self._cases, self._end, self._may_fail = cases, end, may_fail
+        self._cost: dict[str, float] = {}  # seconds of the last call
+        self.samples: dict[str, list[float]] = {}
+        self.left_out: dict[str, str] = {}
+
+    def leave_out(self, name: str, why: str) -> None:
+        self.left_out[name] = why
+        self.samples.pop(name, None)
+        self._cost.pop(name, None)
+
+    def call(self, name: str) -> None:
+        start = time.perf_counter()
+        try:
+            figure = self._cases[name]()
+        except Exception as error:
+            if name not in self._may_fail:
+                raise
+            self.leave_out(name, first_line(error))
+            return
+        self.samples[name].append(figure)
+        self._cost[name] = time.perf_counter() - start
+        if name in self._may_fail and self._cost[name] > STUCK:
+            self.leave_out(name, f"one measurement takes more than {STUCK:.0f} s")
+
+    def fit(self, rounds: int, *, one_more: bool = False) -> bool:
+        """Whether so many rounds end in time; also with a case never called, taken to last as long as the others do."""
+        guess = statistics.fmean(self._cost.values()) if one_more and self._cost else 0.0
+        return time.perf_counter() + guess + rounds * (sum(self._cost.values()) + guess) <= self._end
+
+    def make_room(self, rounds: int, of: Collection[str]) -> None:
+        """Leave out the last of these until so many rounds fit."""
+        for name in [name for name in self.samples if name in of][::-1]:
+            if not self.fit(rounds):
+                self.leave_out(name, NO_TIME)
+
+
 def turns_in_time(
     first: Mapping[str, Callable[[], float]],
     more: Mapping[str, Callable[[], float]],
@@ -76,57 +121,26 @@ def turns_in_time(
     Returns:
         Figures of each case that was measured, as many of all; and of the others why they were left out.
     """
-    cases = {**first, **more}
+    cases = _Cases({**first, **more}, end, may_fail)
     least = min(LEAST, rounds)
-    samples: dict[str, list[float]] = {}
-    cost: dict[str, float] = {}  # seconds of the last call
-    left_out: dict[str, str] = {}
-
-    def leave_out(name: str, why: str) -> None:
-        left_out[name] = why
-        samples.pop(name, None)
-        cost.pop(name, None)
-
-    def call(name: str) -> None:
-        start = time.perf_counter()
-        try:
-            samples[name].append(cases[name]())
-        except Exception as error:
-            if name not in may_fail:
-                raise
-            leave_out(name, first_line(error))
-            return
-        cost[name] = time.perf_counter() - start
-        if name in may_fail and cost[name] > STUCK:
-            leave_out(name, f"one measurement takes more than {STUCK:.0f} s")
-
-    def fits(rounds: int, guess: float = 0.0) -> bool:
-        return time.perf_counter() + guess + rounds * (sum(cost.values()) + guess) <= end
-
-    def make_room(rounds: int) -> None:
-        for name in [name for name in samples if name in more][::-1]:
-            if not fits(rounds):
-                leave_out(name, NO_TIME)
-
-    for name in cases:
-        # What was never called is taken to last as long as the others do.
-        if name in more and not fits(least, statistics.fmean(cost.values()) if cost else 0.0):
-            left_out[name] = NO_TIME
+    for name in (*first, *more):
+        if name in more and not cases.fit(least, one_more=True):
+            cases.leave_out(name, NO_TIME)
             continue
-        samples[name] = []
+        cases.samples[name] = []
         for _ in range(WARMUP):
-            if name in samples:
-                call(name)
-        make_room(least)
-    for figures in samples.values():
+            if name in cases.samples:
+                cases.call(name)
+        cases.make_room(least, more)
+    for figures in cases.samples.values():
         figures.clear()
     for turn in range(rounds):
-        if turn >= least and not fits(1):
+        if turn >= least and not cases.fit(1):
             break
-        make_room(max(1, least - turn))
-        for name in list(samples)[:: -1 if turn % 2 else 1]:
-            call(name)
-    return samples, left_out
+        cases.make_room(max(1, least - turn), more)
+        for name in list(cases.samples)[:: -1 if turn % 2 else 1]:
+            cases.call(name)
+    return cases.samples, cases.left_out
 
 
 def _spread(samples: Sequence[float]) -> dict[str, Any]:
