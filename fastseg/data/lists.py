@@ -52,7 +52,8 @@ class Names:
             ways = (name, stem) if suffix.lower() in IMAGE_SUFFIXES else (name,)
             for names, way in itertools.product(self.labels if label else self.images, ways):
                 known = names.get(way, ())
-                near = {pair for own, pair in known if not folder or _agree(folder, own.rpartition("/")[0])}
+                is_key = names is self.images[2]  # which lies in no folder that a list could tell
+                near = {pair for own, pair in known if not folder or _agree(folder, own.rpartition("/")[0], is_key)}
                 if near or (known and self.anywhere):
                     return near or {pair for _, pair in known}
         return set()
@@ -63,10 +64,14 @@ def _forms(text: str) -> tuple[str, ...]:
     return (text, text.replace("\\", "/")) if "\\" in text else (text,)
 
 
-def _agree(one: str, other: str) -> bool:
-    """Whether two folders may be the same, as far as both are told: the longer ends in the shorter."""
-    one, other = f"/{one}".removesuffix("/."), f"/{other}"
-    return one.endswith(other) or other.endswith(one) or len(one) == 1 or len(other) == 1
+def _agree(told: str, own: str, whole: bool) -> bool:
+    """Whether two folders may be the same, as far as both are told: the longer ends in the shorter.
+
+    Args:
+        whole: `own` is told whole, so that no longer one is meant.
+    """
+    told, own = f"/{told}".removesuffix("/."), f"/{own}"
+    return told in ("", "/") or own.endswith(told) or (not whole and (own == "/" or told.endswith(own)))
 
 
 def _lines(path: Path) -> list[str]:
