@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
 # torch's agent passes these on to the workers; by default it dies of the last two and leaves them behind.
-SIGNALS_TO_WORKERS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+SIGNALS_TO_WORKERS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 RESTARTS = 3
 
 
@@ -104,6 +104,8 @@ def _configured(processes: int, nodes: int, endpoint: str | None, timeout: int, 
     patience: dict[str, Any] = (
         {"shutdown_timeout": 60} if "shutdown_timeout" in LaunchConfig.__dataclass_fields__ else {}
     )
+    # What is ignored, such as SIGHUP under `nohup`, stays so: the agent would end of it.
+    heard = [name for name in SIGNALS_TO_WORKERS if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN]
     return LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
@@ -114,7 +116,7 @@ def _configured(processes: int, nodes: int, endpoint: str | None, timeout: int, 
         rdzv_configs={"join_timeout": timeout, "read_timeout": min(timeout, 60)},
         max_restarts=RESTARTS,
         monitor_interval=0.5,
-        signals_to_handle=SIGNALS_TO_WORKERS,
+        signals_to_handle=",".join(heard),
         logs_specs=DefaultLogsSpecs(log_dir=folder),
         **patience,
     )
@@ -150,10 +152,12 @@ def _end_at_the_second_signal(folder: str) -> None:
     signal.set_wakeup_fd(writer)
 
     def watch() -> None:
-        asked = 0
-        while asked < 2:
+        asked: list[int] = []
+        while len(asked) < 2:
             number = os.read(reader, 1)[0]
-            asked += number != signal.SIGUSR2  # a worker's
+            # SIGUSR2 is a worker's; a terminal that closes sends SIGHUP, and so does its shell.
+            if number != signal.SIGUSR2 and not (number == signal.SIGHUP and number in asked):
+                asked.append(number)
         click.echo(f"fastseg: {_ended(number)}", err=True)
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(128 + number)

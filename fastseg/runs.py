@@ -5,10 +5,15 @@ RUN/config.toml environment.json split.json log.jsonl events.out.tfevents.* chec
 
 import contextlib
 import datetime
+import errno
 import json
+import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import click
 
 from fastseg import config as configs
 from fastseg.config import Config
@@ -16,6 +21,8 @@ from fastseg.errors import UsageError
 
 ROOT = Path("runs")
 PARTIAL = ".*.partial"  # files that `whole` has not put in place yet
+WRITER = ".writer"  # names the process that writes into a folder, which holds a lock on it meanwhile
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # where a file system has none
 
 # What a resumed run may do otherwise than it began; anything else would make it another run. The number of processes
 # may change too: config.toml holds the global batch, which stays.
@@ -83,7 +90,11 @@ def refuse_existing(run: Path, option: str = "--run") -> None:
 
     What a process that was killed had not finished is nothing: a new run writes it again.
     """
-    if run.exists() and (not run.is_dir() or any(not path.match(PARTIAL) for path in run.iterdir())):
+    left_over = (WRITER, PARTIAL)
+    if run.exists() and (not run.is_dir() or any(not any(map(path.match, left_over)) for path in run.iterdir())):
+        if run.is_dir() and (run / WRITER).is_file():
+            with sole_writer(run, option):  # which says who it is
+                pass
         cure = "continue it with --resume, or give another folder" if option == "--run" else "give another folder"
         raise UsageError(f"{option} {run} exists: {cure}")
 
@@ -122,6 +133,71 @@ def _per_device(config: Config, run: Path) -> Config:
         return config
     batch = config.train.global_batch // (started["world"] * config.train.accumulate)
     return configs.override(config, {"train.batch": batch}) if batch else config
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path, option: str) -> Iterator[None]:
+    """Be the one process that writes into a folder, which is made where it is not there.
+
+    The system keeps the lock for as long as this process lives: one that was killed keeps nobody out. It holds between
+    machines too, where the folder is on NFS, or on Lustre or GPFS mounted with locks for all of them (`flock`); where a
+    file system has none, that is said, and nobody is kept out.
+
+    Raises:
+        UsageError: another process writes there; it names `option`, the process and its machine.
+    """
+    path = folder / WRITER
+    with contextlib.ExitStack() as held:
+        if not folder.exists():
+            held.callback(forget_unused, folder)
+        try:
+            file = held.enter_context(_locked(path))
+        except BlockingIOError:
+            who = ""
+            with contextlib.suppress(FileNotFoundError):  # it has just ended
+                who = path.read_text(encoding="utf-8", errors="replace")
+            raise UsageError(
+                f"{option} {folder} is being written by {who or 'another process'}: wait for its end, or give another "
+                "folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            click.echo(f"{folder}: its file system keeps no locks; see to it that nothing else writes there", err=True)
+        else:
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            held.callback(path.unlink, missing_ok=True)
+        yield
+
+
+def _locked(path: Path) -> IO[str]:
+    """The file, new or there already, with this process's lock on it; it is empty.
+
+    Raises:
+        BlockingIOError: another process has it. OSError: there can be none, see `NO_LOCKS`.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        raise OSError(errno.ENOSYS, "no locks", str(path)) from None
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except FileNotFoundError:  # another has just removed its folder
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who had it may have removed it since it was opened: then this lock keeps nobody out.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    file.truncate(0)
+                    return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from typing import Any
@@ -50,6 +51,9 @@ class Group(click.Group):
                 raise
             report_error(error)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            report_error(FastsegError("interrupted"))
+            ctx.exit(128 + signal.SIGINT)
         except BrokenPipeError:  # the reader of our output has gone
             sys.stderr.close()
             ctx.exit(1)

@@ -135,7 +135,11 @@ def write(
                 (partial_out / folder).mkdir(parents=True, exist_ok=True)
         _write_lists(partial_out, layout, stems, ending)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(one, enumerate(jobs)))
+            try:
+                list(pool.map(one, enumerate(jobs)))
+            except BaseException:  # Ctrl-C too, which comes while most scenes still wait
+                pool.shutdown(cancel_futures=True)
+                raise
         partial_out.rename(out)
     except OSError as error:
         raise FastsegError(

@@ -20,7 +20,7 @@ from fastseg.training.saving import write_report
 from fastseg.training.setup import set_up
 from fastseg.training.startup import Startup
 from fastseg.training.stopping import Requests
-from fastseg.workers import this_worker
+from fastseg.workers import is_main, this_worker
 
 
 def train(
@@ -55,6 +55,10 @@ def train(
         last = runs.last_checkpoint(folder)
         if not resume:
             runs.refuse_existing(folder)
+        if is_main():
+            last_things.enter_context(runs.sole_writer(folder, "--resume: --run" if resume else "--run"))
+            if not resume:
+                runs.refuse_existing(folder)  # another may have come and gone since
         state = checkpoints.read(last) if resume and last.is_file() else None
         training = set_up(config, state, startup, reading=True)
         world, progress = training.world, training.progress

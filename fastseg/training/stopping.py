@@ -1,12 +1,14 @@
 """Ending a run early without losing anything: signals that ask for it, agreed on by all processes after the same step.
 
-SIGTERM, SIGINT and SIGUSR1 (what clusters send before they take a node away) only set a flag. Between steps the
+SIGTERM, SIGINT, SIGHUP (the terminal closes) and SIGUSR1 (what clusters send before they take a node away) only set a
+flag; what was ignored before, as `nohup` has it, stays ignored. Between steps the
 processes tell one another theirs through a group of its own, on the CPU, and look at the answer one step later, so that
 nobody waits for a GPU: all stop after the same step and save. A second signal ends at once.
 """
 
 import os
 import signal
+import stat
 import threading
 import time
 from types import FrameType
@@ -16,8 +18,8 @@ import torch.distributed as dist
 
 from fastseg.distributed import World
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# Ctrl-C reaches a worker twice, from the terminal and from its launcher.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+# Ctrl-C reaches a worker twice, from the terminal and from its launcher; SIGHUP any process, from its shell too.
 ONE_AND_THE_SAME = 2.0
 
 
@@ -38,7 +40,8 @@ class Requests:
     def __enter__(self) -> "Requests":
         # Python allows handlers in the main thread alone; elsewhere (an API user's thread) signals stay whose they are.
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -46,6 +49,8 @@ class Requests:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _let_go_of_a_closed_terminal()
         if self.signal and time.monotonic() - self._at > ONE_AND_THE_SAME:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -75,3 +80,11 @@ class Requests:
             work.wait()
         number, save = requests.tolist()
         return number, bool(save)
+
+
+def _let_go_of_a_closed_terminal() -> None:
+    """Write what would go there to nobody: an error of the first line would end the run before it saves."""
+    for file in (1, 2):
+        if stat.S_ISCHR(os.fstat(file).st_mode) and not os.isatty(file):
+            with open(os.devnull, "w") as nobody:
+                os.dup2(nobody.fileno(), file)

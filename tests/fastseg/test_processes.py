@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pty
 import random
 import re
 import signal
@@ -423,3 +424,50 @@ def test_deterministic_runs_have_the_same_bits(street, tmp_path):
         code, _, err = end(fastseg(*command, "--device", "cpu", "--deterministic", "--run", tmp_path / name))
         assert code == 0, err
     assert same_bits(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_terminal_that_closes_saves(street, tmp_path, processes):
+    run = tmp_path / "run"
+    command = ["train", "--data", street, "--recipe", "fast", *sets(train__epochs=9999), "--device", "cpu"]
+    command += ["--nproc", processes, "--run", run]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "fastseg", *map(str, command)])
+    while not events(run, "train"):
+        with contextlib.suppress(BlockingIOError):
+            os.set_blocking(terminal, False)
+            os.read(terminal, 1 << 16)
+        time.sleep(0.01)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    (stopped,) = events(run, "stopped")
+    assert stopped["signal"] == "SIGHUP"
+    assert read(run / "checkpoints" / "last.pt")["progress"]["step"] == stopped["step"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_under_nohup_a_terminal_that_closes_is_nothing(street, tmp_path, processes):
+    run = tmp_path / "run"
+    command = ["train", "--data", street, "--recipe", "fast", *sets(train__epochs=9999), "--device", "cpu"]
+    process = fastseg(*command, "--nproc", processes, "--run", run, launcher=("nohup", sys.executable, "-m"))
+    while not events(run, "train"):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    before = events(run, "train")[-1]["step"]
+    process.send_signal(signal.SIGHUP)
+    while events(run, "train")[-1]["step"] < before + 3:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = end(process)
+    assert code == 75, err
+    assert events(run, "stopped")[0]["signal"] == "SIGTERM"
+
+
+def test_ctrl_c_is_130_in_every_command(tmp_path):
+    process = fastseg("data", "synth", tmp_path / "many", "--train", 99999)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    code, _, err = end(process)
+    assert (code, err.splitlines()[-1]) == (130, "fastseg: interrupted")

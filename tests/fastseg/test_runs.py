@@ -1,9 +1,13 @@
 """Run folders: what is refused, what a resumed run may change, and what a killed one leaves behind."""
 
 import datetime
+import errno
 import json
 import os
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -233,3 +237,63 @@ def test_json_is_strict(tmp_path):
         runs.write_json(tmp_path / "a.json", {"miou": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text())["miou"] is None
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from fastseg import runs
+with runs.sole_writer(Path(sys.argv[1]), "--run"):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+CONTEND = """
+import os, sys
+from pathlib import Path
+from fastseg import runs
+from fastseg.errors import UsageError
+folder, times = Path(sys.argv[1]), 0
+while times < 50:
+    try:
+        with runs.sole_writer(folder, "--run"):
+            os.close(os.open(folder / "alone", os.O_CREAT | os.O_EXCL))  # fails where anybody else is in
+            os.unlink(folder / "alone")
+            times += 1
+    except UsageError:
+        pass
+"""
+
+
+def test_a_folder_has_one_writer_and_a_dead_one_keeps_nobody_out(tmp_path):
+    folder = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "in\n"
+        says = f"--run {folder} is being written by process {other.pid} on {socket.gethostname()}: wait for its end"
+        with pytest.raises(UsageError, match=re.escape(says)), runs.sole_writer(folder, "--run"):
+            pass
+        (folder / "config.toml").write_text("")
+        with pytest.raises(UsageError, match=re.escape(says)):  # and not that it could be resumed
+            runs.refuse_existing(folder)
+        other.kill()
+    (folder / "config.toml").unlink()
+    runs.refuse_existing(folder)  # what it left is nothing
+    with runs.sole_writer(folder, "--run"):
+        assert (folder / runs.WRITER).read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    assert list(folder.iterdir()) == []
+
+
+def test_writers_that_contend_are_never_in_a_folder_together(tmp_path):
+    contending = [subprocess.Popen([sys.executable, "-c", CONTEND, tmp_path / "run"]) for _ in range(4)]
+    assert [process.wait() for process in contending] == [0] * 4
+    assert list((tmp_path / "run").rglob("*")) == []
+
+
+def test_a_file_system_without_locks_is_said_once(tmp_path, monkeypatch, capsys):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with runs.sole_writer(tmp_path, "--run"):
+        pass
+    says = f"{tmp_path}: its file system keeps no locks; see to it that nothing else writes there\n"
+    assert capsys.readouterr().err == says

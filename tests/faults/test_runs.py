@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from fastseg import config as configs
+from fastseg import runs
 from fastseg.checkpoint import build_model, read
 from fastseg.distributed import World
 from fastseg.errors import FastsegError, StoppedError
@@ -371,6 +373,24 @@ def test_paths_of_all_kinds(street, copy_of, call, read_by, tmp_path, monkeypatc
     assert says.startswith(f"error: linked/train/{targets[0].name}: is a broken link")
     assert "7 to train, 4 to validate; 2 files left out" in call("train", "--data", "linked", *TINY, "--run", "r")[2]
     row("broken link among the images", says, "mend the link; training leaves such pairs out and says so")
+
+
+# Writers
+
+
+def test_a_run_folder_has_one_writer(call, street, row):
+    assert call("train", "--data", street, *TINY, "--run", "r")[0] == 0
+    with runs.sole_writer(Path("r"), "--run"):
+        for begun in (["--data", street, *TINY], ["--resume"]):
+            says = said(call, "train", *begun, "--run", "r", code=2)
+            assert f" r is being written by process {os.getpid()} on {socket.gethostname()}: " in says
+    assert call("train", "--resume", "--run", "r")[0] == 0
+    says = re.sub("process .* on .*:", "process N on HOST:", says)
+    row(
+        "two trainings in one folder, or `--resume` of a run that lives",
+        says,
+        "the second ends; a dead one's lock is nobody's",
+    )
 
 
 # Sizes
