@@ -98,9 +98,10 @@ def admit(model: Model, given: str | Collection[str], source: str) -> None:
     if model.network == SEGNET or model.network in given:
         return
     kept = shown(brief(model.network).strip("'"))
+    other = f", not {' or '.join(given)}" if given else ""
     raise UsageError(
-        f"{source}: its network is {kept}, not {' or '.join(given) or 'SegNet'}; its module is imported, and its code "
-        f"run, only where you name it: give --network {kept} (in Python network=) if you trust it"
+        f"{source}: its network is {kept}{other}; give --network {kept} (in Python network=), which imports its module "
+        "and runs the code there"
     )
 
 
