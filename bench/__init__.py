@@ -33,6 +33,8 @@ BENCHES: dict[str, Callable[..., Found]] = {
 }
 # What stands for several of them; "" is `fastseg bench` alone.
 SEVERAL = {"": ("ladder", "scaling"), "all": ("ladder", "data", "kernels", "host", "model", "scaling")}
+# The others measure SegNet's operators and layers, or no network.
+OF_ANY_NETWORK = ("", "ladder", "scaling")
 
 
 def default_counts(device: str) -> tuple[int, ...]:
@@ -54,6 +56,7 @@ def run(
     accuracy: Mapping[str, Any] | None = None,
     minutes: float | None = None,
     image_format: str | None = None,
+    network: str | None = None,
 ) -> dict[str, Any]:
     """Measure and return the document that `fastseg bench --json` prints.
 
@@ -66,6 +69,7 @@ def run(
         minutes: that `data` may take; None for 3.
         image_format: "png" or "jpeg", of the scenes that `data` reads as "synth"; those in JPEG are larger, and so is
             their size where none is given. None for "png".
+        network: as `model.network`, of `ladder` and `scaling`; None: SegNet.
 
     Raises:
         UsageError: no such bench, or one that has no such option.
@@ -81,6 +85,10 @@ def run(
             raise UsageError(f"--format {image_format}: choose one of {', '.join(FORMATS)}")
         if what != "data" or data != "synth":
             raise UsageError(f"--format {image_format}: is of bench data --data synth; other files are what they are")
+    if network is not None and what not in OF_ANY_NETWORK:
+        raise UsageError(
+            f"--network {network}: bench {what} measures SegNet; ladder and scaling, which are bench alone, take others"
+        )
     kind, _ = choose_device(device)
     counts = counts or default_counts(kind)
     size = size or (bench_data.JPEG_INPUT if image_format == "jpeg" else None)
@@ -89,11 +97,13 @@ def run(
     benches: dict[str, Callable[..., Found]] = {
         **BENCHES,
         "data": functools.partial(BENCHES["data"], minutes=minutes or bench_data.MINUTES, image_format=image_format),
-        "scaling": functools.partial(bench_scaling.measure, counts=counts),
+        "scaling": functools.partial(bench_scaling.measure, counts=counts, network=network),
         "accuracy": lambda *, data, size, **_: bench_accuracy.measure(
             data=data, size=size, device=kind, **(accuracy or {})
         ),
     }
+    if network is not None:
+        benches["ladder"] = functools.partial(BENCHES["ladder"], network=network)
     # Steps and batches as training has them: its threads, cuDNN's search, memory kept; single precision as `baseline`.
     join(Runtime(device=device, dtype="tf32"))
     measured_on = environment()  # a commit made meanwhile is not what is measured
@@ -108,5 +118,6 @@ def run(
         "size": str(size),
         "batch": batch,
         "device": kind,
+        **({"network": network} if network else {}),
     }
     return document(found, protocol | {"rounds": rounds, "warmup_rounds": WARMUP, "quick": quick}, measured_on)

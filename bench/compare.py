@@ -20,7 +20,7 @@ from fastseg.errors import UsageError
 
 # What must be the same for two documents to be comparable.
 HARDWARE = ("processor", "cores", "threads", "gpus", "system")
-PROTOCOL = ("data", "format", "size", "batch", "device", "quick")
+PROTOCOL = ("data", "format", "size", "batch", "device", "network", "quick")
 UNSAID = {"format": "png"}  # what documents of before do not say
 # For samples of a normal distribution: its standard deviation from the distance of the 20th and 80th percentile, and
 # how much less sure a median is than a mean. https://en.wikipedia.org/wiki/Median#Efficiency

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from fastseg.config import Config, Size, Train
+from fastseg.config import Config, Model, Size, Train
 from fastseg.distributed import World
 from fastseg.kernels import launch
 from fastseg.memory import momenta, peak_bytes
 from fastseg.model import CHANNELS, SegNet
+from fastseg.network import Network, build, rehearse
 from fastseg.training.setup import capture_passes, choose_capture, make_step
 from fastseg.training.step import Step
 
@@ -28,13 +29,27 @@ class Drill:
 
     Args:
         capture: passes are captured where `auto` captures them.
+        network: as `model.network`.
+
+    Raises:
+        UsageError: the network cannot be trained.
     """
 
     def __init__(
-        self, device: torch.device, dtype: torch.dtype, size: Size, batch: int, *, capture: bool = True
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        size: Size,
+        batch: int,
+        *,
+        capture: bool = True,
+        network: str = Model.network,
     ) -> None:
         torch.manual_seed(0)
-        self.step = step_on(device, dtype, batch, fused=launch.choose("auto", device)[0] == "fused")
+        model = build(Model(network=network), CLASSES, size, fused=launch.choose("auto", device)[0] == "fused")
+        model = model.to(device).to(memory_format=torch.channels_last)
+        rehearse(model, [size], batch, device, dtype)
+        self.step = step_of(model, device, dtype, batch)
         if capture and choose_capture(Config(), device).value == "on":
             capture_passes(self.step, must=False)
         self.images, self.labels = random_batch(device, dtype, size, batch)
@@ -68,8 +83,13 @@ class Drill:
 def step_on(
     device: torch.device, dtype: torch.dtype, batch: int, *, fused: bool, channels: Sequence[int] = CHANNELS
 ) -> Step:
-    """A step of the whole network in one process, with equal weights of classes."""
+    """A step of SegNet in one process, with equal weights of classes."""
     model = SegNet(CLASSES, fused=fused, channels=channels).to(device).to(memory_format=torch.channels_last)
+    return step_of(model, device, dtype, batch)
+
+
+def step_of(model: Network, device: torch.device, dtype: torch.dtype, batch: int) -> Step:
+    """A step of a network that is on the device, in one process, with equal weights of classes."""
     return make_step(model, Train(), World(0, 1, device), dtype, torch.ones(CLASSES, device=device), batch)[0]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from fastseg.bench.data import SECONDS, Case, decoding, full_batches
 from fastseg.bench.drill import Drill
 from fastseg.bench.harness import Found, exact, ratio, result, take_turns
-from fastseg.config import Size
+from fastseg.config import Model, Size
 from fastseg.distributed import choose_dtype
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.source import Spec, TrainSource, choose_loader, decoded_at_once
@@ -52,8 +52,14 @@ def _calls(call: Callable[[], object]) -> Iterator[object]:
         yield call()
 
 
-def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quick: bool) -> Found:
-    """Each rung's throughput, what binds, and how much a faster data path or network could give."""
+def measure(
+    *, data: str, size: Size, batch: int, rounds: int, device: str, quick: bool, network: str = Model.network
+) -> Found:
+    """Each rung's throughput, what binds, and how much a faster data path or network could give.
+
+    Args:
+        network: as `model.network`.
+    """
     shown = str(size)
     config, specs = open_specs(data, splits=("train",), size=shown, batch=batch, device=device)
     spec = specs["train"]
@@ -63,7 +69,7 @@ def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quic
     streaming, chosen = choose_loader("auto", spec)[0], choose_loader("auto", spec, epochs=True)[0]
     together = min(decoded_at_once(batch), len(spec.pairs))
     own = {header.image_size for header in spec.headers}
-    step = Drill(spec.device, dtype, size, batch)
+    step = Drill(spec.device, dtype, size, batch, network=network)
     waits: list[list[float]] = []
 
     def source(read: Spec) -> Iterator[object]:

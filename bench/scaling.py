@@ -90,9 +90,20 @@ def expectation(size: Size, batch: int) -> list[Result]:
 
 
 def measure(
-    *, data: str, size: Size, batch: int, rounds: int, device: str, counts: Sequence[int], quick: bool
+    *,
+    data: str,
+    size: Size,
+    batch: int,
+    rounds: int,
+    device: str,
+    counts: Sequence[int],
+    quick: bool,
+    network: str | None = None,
 ) -> Found:
-    """Throughput and efficiency per number of processes, and what 8 H100 might do.
+    """Throughput and efficiency per number of processes, and what 8 H100 might do with SegNet.
+
+    Args:
+        network: as `model.network`; None: SegNet.
 
     Raises:
         UsageError: numbers of processes that do not begin with one and ascend.
@@ -108,6 +119,7 @@ def measure(
     def point(count: int, each: int) -> list[float] | None:
         processes = ["--gpus", str(count)] if on_gpu else ["--nproc", str(count), "--device", "cpu"]
         options = ["--data", data, "--recipe", "fast", "--size", shown, "--batch", str(each), *processes]
+        options += ["--network", network] if network else []
         return train(options, steps, log_every)
 
     rows: list[Result] = []
@@ -135,4 +147,4 @@ def measure(
             if first == 1 and 8 in speeds:
                 lines["V100, published for 1 and 8"] = [speed * (1 + (PUBLISHED - 1) / 7 * (n - 1)) for n in speeds]
             curves.append({"name": f"{kind} scaling {shown}, img/s", "x": {"processes": list(speeds)}, "y": lines})
-    return Found([*rows, *expectation(size, batch)], [], curves)
+    return Found([*rows, *([] if network else expectation(size, batch))], [], curves)

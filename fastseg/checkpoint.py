@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import torch
 from fastseg import config as configs
 from fastseg.data.classes import UNKNOWN
 from fastseg.errors import FastsegError, first_line
-from fastseg.model import SegNet, load_weights, read_tensors
+from fastseg.model import load_weights, read_tensors
+from fastseg.network import Network, admit, build
 from fastseg.pipelines.source import MEAN, STD
 from fastseg.runs import whole
 from fastseg.texts import brief
@@ -163,16 +164,23 @@ def _are_images(value: dict) -> bool:
     return len(columns) == 2 and len(columns[0]) == len(columns[1])
 
 
-def build_model(state: Mapping[str, Any], source: str | Path = "checkpoint") -> SegNet:
+def build_model(
+    state: Mapping[str, Any], source: str | Path = "checkpoint", network: str | Collection[str] = ()
+) -> Network:
     """The network of a checkpoint with its weights: the averaged ones where the run kept an average.
 
+    Args:
+        network: the name of what it may be beside SegNet, or several names; the module is then imported.
+
     Raises:
-        FastsegError: weights of another network; it names `source`.
+        UsageError: a network that is not among them, or cannot be made. FastsegError: weights of another network.
+            They name `source`.
     """
-    model = configs.from_dict(state["config"], str(source)).model
-    network = SegNet(len(state["classes"]), model.backbone, model.depth)
-    load_weights(network, state["ema"] or state["model"], str(source))
-    return network.to(memory_format=torch.channels_last).eval()
+    config = configs.from_dict(state["config"], str(source))
+    admit(config.model, network, str(source))
+    built = build(config.model, len(state["classes"]), config.data.size)
+    load_weights(built, state["ema"] or state["model"], str(source))
+    return built.to(memory_format=torch.channels_last).eval()
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

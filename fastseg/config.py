@@ -115,9 +115,14 @@ class Augment(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Model(_Checked):
-    backbone: str = _option("vgg16", "whose convolutions make the encoder", ("vgg16", "vgg19"))
-    depth: int = _option(5, "encoder stages, 1 to 5", least=1)
-    init: str = _option("none", "first weights: none (He et al.), identity, a torchvision VGG (encoder), or a file")
+    network: str = _option("segnet", "segnet, or package.module:function of your own, which gives a network")
+    backbone: str = _option("vgg16", "SegNet: whose convolutions make the encoder", ("vgg16", "vgg19"))
+    depth: int = _option(5, "SegNet: encoder stages, 1 to 5", least=1)
+    init: str = _option(
+        "none",
+        "first weights: none (SegNet: He et al.; else the network's own), a file, or for SegNet identity or a "
+        "torchvision VGG (encoder)",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +255,8 @@ def _say_renamed() -> None:
 def override(config: Config, changes: dict[str, Any], source: str = "--set") -> Config:
     """A config with {"section.field": value} changed.
 
-    A batch per device takes the place of one of all devices together, and the other way round.
+    A batch per device takes the place of one of all devices together, and the other way round. Another network begins
+    with the defaults of its section: a recipe's are of the network that it was written for.
 
     Raises:
         UsageError: an unknown key or a value that does not fit; it names `source` (a file or an option) and the key.
@@ -272,6 +278,8 @@ def override(config: Config, changes: dict[str, Any], source: str = "--set") -> 
     for asked, other in (("batch", "global_batch"), ("global_batch", "batch")):
         if train.get(asked) and other not in train:
             train[other] = 0
+    if sections["model"].get("network", config.model.network) != config.model.network:
+        config = dataclasses.replace(config, model=Model())
     parts = {}
     for section, new in sections.items():
         try:

@@ -5,7 +5,7 @@ something by.
 import csv
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels import launch
 from fastseg.kernels.confusion import confusion, torch_confusion
 from fastseg.metrics import Comparison, Scores, bootstrap, compare, interval, miou_of, null_if_nan, resampled
+from fastseg.network import admit
 from fastseg.pipelines.source import Spec, choose_loader, evaluation_batches
 from fastseg.runs import whole
 from fastseg.specs import make_spec, open_data
@@ -159,6 +160,7 @@ def evaluate(
     tta: str = "none",
     allow_overlap: bool = False,
     changes: dict | None = None,
+    network: str | Collection[str] = (),
 ) -> dict:
     """Scores of a checkpoint on a split: the document that `fastseg eval --json` prints.
 
@@ -168,12 +170,14 @@ def evaluate(
         tta: "none", or "mirror": see `Mirrored`.
         allow_overlap: score images that the network was trained on, too; the protocol says how many.
         changes: {"section.field": value} laid over the run's configuration, such as runtime.device.
+        network: of the checkpoint where that is not SegNet, "package.module:function", whose module is imported;
+            several for `evaluate_against`.
 
     Raises:
-        UsageError: the network was trained on some of the images.
+        UsageError: the network was trained on some of the images, or is not SegNet and not `network`.
         FastsegError: the checkpoint cannot be read, or the data has other classes than the network.
     """
-    how: dict[str, Any] = {"data": data, "split": split, "at": at, "tta": tta, "changes": changes}
+    how: dict[str, Any] = {"data": data, "split": split, "at": at, "tta": tta, "changes": changes, "network": network}
     return _evaluate(checkpoint, allow_overlap=allow_overlap, **how)[0]
 
 
@@ -219,6 +223,7 @@ def _evaluate(
     tta: str = "none",
     allow_overlap: bool = False,
     changes: dict | None = None,
+    network: str | Collection[str] = (),
     world: World | None = None,
 ) -> tuple[dict[str, Any], Counted, World]:
     """The document, what it is made of, and the processes that took part: they meet once, for whatever follows."""
@@ -228,7 +233,9 @@ def _evaluate(
         raise UsageError(f"--tta {tta}: choose {' or '.join(TTA)}")
     state = checkpoints.read(Path(checkpoint))
     changes = {**(changes or {}), **({"data.path": data} if data else {})}
-    config = configs.override(configs.from_dict(state["config"], str(checkpoint)), changes)
+    trained = configs.from_dict(state["config"], str(checkpoint))
+    admit(trained.model, network, str(checkpoint))  # before files are read
+    config = configs.override(trained, changes)
     if world is None:
         world, _ = join(config.runtime)
     dtype = choose_dtype(config.runtime.dtype, world.device.type).dtype
@@ -248,14 +255,15 @@ def _evaluate(
         )
     spec, _ = choose_loader(config.runtime.loader, spec, resize_labels=at == "network")
     kernels, _ = launch.choose(config.runtime.kernels, world.device)
-    network = checkpoints.build_model(state, checkpoint).to(world.device)
-    network.fused = kernels == "fused"
+    model = checkpoints.build_model(state, checkpoint, network).to(world.device)
+    model.fused = kernels == "fused"
     with world.named_failures():
-        evaluated = Mirrored(network) if tta == "mirror" else network
-        found = score(evaluated, spec, world, at=at, fused=network.fused, boundaries=True)
+        evaluated = Mirrored(model) if tta == "mirror" else model
+        found = score(evaluated, spec, world, at=at, fused=model.fused, boundaries=True)
     scheme, _ = choose_split(dataset, config.data.split_scheme)
     told = protocol(config, spec, split, scheme, len(seen), kernels, at, tta)
-    told |= {"init": config.model.init, "step": state["progress"]["step"], "averaged": bool(state["ema"])}
+    told |= {"network": trained.model.network, "init": config.model.init}
+    told |= {"step": state["progress"]["step"], "averaged": bool(state["ema"])}
     return _document(found, spec) | {"protocol": told}, found, world
 
 

@@ -1,8 +1,8 @@
 """`fastseg export`: a trained network for other programs, as ONNX or as a torch.export program, checked as it is made.
 
 What goes in are pixels, uint8[B, 3, H, W] at the network's size; what comes out are scores, float32[B, C, H, W]. The
-normalisation is inside, batch norms are folded into the convolutions before them, and unpooling is a gather in standard
-operators. All of it is fp32.
+normalisation is inside; SegNet's batch norms are folded into the convolutions before them, and its unpooling is a
+gather in standard operators. Another network is exported as it is. All of it is fp32.
 """
 
 import copy
@@ -10,7 +10,7 @@ import io
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
 from fastseg.environment import install
-from fastseg.errors import FastsegError, UsageError
+from fastseg.errors import FastsegError, UsageError, first_line
 from fastseg.kernels.pool import torch_pool
 from fastseg.model import SegNet
+from fastseg.network import Network, for_export
 from fastseg.pipelines.source import MEAN, STD
 from fastseg.runs import whole
 
@@ -37,20 +38,31 @@ TURNS = 5
 
 
 class Exportable(nn.Module):
-    """uint8[B, 3, H, W] -> scores float32[B, C, H, W] of a trained network, with nothing but standard operators."""
+    """uint8[B, 3, H, W] -> scores float32[B, C, H, W] of a trained network."""
 
     mean: torch.Tensor
     std: torch.Tensor
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network, self.batch_norms = for_export(network, Folded)
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network((images.float() - self.mean) / self.std)
+
+
+class Folded(nn.Module):
+    """SegNet with nothing but standard operators, and without batch norms."""
 
     def __init__(self, network: SegNet) -> None:
         super().__init__()
         folded = fold(network)
         self.encoder, self.decoder = folded.encoder, folded.decoder
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x, skipped = (images.float() - self.mean) / self.std, []
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skipped = []
         for layers in self.encoder:
             x = layers(x)
             size = (x.shape[-2], x.shape[-1])
@@ -84,12 +96,15 @@ def fold(network: SegNet) -> SegNet:
     return network
 
 
-def export(checkpoint: Path, out: Path) -> dict[str, Any]:
+def export(checkpoint: Path, out: Path, *, network: str | Collection[str] = ()) -> dict[str, Any]:
     """Write a checkpoint's network as OUT.onnx or OUT.pt2, run it, and return what `fastseg export --json` prints.
 
+    Args:
+        network: of the checkpoint where that is not SegNet, "package.module:function", whose module is imported.
+
     Raises:
-        UsageError: another suffix, or a file that is there. FastsegError: what was exported computes something else;
-            nothing is left then.
+        UsageError: another suffix, or a file that is there; a network that is not SegNet and not `network`, or that
+            torch cannot export. FastsegError: what was exported computes something else. Nothing is left then.
     """
     if out.suffix not in FORMATS:
         raise UsageError(f"--out {out}: a name that ends in {' or '.join(FORMATS)} says what to write")
@@ -97,24 +112,34 @@ def export(checkpoint: Path, out: Path) -> dict[str, Any]:
         raise UsageError(f"--out {out} exists: give another name")
     state = checkpoints.read(checkpoint)
     height, width = configs.from_dict(state["config"], str(checkpoint)).data.size
-    network = checkpoints.build_model(state, checkpoint).to(memory_format=torch.contiguous_format)
-    module = Exportable(network).eval()
+    model = checkpoints.build_model(state, checkpoint, network).to(memory_format=torch.contiguous_format)
+    module = Exportable(model).eval()
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randint(256, (b, 3, height, width), dtype=torch.uint8, generator=generator) for b in CHECKED]
     facts = {"classes": ",".join(state["classes"]), "colors": str(state["colors"]), "size": f"{height}x{width}"}
     with whole(out) as partial:
-        run = (_onnx if FORMATS[out.suffix] == "onnx" else _torch)(module, batches[1], facts, partial)
-        checked = check(network, run, batches)
+        try:
+            run = (_onnx if FORMATS[out.suffix] == "onnx" else _torch)(module, batches[1], facts, partial)
+        except (FastsegError, OSError):
+            raise
+        except Exception as error:  # torch's exporters fail in many ways on what a network of the user's may do
+            raise FastsegError(
+                f"export: torch cannot export this network to {out.suffix} ({first_line(error)}); try "
+                f"{' or '.join(FORMATS.keys() - {out.suffix})}, or mend it (fastseg --debug shows where)"
+            ) from error
+        checked = check(model, run, batches)
         if checked["agreement"] < AGREEMENT or checked["difference"] > TOLERANCE:
             raise FastsegError(
                 f"export: {checked['agreement']:.4%} of the pixels agree with the network, scores differ by "
                 f"{checked['difference']:.2g} of their range: nothing was written"
             )
         size = partial.stat().st_size
-    return {"out": str(out), "format": FORMATS[out.suffix], "bytes": size, **checked}
+    return {"out": str(out), "format": FORMATS[out.suffix], "bytes": size, "batch_norms": module.batch_norms, **checked}
 
 
-def check(network: SegNet, run: Callable[[torch.Tensor], torch.Tensor], batches: list[torch.Tensor]) -> dict[str, Any]:
+def check(
+    network: nn.Module, run: Callable[[torch.Tensor], torch.Tensor], batches: list[torch.Tensor]
+) -> dict[str, Any]:
     """How an exported program differs from the network in fp32, and how fast it is beside it on this CPU.
 
     `difference` is the largest of the scores, as a share of the largest score.

@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,18 +35,24 @@ class Predictor:
     Attributes:
         classes: names, by index.
         colors: (red, green, blue) of each class.
-        network: the `SegNet`; [B, 3, H, W], normalised, to scores [B, C, H, W].
+        network: `SegNet` or a network of the user's; [B, 3, H, W], normalised, to scores [B, C, H, W].
     """
 
     def __init__(
-        self, state: Mapping[str, Any], *, device: str = "auto", dtype: str = "auto", source: str | Path = "checkpoint"
+        self,
+        state: Mapping[str, Any],
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        source: str | Path = "checkpoint",
+        network: str | Collection[str] = (),
     ) -> None:
         self.classes: tuple[str, ...] = tuple(state["classes"])
         self.colors = tuple((red, green, blue) for red, green, blue in state["colors"])
         self.size = configs.from_dict(state["config"], str(source)).data.size
         self.device = torch.device(choose_device(device)[0])
         self.dtype = choose_dtype(dtype, self.device.type).dtype
-        self.network = checkpoints.build_model(state, source).to(self.device)
+        self.network = checkpoints.build_model(state, source, network).to(self.device)
         self.network.fused = launch.choose("auto", self.device)[0] == "fused"
 
     def __call__(self, image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
@@ -98,18 +104,21 @@ def pixels_of(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np
     return np.ascontiguousarray(image[..., :3])
 
 
-def load(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> Predictor:
+def load(
+    path: str | Path, *, device: str = "auto", dtype: str = "auto", network: str | Collection[str] = ()
+) -> Predictor:
     """The trained network of a checkpoint file, ready for images.
 
     Args:
         device: "auto", "cpu" or "cuda".
         dtype: "auto", "bf16", "fp16" or "fp32".
+        network: of the checkpoint where that is not SegNet, "package.module:function", whose module is imported.
 
     Raises:
-        FastsegError: no checkpoint.
+        UsageError: its network is not SegNet and not `network`. FastsegError: no checkpoint.
     """
     path = Path(os.path.expanduser(path))
-    return Predictor(checkpoints.read(path), device=device, dtype=dtype, source=path)
+    return Predictor(checkpoints.read(path), device=device, dtype=dtype, source=path, network=network)
 
 
 class Job(NamedTuple):

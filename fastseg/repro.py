@@ -6,6 +6,7 @@ A run is its configuration, its data and this code: on one process, and on two, 
 import contextlib
 import json
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastseg import config as configs
 from fastseg.data.split import contents, digest
 from fastseg.environment import cores, environment
 from fastseg.errors import FastsegError, UsageError
+from fastseg.network import admit
 from fastseg.runs import read_log
 from fastseg.specs import open_data
 
@@ -26,20 +28,25 @@ class _EnoughError(Exception):
     """All the steps that were asked for are done."""
 
 
-def repro(run: Path, steps: int | None) -> dict[str, Any]:
+def repro(run: Path, steps: int | None, *, network: str | Collection[str] = ()) -> dict[str, Any]:
     """Train `steps` steps of a run again (None: all that its log has) and return what `fastseg repro --json` prints.
 
     `verdict` is "the same", "within spread" or "different"; `first_difference` is the step of the first log line whose
     loss is not the same to the last bit.
 
+    Args:
+        network: of the run where that is not SegNet, "package.module:function", whose module is imported.
+
     Raises:
-        UsageError: no run, or fewer steps than a log line takes. FastsegError: other data than the run had.
+        UsageError: no run, fewer steps than a log line takes, or another network. FastsegError: other data than the run
+            had.
     """
     from fastseg.training import train
 
     if not (run / "config.toml").is_file():
         raise UsageError(f"repro: {run} holds no run (no config.toml)")
     config = configs.read(run / "config.toml")
+    admit(config.model, network, f"repro: {run}")
     events = read_log(run)
     old = {event["step"]: event["loss"] for event in events if event["event"] == "train" and event["loss"] is not None}
     if any(event["event"] == "start" and event["step"] for event in events):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastseg import config as configs
-from fastseg import data
+from fastseg import data, network
 from fastseg.config import Config, Data, Runtime, Train
 from fastseg.data.headers import read_headers
 from fastseg.data.layouts import Dataset, find
@@ -111,11 +111,11 @@ def make_plan(config: Config, num_samples: int, world: int) -> Plan:
         )
     height, width = crop if any(crop) else size
     height, width = (max(1, round(side * config.train.grow_from)) for side in (height, width))
-    scale = 2 ** (config.model.depth - 1)  # of the deepest maps that batch norm sees
+    scale = network.deepest_scale(config.model)
     # Synchronised batch norm takes those of all processes together.
     together = batch // config.train.accumulate if config.runtime.sync_bn else batch // parts
     first = ", with which train.grow_from begins," if config.train.grow_from < 1 else ""
-    if together * -(-height // scale) * -(-width // scale) < 2:
+    if scale and together * -(-height // scale) * -(-width // scale) < 2:
         raise UsageError(
             f"train.batch: of 1 image of {height}x{width}{first} the deepest maps are one pixel, which batch norm "
             "cannot train on; use a larger --batch or --size, or a smaller model.depth"

@@ -73,6 +73,7 @@ def test_every_option_that_the_pages_name_exists():
 @pytest.mark.slow
 def test_what_the_pages_say_to_type_runs(tmp_path, as_written):
     assert FIRST in COMMANDS
+    shutil.copy(DOCS / "examples" / "mynet.py", tmp_path)
     assert len(COMMANDS) >= 20
     for command in (FIRST, *(command for command in COMMANDS if command not in IN_README)):
         code, err = as_written(command)

@@ -37,17 +37,19 @@ LOWER = {"data", "pipelines", "kernels", "distributed"}
 TRAINER: dict[str, set[str] | frozenset[str]] = {
     **dict.fromkeys(("choice", "errors", "texts", "environment", "workers", "ranges", "config", "runs"), frozenset()),
     **dict.fromkeys(("boundary", "metrics", "figures", "launcher", "memory"), frozenset()),
-    **dict.fromkeys(("model", "specs", "overlays", "runlog"), frozenset()),
+    **dict.fromkeys(("model", "overlays", "runlog"), frozenset()),
+    "network": {"model"},
+    "specs": {"network"},
     "distributed": {"memory"},
     "report": {"figures"},
-    "checkpoint": {"model"},
+    "checkpoint": {"model", "network"},
     "predict": {"checkpoint", "overlays"},
-    "export": {"checkpoint", "model"},
-    "evaluation": {"boundary", "checkpoint", "specs", "metrics"},
-    "training": {"checkpoint", "evaluation", "specs", "metrics", "model", "overlays", "report", "runlog"},
+    "export": {"checkpoint", "model", "network"},
+    "evaluation": {"boundary", "checkpoint", "network", "specs", "metrics"},
+    "training": {"checkpoint", "evaluation", "specs", "metrics", "model", "network", "overlays", "report", "runlog"},
     "dry_run": {"evaluation", "specs", "memory", "runlog", "training"},
     "find_lr": {"training"},
-    "repro": {"specs", "training"},
+    "repro": {"network", "specs", "training"},
     "profiling": {"runlog", "training"},
     "diagnosis": {"runlog"},
     "doctor": {"profiling", "training"},
@@ -212,7 +214,9 @@ def test_the_rooms_of_training_stand_on_one_another(graph):
     assert [arrow for arrow in among if TRAINING.index(arrow[0]) <= TRAINING.index(arrow[1])] == []
     # The step, and what captures it, know of no data set, folder, log or configuration.
     of_step = {found.target for found in graph if found.source in (f"{inside}step", f"{inside}capture")}
-    names = ("distributed", "errors", "kernels.cross_entropy", "model", "ranges", "training.capture", "training.optim")
+    names = (
+        "distributed", "errors", "kernels.cross_entropy", "network", "ranges", "training.capture", "training.optim"
+    )  # fmt: skip
     assert of_step <= {f"fastseg.{name}" for name in names}
 
 

@@ -44,6 +44,7 @@ from fastseg.errors import UsageError
 @click.option(
     "--format", "image_format", help="data: of the scenes, png, or jpeg of 1024x2048, drawn once.  [default: png]"
 )
+@click.option("--network", help="ladder and scaling: PACKAGE.MODULE:FUNCTION of your own, in place of SegNet.")
 @click.option("--plan", is_flag=True, help="kernels: how they fill a GPU, worked out without one.")
 @click.option("--plot", "plot_path", type=FileType(), help="Save curves as SVG: stream, scaling and accuracy.")
 @click.option("--fail-over", type=PercentType(), default="5%", show_default=True, help="compare: slower by more fails.")

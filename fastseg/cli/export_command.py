@@ -4,14 +4,15 @@ from pathlib import Path
 
 import click
 
-from fastseg.cli.options import FileType, as_json, print_json
+from fastseg.cli.options import FileType, as_json, its_network, print_json
 
 
 @click.command()
 @click.argument("checkpoint", type=FileType())
 @click.option("--out", type=FileType(), required=True, help="NAME.onnx, or NAME.pt2 for torch.export.")
+@its_network
 @as_json
-def export(checkpoint: Path, out: Path, as_json: bool) -> None:
+def export(checkpoint: Path, out: Path, network: str | None, as_json: bool) -> None:
     """Write a network for other programs, and check that they compute the same.
 
     The input is uint8[B, 3, H, W] at the network's size, the output float32 scores [B, C, H, W]; normalisation is
@@ -19,11 +20,12 @@ def export(checkpoint: Path, out: Path, as_json: bool) -> None:
     """
     from fastseg.export import export as run
 
-    document = run(checkpoint, out)
+    document = run(checkpoint, out, network=network or ())
     if as_json:
         print_json(document)
         return
     click.echo(
         f"{out}: {document['bytes'] / 1e6:.1f} MB, {document['agreement']:.4%} of the pixels as the network, "
-        f"scores within {document['difference']:.2g} of their range, {document['speed_vs_network']:.2f} times its speed"
+        f"scores within {document['difference']:.2g} of their range, {document['speed_vs_network']:.2f} times its "
+        f"speed; batch norms {document['batch_norms']}"
     )

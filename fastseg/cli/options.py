@@ -23,6 +23,9 @@ def print_json(document: dict) -> None:
     click.echo(json.dumps(document, allow_nan=False))
 
 
+its_network = click.option(
+    "--network", help="PACKAGE.MODULE:FUNCTION of a checkpoint that is not SegNet's; its code is imported and run."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output, no more.")
 
 
@@ -81,6 +84,7 @@ def train_options(command: Command) -> Command:
         click.option("--batch", type=int, help="Images per device and backward pass."),
         click.option("--global-batch", type=int, help="Images per step of all devices together, instead of --batch."),
         click.option("--lr", type=float, help="Learning rate; the highest of the schedule."),
+        click.option("--network", help="segnet, or PACKAGE.MODULE:FUNCTION of your own.  [default: segnet]"),
         click.option("--init", help="First weights: none, identity, vgg16, vgg16_bn, vgg19, vgg19_bn, or a file."),
         click.option("--split-scheme", help="auto, tutorial, segnet, video, random-60-40, random:A-B."),
         click.option("--unknown-colours", help="error or void: label values outside the class map."),
@@ -95,7 +99,8 @@ def train_changes(*, data_name: str | None, amp: bool | None, sets: tuple[str, .
     """{"section.field": value} of the options that `train_options` adds."""
     from fastseg.data import is_url
 
-    sections = {"size": "data", "split_scheme": "data", "unknown_colours": "data", "init": "model"}
+    sections = {"size": "data", "split_scheme": "data", "unknown_colours": "data"}
+    sections |= dict.fromkeys(("network", "init"), "model")
     sections |= dict.fromkeys(("epochs", "batch", "global_batch", "lr"), "train")
     sections |= dict.fromkeys(("seed", "device", "dtype", "loader", "cache_dir"), "runtime")
     sections |= dict.fromkeys(("sync_bn", "deterministic"), "runtime")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fastseg.cli.options import FileType, as_json, print_json
+from fastseg.cli.options import FileType, as_json, its_network, print_json
 
 
 @click.command()
@@ -21,6 +21,7 @@ from fastseg.cli.options import FileType, as_json, print_json
 @click.option("--overwrite", is_flag=True, help="Replace results that are there.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, bf16, fp16 or fp32.")
+@its_network
 @as_json
 @click.pass_context
 def predict(
@@ -32,6 +33,7 @@ def predict(
     overwrite: bool,
     device: str,
     dtype: str,
+    network: str | None,
     as_json: bool,
 ) -> None:
     """Label images: INPUTS are files, folders, or globs in quotes.
@@ -49,7 +51,7 @@ def predict(
     from fastseg.predict import predict as run
 
     jobs = find_images(inputs)
-    model = load(checkpoint, device=device, dtype=dtype)
+    model = load(checkpoint, device=device, dtype=dtype, network=network or ())
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     start, bad = time.perf_counter(), []
     results = run(model, jobs, out, kinds or KINDS, overwrite=overwrite)

@@ -104,11 +104,17 @@ def reopened(run: Path | None, changes: dict[str, Any]) -> tuple[Path, "Config",
     """The folder of a run that goes on, its configuration, and what this command changes there: {key: (old, new)}."""
     from fastseg import config as configs
     from fastseg import runs
+    from fastseg.network import admit
 
     if run is None:
         found = ", ".join(f"--run {path}" for path in runs.resumable()) or "none in runs/"
         raise UsageError(f"--resume needs --run; unfinished runs: {found}")
-    return run, *runs.reopen(run, lambda old: configs.override(old, changes, "train --resume"))
+
+    def change(old: "Config") -> "Config":
+        admit(old.model, changes.get("model.network", ()), f"--resume: {run}")
+        return configs.override(old, changes, "train --resume")
+
+    return run, *runs.reopen(run, change)
 
 
 def begun(
@@ -122,6 +128,7 @@ def begun(
     """
     from fastseg import config as configs
     from fastseg import runs
+    from fastseg.network import admit
 
     config = configs.override(configs.load_recipe(recipe), changes, "train")
     if run is None and not starts:
@@ -130,7 +137,9 @@ def begun(
         run = runs.new_folder(config, recipe)
         ctx.call_on_close(functools.partial(runs.forget_unused, run))
     if run and restarts() and (run / "config.toml").is_file():
-        config = configs.read(run / "config.toml")
+        begun_with = configs.read(run / "config.toml")
+        admit(begun_with.model, config.model.network, str(run))
+        config = begun_with
     return run, config
 
 
@@ -213,6 +222,11 @@ def processes_before(run: Path, nodes: int) -> int:
 @click.option("--mixed-protocols", "mixed", is_flag=True, help="Compare scores of different protocols all the same.")
 @click.option("--allow-overlap", is_flag=True, help="Score images that the checkpoint was trained on all the same.")
 @click.option("--csv", "csv_path", type=FileType(), help="Write the scores of each image.")
+@click.option(
+    "--network",
+    multiple=True,
+    help="PACKAGE.MODULE:FUNCTION of a checkpoint that is not SegNet's, --against's too; its code is imported and run.",
+)
 @run_options
 @as_json
 def evaluate(
@@ -225,6 +239,7 @@ def evaluate(
     mixed: bool,
     allow_overlap: bool,
     csv_path: Path | None,
+    network: tuple[str, ...],
     as_json: bool,
     sets: tuple[str, ...],
     **options: Any,
@@ -244,7 +259,7 @@ def evaluate(
         raise UsageError("--mixed-protocols: for --against another checkpoint")
     changes = changes_of(sets, {f"runtime.{name}": value for name, value in options.items()})
     how: dict[str, Any] = {"data": data_name, "split": split, "at": at, "tta": tta, "changes": changes}
-    how["allow_overlap"] = allow_overlap
+    how |= {"allow_overlap": allow_overlap, "network": network}
     if against:
         document = evaluation.evaluate_against(checkpoint, against, mixed=mixed, **how)
     else:

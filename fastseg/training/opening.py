@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from fastseg import network as networks
 from fastseg.choice import Choice
 from fastseg.training.gradients import traffic
 from fastseg.training.optim import lr_scale
@@ -54,11 +55,11 @@ def files(run: Run) -> str:
 
 def network(run: Run) -> str:
     """The network and the sizes that it sees."""
-    model, size = run.config.model, run.config.data.size
+    size = run.config.data.size
     seen = ", ".join([f"input {size}", *(f"{phase.size} until step {phase.until}" for phase in run.phases[:-1])])
     if run.spec.crop:
         seen = f"trains on {run.spec.crop} windows of {size}"
-    return f"SegNet, {model.backbone}, depth {model.depth}, init {model.init}, {seen}"
+    return f"{networks.describe(run.config.model, run.step.model)}, {seen}"
 
 
 def decoding(loader: Choice) -> str:

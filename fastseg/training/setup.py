@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastseg import network as networks
 from fastseg.choice import Choice
 from fastseg.config import Config, Train
 from fastseg.data.split import choose as choose_split
@@ -17,7 +18,7 @@ from fastseg.data.stats import Counts, class_weights, count_once
 from fastseg.distributed import World, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels import launch
-from fastseg.model import SegNet, initialise
+from fastseg.network import Network
 from fastseg.pipelines.growing import GrowingSource, plan_phases
 from fastseg.pipelines.source import DECODED_AHEAD, Spec, choose_loader, decoded_at_once
 from fastseg.specs import make_plan, make_spec, open_data
@@ -57,6 +58,7 @@ def _assemble(
 ) -> Run:
     runtime, device, train = config.runtime, world.device, config.train
     dtype, dtype_name, dtype_why = choose_dtype(runtime.dtype, device.type)
+    networks.find(config.model.network)  # a name that is wrong is told before files are read
     with startup.part("data set"):
         dataset, splits = open_data(config)
         spec, val_spec = (
@@ -80,9 +82,12 @@ def _assemble(
 
     with startup.part("network"):
         model = _network(config, spec, fused=kernels == "fused", new=state is None)
+        micro_batch = plan.batch // (world.size * train.accumulate)
+        sizes = [spec.crop or spec.size, *(phase.size for phase in phases), spec.size]
+        networks.rehearse(model, sizes, micro_batch, device, dtype)
     weights = torch.tensor(class_weights(counts, train.weighting), dtype=torch.float32, device=device)
     with startup.part("optimiser"):
-        step, optimizer = make_step(model, train, world, dtype, weights, plan.batch // (world.size * train.accumulate))
+        step, optimizer = make_step(model, train, world, dtype, weights, micro_batch)
     ahead = [DECODED_AHEAD, decoded_at_once(plan.batch // world.size)]
     facts = loader.facts | {"threads": spec.threads, "ahead": ahead, "keeps": spec.tier.keeps}
     run = Run(
@@ -100,7 +105,7 @@ def _assemble(
             "loader": dataclasses.replace(loader, facts=facts),
             "device": Choice(device.type, device_why),
             "dtype": Choice(dtype_name, dtype_why),
-            "kernels": Choice(kernels, kernels_why),
+            "kernels": Choice(kernels, networks.kernels_reason(config.model, kernels_why)),
             "capture": capture,
             "optimizer": optimizer,
         },
@@ -124,7 +129,7 @@ def _assemble(
             # DistributedDataParallel's hooks run on the host: they and a graph go together in some versions only.
             world.sync_weights(model)
             step.exchange = functools.partial(
-                sum_gradients, list(model.parameters()), world, runtime.bucket_mib, runtime.compress
+                sum_gradients, learning(model), world, runtime.bucket_mib, runtime.compress
             )
     return run
 
@@ -148,22 +153,27 @@ def warm_up(run: Run, *, later: bool = False) -> int:
 
 def capture_passes(step: Step, *, must: bool) -> None:
     """Let a step replay its passes from now on; its weights and optimiser are in the memory that they stay in."""
-    step.passes = Passes(step.one_pass, list(step.model.parameters()), must=must)
+    step.passes = Passes(step.one_pass, learning(step.model), must=must)
 
 
-def _network(config: Config, spec: Spec, *, fused: bool, new: bool) -> SegNet:
+def learning(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that get gradients."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _network(config: Config, spec: Spec, *, fused: bool, new: bool) -> Network:
     """The network on its device, with the first weights of its seed; those of a file only where it is new."""
     torch.manual_seed(config.runtime.seed)
-    model = SegNet(len(spec.classes.names), config.model.backbone, config.model.depth, fused=fused)
+    model = networks.build(config.model, len(spec.classes.names), config.data.size, fused=fused)
     if new:
-        initialise(model, config.model.init)
+        networks.begin(model, config.model.init)
     if config.runtime.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model.to(spec.device).to(memory_format=torch.channels_last)
 
 
 def make_step(
-    model: SegNet, train: Train, world: World, dtype: torch.dtype, weights: torch.Tensor, micro_batch: int
+    model: Network, train: Train, world: World, dtype: torch.dtype, weights: torch.Tensor, micro_batch: int
 ) -> tuple[Step, Choice]:
     """The step of a network as `train` wants it, in this one process, and the optimiser that was chosen for it."""
     optimizer, name, why = make_optimizer(model, train, world.device)

@@ -15,7 +15,7 @@ from torch import nn
 
 from fastseg.distributed import World
 from fastseg.kernels.cross_entropy import cross_entropy, torch_cross_entropy, torch_weight_sum, weight_sum
-from fastseg.model import SegNet
+from fastseg.network import Network
 from fastseg.ranges import annotate
 from fastseg.training.capture import Passes
 from fastseg.training.optim import Average
@@ -57,7 +57,7 @@ class Step:
         one: 1.0, on the device.
     """
 
-    model: SegNet
+    model: Network
     wrapped: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -77,7 +77,7 @@ class Step:
         self.one = torch.ones((), device=self.world.device)
 
     @property
-    def evaluated(self) -> SegNet:
+    def evaluated(self) -> Network:
         """The network that is evaluated: the averaged weights where there are any."""
         return self.average.model if self.average else self.model  # type: ignore[return-value]
 
