@@ -91,30 +91,34 @@ class _Tile(NamedTuple):
 
 
 def _cut(pictures: Iterable[Picture], tiling: Tiling) -> Iterator[_Tile]:
-    """All tiles, row by row; a smaller image is padded to one below and to the right by zeros, the mean colour."""
+    """All tiles, row by row; those of a smaller image are as small as that."""
     height, width = tiling.tile
     for picture in pictures:
         tops, lefts = tiling.starts(picture.size)
         for row, top in enumerate(tops):
             band = picture.rows(top, min(top + height, picture.size.height))
-            missing = max(width - picture.size.width, 0), height - band.shape[1]
             for column, left in enumerate(lefts):
-                pixels = F.pad(band[..., left : left + width], (0, missing[0], 0, missing[1]))
-                yield _Tile(picture, row, column, pixels)
+                yield _Tile(picture, row, column, band[..., left : left + width])
 
 
 def _scored(
-    tiles: Iterable[_Tile], network: Callable[[torch.Tensor], torch.Tensor], batch: int, *, pad: bool
+    tiles: Iterable[_Tile], size: Size, network: Callable[[torch.Tensor], torch.Tensor], batch: int, *, pad: bool
 ) -> Iterator[tuple[_Tile, torch.Tensor]]:
-    """Each tile and its scores [C, h, w], of the tile's size; `batch` tiles go through the network at once."""
+    """Each tile and its scores [C, h, w], of the size of tiles; `batch` tiles go through the network at once.
+
+    A smaller tile is padded below and to the right by zeros, the mean colour.
+    """
     tiles = iter(tiles)
     while group := list(itertools.islice(tiles, batch)):
-        images = torch.stack([tile.pixels for tile in group])
-        missing = batch - len(group) if pad else 0
-        images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
+        shape = (batch if pad else len(group), 3, *size)
+        first = group[0].pixels
+        images = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=torch.channels_last).zero_()
+        for image, tile in zip(images, group, strict=False):
+            _, height, width = tile.pixels.shape
+            image[:, :height, :width] = tile.pixels
         scores = network(images)[: len(group)].float()
-        if scores.shape[-2:] != images.shape[-2:]:
-            scores = F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        if scores.shape[-2:] != size:
+            scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
         yield from zip(group, scores, strict=True)
 
 
@@ -130,10 +134,11 @@ class _Canvas:
         """Blend in a tile's scores; after the last one of a row, what no other tile touches: (top, [C, h, W])."""
         down, across = (weights[place] for weights, place in zip(self.weights, (row, column), strict=True))
         if self.sums is None:
-            self.sums = scores_CHW.new_zeros(len(scores_CHW), len(down), self.size.width)
+            # A pixel's scores lie side by side: the best of them is found in a fraction of the time.
+            self.sums = scores_CHW.new_zeros(len(down), self.size.width, len(scores_CHW)).permute(2, 0, 1)
         left = self.starts[1][column]
         weight = (down[:, None] * across).to(scores_CHW.device)
-        self.sums[..., left : left + len(across)] += scores_CHW[:, : len(down), : len(across)] * weight
+        self.sums[..., left : left + len(across)].addcmul_(scores_CHW[:, : len(down), : len(across)], weight)
         if column == len(self.starts[1]) - 1:
             top, *following = self.starts[0][row : row + 2]
             done = (following or [self.size.height])[0] - top
@@ -162,7 +167,7 @@ def blended(
         pad: the last batch too has this very shape, so that an image's last bits are the same in any company.
     """
     canvas = None
-    for tile, scores in _scored(_cut(pictures, tiling), network, batch, pad=pad):
+    for tile, scores in _scored(_cut(pictures, tiling), tiling.tile, network, batch, pad=pad):
         if canvas is None or tile.row == tile.column == 0:
             canvas = _Canvas(tile.picture.size, tiling)
         for top, strip in canvas.add(tile.row, tile.column, scores):
