@@ -18,9 +18,10 @@ ROOT = Path("runs")
 PARTIAL = ".*.partial"  # files that `whole` has not put in place yet
 
 # What a resumed run may do otherwise than it began; anything else would make it another run. The number of processes
-# may change too: config.toml holds the global batch, which stays.
+# may change too: config.toml holds the global batch, which stays. Data may have moved: `train` looks whether it is the
+# same.
 CHANGEABLE = {"train.epochs", "train.patience", "train.validate_every", "train.keep_every", "train.accumulate"}
-CHANGEABLE |= {"train.checkpoint_steps", "train.checkpoint_minutes"}
+CHANGEABLE |= {"train.checkpoint_steps", "train.checkpoint_minutes", "data.path"}
 CHANGEABLE |= {
     f"runtime.{name}"
     for name in (

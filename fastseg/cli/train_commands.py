@@ -204,7 +204,7 @@ def processes_before(run: Path, nodes: int) -> int:
 
 @click.command(name="eval")
 @click.argument("checkpoint", type=FileType())
-@click.option("--data", "data_name", help="Another data set than the run's, as of train.")
+@click.option("--data", "data_name", help="Another data set than the run's, or where that is now.")
 @click.option("--split", default="val", show_default=True, help="val, test or train.")
 @click.option(
     "--at", default="original", show_default=True, help="original: labels at their own size; network: resized."
