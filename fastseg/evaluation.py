@@ -4,8 +4,10 @@ something by.
 
 import csv
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Collection, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ from torch import nn
 from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
 from fastseg.boundary import boundary_f1
-from fastseg.config import Config
+from fastseg.config import Config, Size
 from fastseg.data.split import choose as choose_split
 from fastseg.data.split import digest, overlap
 from fastseg.distributed import World, choose_dtype, join
@@ -29,6 +31,7 @@ from fastseg.network import admit
 from fastseg.pipelines.source import Spec, choose_loader, evaluation_batches
 from fastseg.runs import whole
 from fastseg.specs import make_spec, open_data
+from fastseg.tiles import Picture, Tiling, blended, tiling_of
 
 # The network always sees batches of this shape, the last one padded: convolution kernels, and with them the last bits,
 # change with the batch size, and the same images must give the same counts.
@@ -72,19 +75,41 @@ class Mirrored(nn.Module):
 
 
 @torch.inference_mode()
-def outputs(network: nn.Module, spec: Spec, *, at: str) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+def outputs(
+    network: nn.Module, spec: Spec, *, at: str, tiling: Tiling | None = None
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """(index, scores [1, C, h, w], label uint8[1, H, W]) of each sample in order; the network is in evaluation mode.
 
     Args:
         at: "original" for the label file's own size, "network" for labels resized to the network's.
+        tiling: take images at their own size, in tiles: each sample comes in strips, from top to bottom.
     """
+
+    def scored(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(spec.device.type, spec.dtype, enabled=spec.dtype != torch.float32):
+            return network(images)
+
+    if tiling:
+        labels: dict[int, torch.Tensor] = {}
+        for index, top, strip in blended(_pictures(spec, labels), tiling, scored, BATCH, pad=True):
+            bottom = top + strip.shape[1]
+            yield index, strip[None], labels[index][None, top:bottom]
+            if bottom == len(labels[index]):
+                del labels[index]
+        return
     for batch in evaluation_batches(spec, BATCH, resize_labels=at == "network"):
         missing = BATCH - len(batch.images)
         images = F.pad(batch.images, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(spec.device.type, spec.dtype, enabled=spec.dtype != torch.float32):
-            logits = network(images)
-        for index, score, label in zip(batch.indices.tolist(), logits, batch.labels, strict=False):
+        for index, score, label in zip(batch.indices.tolist(), scored(images), batch.labels, strict=False):
             yield index, score[None], label[None]
+
+
+def _pictures(spec: Spec, labels: dict[int, torch.Tensor]) -> Iterator[Picture]:
+    """The images of a spec at their own sizes, one after another; each one's label is in `labels` by then."""
+    for batch in evaluation_batches(dataclasses.replace(spec, resized=False), 1, resize_labels=False):
+        index, image = int(batch.indices[0]), batch.images[0]
+        labels[index] = batch.labels[0]
+        yield Picture(index, Size(*image.shape[1:]), lambda top, bottom, image=image: image[:, top:bottom])
 
 
 def score(
@@ -96,6 +121,7 @@ def score(
     keep: int = 0,
     fused: bool = False,
     boundaries: bool = False,
+    tiling: Tiling | None = None,
 ) -> Counted:
     """The confusion matrix of each image, each process taking its share, and the first `keep` predictions of this one.
 
@@ -103,6 +129,7 @@ def score(
 
     Args:
         boundaries: the boundary F1 score of each image too.
+        tiling: images at their own size, in tiles of that, by a tier that keeps nothing.
     """
     num_classes, device = len(spec.classes.names), spec.device
     share = slice(world.rank, None, world.size)
@@ -112,20 +139,37 @@ def score(
     count = confusion if fused else torch_confusion
     kept, was_training = [], network.training
     network.eval()
-    for index, scores, label in outputs(network, mine, at=at) if mine.pairs else ():
+    found = outputs(network, mine, at=at, tiling=tiling) if mine.pairs else ()
+    for index, parts in itertools.groupby(found, key=itemgetter(0)):
         place = index * world.size + world.rank
-        prediction = torch.empty_like(label) if boundaries or index < keep else None
-        count(counts[place], scores, label, prediction)
-        if prediction is not None and boundaries:
-            contours[place] = boundary_f1(label[0], prediction[0], num_classes)
-        if prediction is not None and index < keep:
-            kept.append((place, prediction[0].cpu().numpy()))
+        wanted: list[tuple[torch.Tensor, torch.Tensor]] = []  # label and prediction of each part
+        for _, scores, label in parts:
+            prediction = torch.empty_like(label) if boundaries or index < keep else None
+            count(counts[place], scores, label, prediction)
+            if prediction is not None:
+                wanted.append((label[0], prediction[0]))
+        if wanted:
+            whole_label, whole_prediction = (torch.cat(rows) for rows in zip(*wanted, strict=True))
+            if boundaries:
+                contours[place] = boundary_f1(whole_label, whole_prediction, num_classes)
+            if index < keep:
+                kept.append((place, whole_prediction.cpu().numpy()))
     network.train(was_training)
-    found = world.sum(contours).cpu().numpy() if boundaries else None
-    return Counted(world.sum(counts).cpu().numpy(), found, kept)
+    summed = world.sum(contours).cpu().numpy() if boundaries else None
+    return Counted(world.sum(counts).cpu().numpy(), summed, kept)
 
 
-def protocol(config: Config, spec: Spec, split: str, scheme: str, seen: int, kernels: str, at: str, tta: str) -> dict:
+def protocol(
+    config: Config,
+    spec: Spec,
+    split: str,
+    scheme: str,
+    seen: int,
+    kernels: str,
+    at: str,
+    tta: str,
+    tiling: Tiling | None = None,
+) -> dict:
     """What a score needs beside it to be compared with another.
 
     Args:
@@ -139,9 +183,10 @@ def protocol(config: Config, spec: Spec, split: str, scheme: str, seen: int, ker
         "trained_on": seen,
         "digest": digest(spec.pairs),
         "classes": len(spec.classes.names),
-        "input": str(spec.size),
+        "input": str(tiling.tile if tiling else spec.size),
+        "tiles": f"{tiling.tile} of images at their own size, overlapping by {tiling.overlap}" if tiling else "none",
         "labels": "at their own resolution" if at == "original" else "resized to the input (nearest)",
-        "upsampling": "bilinear scores, then argmax",
+        "upsampling": "none, scores blended by a Gaussian, then argmax" if tiling else "bilinear scores, then argmax",
         "void": "ignored",
         "tta": tta,
         "device": spec.device.type,
@@ -161,6 +206,8 @@ def evaluate(
     allow_overlap: bool = False,
     changes: dict | None = None,
     network: str | Collection[str] = (),
+    tile: str | tuple[int, int] | None = None,
+    tile_overlap: int | None = None,
 ) -> dict:
     """Scores of a checkpoint on a split: the document that `fastseg eval --json` prints.
 
@@ -172,12 +219,16 @@ def evaluate(
         changes: {"section.field": value} laid over the run's configuration, such as runtime.device.
         network: of the checkpoint where that is not SegNet, "package.module:function", whose module is imported;
             several for `evaluate_against`.
+        tile: take images at their own size, in tiles of this size, such as "360x480".
+        tile_overlap: pixels that tiles have in common; None: a quarter of their sides.
 
     Raises:
-        UsageError: the network was trained on some of the images, or is not SegNet and not `network`.
+        UsageError: the network was trained on some of the images, or is not SegNet and not `network`, or options that
+            do not go together.
         FastsegError: the checkpoint cannot be read, or the data has other classes than the network.
     """
     how: dict[str, Any] = {"data": data, "split": split, "at": at, "tta": tta, "changes": changes, "network": network}
+    how |= {"tile": tile, "tile_overlap": tile_overlap}
     return _evaluate(checkpoint, allow_overlap=allow_overlap, **how)[0]
 
 
@@ -224,6 +275,8 @@ def _evaluate(
     allow_overlap: bool = False,
     changes: dict | None = None,
     network: str | Collection[str] = (),
+    tile: str | tuple[int, int] | None = None,
+    tile_overlap: int | None = None,
     world: World | None = None,
 ) -> tuple[dict[str, Any], Counted, World]:
     """The document, what it is made of, and the processes that took part: they meet once, for whatever follows."""
@@ -231,6 +284,9 @@ def _evaluate(
         raise UsageError(f"--at {at}: choose original or network")
     if tta not in TTA:
         raise UsageError(f"--tta {tta}: choose {' or '.join(TTA)}")
+    tiling = tiling_of(tile, tile_overlap)
+    if tiling and at == "network":
+        raise UsageError("--at network: tiles are of images at their own size; leave it out, or --tile")
     state = checkpoints.read(Path(checkpoint))
     changes = {**(changes or {}), **({"data.path": data} if data else {})}
     trained = configs.from_dict(state["config"], str(checkpoint))
@@ -253,15 +309,19 @@ def _evaluate(
             f"content ({seen[0].stem}{', ...' * (len(seen) > 1)}): give others, or --allow-overlap to score all of "
             "them, with that number in the protocol"
         )
+    if tiling:
+        if config.runtime.loader == "cache":
+            raise UsageError("--loader cache: keeps resized images, and tiles are of whole ones; leave it out")
+        spec = dataclasses.replace(spec, resized=False, cache_dir="")
     spec, _ = choose_loader(config.runtime.loader, spec, resize_labels=at == "network")
     kernels, _ = launch.choose(config.runtime.kernels, world.device)
     model = checkpoints.build_model(state, checkpoint, network).to(world.device)
     model.fused = kernels == "fused"
     with world.named_failures():
         evaluated = Mirrored(model) if tta == "mirror" else model
-        found = score(evaluated, spec, world, at=at, fused=model.fused, boundaries=True)
+        found = score(evaluated, spec, world, at=at, fused=model.fused, boundaries=True, tiling=tiling)
     scheme, _ = choose_split(dataset, config.data.split_scheme)
-    told = protocol(config, spec, split, scheme, len(seen), kernels, at, tta)
+    told = protocol(config, spec, split, scheme, len(seen), kernels, at, tta, tiling)
     told |= {"network": trained.model.network, "init": config.model.init}
     told |= {"step": state["progress"]["step"], "averaged": bool(state["ema"])}
     return _document(found, spec) | {"protocol": told}, found, world

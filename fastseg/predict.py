@@ -3,10 +3,10 @@
 import glob
 import os
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,18 +15,49 @@ from PIL import Image
 
 from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
+from fastseg.config import Size
 from fastseg.data.decode import decode_image, rgb_of
+from fastseg.data.tiff import TiffRows, is_large
 from fastseg.distributed import choose_device, choose_dtype
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels import launch
-from fastseg.overlays import colored
 from fastseg.pipelines.resize import resize_image
 from fastseg.pipelines.source import normalise
-from fastseg.runs import whole
+from fastseg.results import refuse_overwriting, strip_of, targets, write_counts, writing
+from fastseg.tiles import Picture, blended, tiling_of
 
-BATCH = 8
+BATCH = 8  # images, or tiles, that the network sees at once
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}  # of files that a folder gives
-KINDS = ("index", "color", "overlay")
+
+
+class Rows(Protocol):
+    """An image of which rows can be had, uint8[bottom - top, W, 3]."""
+
+    height: int
+    width: int
+
+    def read(self, top: int, bottom: int) -> np.ndarray: ...
+
+
+class ArrayRows:
+    """Rows of pixels uint8[H, W, 3] that are in memory."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+        self.height, self.width = pixels.shape[:2]
+
+    def read(self, top: int, bottom: int) -> np.ndarray:
+        """See `Rows`."""
+        return self.pixels[top:bottom]
+
+
+def open_rows(path: str | Path) -> Rows:
+    """An image file by rows: decoded whole, but for TIFFs too large for that, which are read piece by piece.
+
+    Raises:
+        FastsegError: it cannot be decoded.
+    """
+    return TiffRows(path) if is_large(path) else ArrayRows(decode_image(str(path)))
 
 
 class Predictor:
@@ -36,6 +67,7 @@ class Predictor:
         classes: names, by index.
         colors: (red, green, blue) of each class.
         network: `SegNet` or a network of the user's; [B, 3, H, W], normalised, to scores [B, C, H, W].
+        tiling: how images are cut into tiles; None where they are resized to the network's size.
     """
 
     def __init__(
@@ -46,7 +78,10 @@ class Predictor:
         dtype: str = "auto",
         source: str | Path = "checkpoint",
         network: str | Collection[str] = (),
+        tile: str | tuple[int, int] | None = None,
+        tile_overlap: int | None = None,
     ) -> None:
+        self.tiling = tiling_of(tile, tile_overlap)
         self.classes: tuple[str, ...] = tuple(state["classes"])
         self.colors = tuple((red, green, blue) for red, green, blue in state["colors"])
         self.size = configs.from_dict(state["config"], str(source)).data.size
@@ -65,22 +100,60 @@ class Predictor:
         Raises:
             FastsegError: a file that cannot be decoded. TypeError, ValueError: anything else than those.
         """
-        return self.masks([pixels_of(image)])[0]
+        return np.concatenate([scores.argmax(0).to(torch.uint8).cpu().numpy() for _, scores in self._strips(image)])
+
+    def scores(self, image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
+        """The score of each class at each pixel, float32[C, H, W] of the image's own size.
+
+        The class with the highest score is the one that a call gives. Scores are logits: `torch.softmax(scores, 0)`
+        makes probabilities of them.
+
+        Args:
+            image: as of a call.
+
+        Raises:
+            FastsegError, TypeError, ValueError: as of a call.
+        """
+        return np.concatenate([scores.cpu().numpy().copy() for _, scores in self._strips(image)], axis=1)
+
+    def _strips(
+        self, image: str | Path | Image.Image | np.ndarray | torch.Tensor
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        if self.tiling and isinstance(image, str | Path):
+            return self.strips(open_rows(image))
+        pixels = pixels_of(image)
+        return self.strips(ArrayRows(pixels)) if self.tiling else zip([0], self.enlarged([pixels]), strict=True)
+
+    def strips(self, image: Rows) -> Iterator[tuple[int, torch.Tensor]]:
+        """(top, scores float32[C, h, W]) of an image in tiles, from top to bottom; see `fastseg.tiles.blended`."""
+        assert self.tiling is not None
+
+        def rows(top: int, bottom: int) -> torch.Tensor:
+            return normalise([torch.tensor(image.read(top, bottom), device=self.device)], self.dtype)[0]
+
+        picture = Picture(0, Size(image.height, image.width), rows)
+        return ((top, scores) for _, top, scores in blended([picture], self.tiling, self._scored, BATCH))
+
+    def _scored(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.network(images_BCHW)
 
     @torch.inference_mode()
-    def masks(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The same for several images uint8[H, W, 3], which may differ in size, at once."""
+    def enlarged(self, images: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
+        """The scores float32[C, H, W] of images uint8[H, W, 3] of any sizes, at once, by way of the network's size.
+
+        They are enlarged as evaluation does it: bilinearly, with half-pixel centres.
+        """
         resized = [torch.from_numpy(resize_image(image, self.size)).to(self.device) for image in images]
-        batch = normalise(resized, self.dtype)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            scores = self.network(batch)
-        return [_mask(score, image.shape[:2]) for score, image in zip(scores, images, strict=True)]
+        for scores, image in zip(self._scored(normalise(resized, self.dtype)), images, strict=True):
+            size = image.shape[:2]
+            yield F.interpolate(scores[None].float(), size=size, mode="bilinear", align_corners=False)[0]
 
-
-def _mask(scores_CHW: torch.Tensor, size: tuple[int, ...]) -> np.ndarray:
-    """The best class of each pixel at another size, as evaluation has it: bilinear scores, then argmax."""
-    scores = F.interpolate(scores_CHW[None].float(), size=size, mode="bilinear", align_corners=False)
-    return scores[0].argmax(0).to(torch.uint8).cpu().numpy()
+    def masks(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The classes uint8[H, W] of several images uint8[H, W, 3], which may differ in size."""
+        if self.tiling:
+            return [self(image) for image in images]
+        return [scores.argmax(0).to(torch.uint8).cpu().numpy() for scores in self.enlarged(images)]
 
 
 def pixels_of(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
@@ -105,7 +178,13 @@ def pixels_of(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np
 
 
 def load(
-    path: str | Path, *, device: str = "auto", dtype: str = "auto", network: str | Collection[str] = ()
+    path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    network: str | Collection[str] = (),
+    tile: str | tuple[int, int] | None = None,
+    tile_overlap: int | None = None,
 ) -> Predictor:
     """The trained network of a checkpoint file, ready for images.
 
@@ -113,12 +192,15 @@ def load(
         device: "auto", "cpu" or "cuda".
         dtype: "auto", "bf16", "fp16" or "fp32".
         network: of the checkpoint where that is not SegNet, "package.module:function", whose module is imported.
+        tile: take images at their own size, in tiles of this size, such as "360x480".
+        tile_overlap: pixels that tiles have in common; None: a quarter of their sides.
 
     Raises:
-        UsageError: its network is not SegNet and not `network`. FastsegError: no checkpoint.
+        UsageError: its network is not SegNet and not `network`; tiles that cannot be. FastsegError: no checkpoint.
     """
     path = Path(os.path.expanduser(path))
-    return Predictor(checkpoints.read(path), device=device, dtype=dtype, source=path, network=network)
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "tile": tile, "tile_overlap": tile_overlap}
+    return Predictor(checkpoints.read(path), source=path, network=network, **how)
 
 
 class Job(NamedTuple):
@@ -157,38 +239,53 @@ def find_images(inputs: Sequence[str]) -> list[Job]:
     return jobs
 
 
-def targets(out: Path, job: Job, kinds: Iterable[str]) -> dict[str, Path]:
-    """OUT/KIND/NAME.png for each kind."""
-    return {kind: out / kind / f"{job.name}.png" for kind in kinds}
-
-
-def save(out: Path, job: Job, kinds: Iterable[str], pixels: np.ndarray, mask: np.ndarray, model: Predictor) -> None:
-    """Write the results of an image: class indices, the same with a palette, and the photo with the classes over it."""
-    for kind, path in targets(out, job, kinds).items():
-        picture = Image.fromarray(mask)
-        if kind == "color":
-            picture.putpalette([value for color in model.colors for value in color])
-        elif kind == "overlay":
-            picture = Image.fromarray(pixels // 2 + colored(mask, model.colors) // 2)
-        with whole(path) as partial:
-            picture.save(partial, format="PNG", compress_level=1)
+# An image, and how many pixels of each class it has, or what is wrong with it.
+Outcome = tuple[Job, np.ndarray | str]
 
 
 def predict(
-    model: Predictor, jobs: Sequence[Job], out: Path, kinds: Sequence[str], *, overwrite: bool
+    model: Predictor,
+    jobs: Sequence[Job],
+    out: Path,
+    kinds: Sequence[str],
+    *,
+    overwrite: bool,
+    csv_path: Path | None = None,
 ) -> Iterator[tuple[Job, str | None]]:
     """Write the results of all images, and yield each with None, or with what was wrong with it.
 
     Files are decoded and results encoded on threads, while the network works.
 
+    Args:
+        kinds: of `fastseg.results.targets`.
+        csv_path: where to write how many pixels of each class each image has.
+
     Raises:
-        UsageError: results are there already.
+        UsageError: results are there already, or would take the place of an image.
     """
-    there = [path for job in jobs for path in targets(out, job, kinds).values() if path.exists()]
-    if there and not overwrite:
-        raise UsageError(
-            f"--out {out}: {there[0]} exists, and {len(there) - 1} others: give another folder, or --overwrite"
-        )
+    files = [path for job in jobs for path in targets(out, job.name, kinds, model.classes).values()]
+    files += [csv_path] if csv_path else []
+    refuse_overwriting((job.path for job in jobs), files, overwrite=overwrite)
+    counts: list[tuple[str, np.ndarray]] = []
+    for job, found in (_in_tiles if model.tiling else _resized)(model, jobs, out, kinds):
+        if isinstance(found, str):
+            yield job, found
+        else:
+            counts.append((job.name, found))
+            yield job, None
+    if csv_path:
+        write_counts(csv_path, model.classes, counts)
+
+
+def _resized(model: Predictor, jobs: Sequence[Job], out: Path, kinds: Sequence[str]) -> Iterator[Outcome]:
+    """Images by way of the network's size, BATCH of them at once."""
+
+    def save(job: Job, pixels: np.ndarray, strip: dict[str, np.ndarray]) -> np.ndarray:
+        paths = targets(out, job.name, kinds, model.classes)
+        with writing(paths, Size(*pixels.shape[:2]), model.colors) as write:
+            write(strip, pixels)
+        return _counted(strip, model)
+
     batches = [jobs[i : i + BATCH] for i in range(0, len(jobs), BATCH)]
     with ThreadPoolExecutor(min(BATCH, 2 * (os.cpu_count() or 1))) as pool:
 
@@ -206,16 +303,62 @@ def predict(
                     yield job, str(error)
             if number + 2 < len(batches):
                 ahead.append(begin(batches[number + 2]))
-            masks = model.masks([pixels for _, pixels in good]) if good else []
-            for (job, pixels), mask in zip(good, masks, strict=True):
-                saving.append((job, pool.submit(save, out, job, kinds, pixels, mask, model)))
+            scores = model.enlarged([pixels for _, pixels in good]) if good else ()
+            for (job, pixels), each in zip(good, scores, strict=True):
+                saving.append((job, pool.submit(save, job, pixels, strip_of(each, kinds))))
             while len(saving) > BATCH:
                 yield _saved(saving.popleft())
         while saving:
             yield _saved(saving.popleft())
 
 
-def _saved(item: tuple[Job, Future]) -> tuple[Job, None]:
+def _saved(item: tuple[Job, Future]) -> Outcome:
     job, done = item
-    done.result()  # a full disk ends the command
-    return job, None
+    return job, done.result()  # a full disk ends the command
+
+
+def _in_tiles(model: Predictor, jobs: Sequence[Job], out: Path, kinds: Sequence[str]) -> Iterator[Outcome]:
+    """Images at their own size, one after another; the next one is decoded meanwhile."""
+    with ThreadPoolExecutor(2) as pool:
+        ahead = deque((job, pool.submit(open_rows, job.path)) for job in jobs[:1])
+        for number in range(len(jobs)):
+            job, opened = ahead.popleft()
+            if number + 1 < len(jobs):
+                ahead.append((jobs[number + 1], pool.submit(open_rows, jobs[number + 1].path)))
+            try:
+                yield job, _one_in_tiles(model, job, opened.result(), out, kinds, pool)
+            except FastsegError as error:
+                yield job, str(error)
+
+
+def _one_in_tiles(
+    model: Predictor, job: Job, image: Rows, out: Path, kinds: Sequence[str], pool: ThreadPoolExecutor
+) -> np.ndarray:
+    """Write an image's results strip by strip, each while the network works on the next, and count its pixels."""
+    paths = targets(out, job.name, kinds, model.classes)
+    # The tiles are ahead of the strips, and a TIFF's rows are read from top to bottom: the overlay has its own.
+    photo = TiffRows(job.path) if isinstance(image, TiffRows) else image
+    counts = np.zeros(len(model.classes), np.int64)
+    with writing(paths, Size(image.height, image.width), model.colors) as write:
+
+        def save(top: int, strip: dict[str, np.ndarray]) -> None:
+            bottom = top + len(strip["index"])
+            write(strip, photo.read(top, bottom) if "overlay" in kinds else None)
+
+        before: list[Future] = []
+        try:
+            for top, scores in model.strips(image):
+                strip = strip_of(scores, kinds)
+                counts += _counted(strip, model)
+                for done in before:
+                    done.result()
+                before = [pool.submit(save, top, strip)]
+            for done in before:
+                done.result()
+        finally:
+            wait(before)
+    return counts
+
+
+def _counted(strip: dict[str, np.ndarray], model: Predictor) -> np.ndarray:
+    return np.bincount(strip["index"].ravel(), minlength=len(model.classes))

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fastseg import config as configs
-from fastseg.data.split import contents, digest
-from fastseg.environment import cores, environment
-from fastseg.errors import FastsegError, UsageError
+from fastseg.environment import environment
+from fastseg.errors import UsageError
 from fastseg.network import admit
 from fastseg.runs import read_log
-from fastseg.specs import open_data
+from fastseg.specs import refuse_other_data
 
 # Relative difference of the loss over a log interval that sums rounded in another order explain.
 SPREAD = 0.01
@@ -28,13 +27,16 @@ class _EnoughError(Exception):
     """All the steps that were asked for are done."""
 
 
-def repro(run: Path, steps: int | None, *, network: str | Collection[str] = ()) -> dict[str, Any]:
+def repro(
+    run: Path, steps: int | None, *, data: str | None = None, network: str | Collection[str] = ()
+) -> dict[str, Any]:
     """Train `steps` steps of a run again (None: all that its log has) and return what `fastseg repro --json` prints.
 
     `verdict` is "the same", "within spread" or "different"; `first_difference` is the step of the first log line whose
     loss is not the same to the last bit.
 
     Args:
+        data: where the run's data is now; None: where it was.
         network: of the run where that is not SegNet, "package.module:function", whose module is imported.
 
     Raises:
@@ -47,6 +49,7 @@ def repro(run: Path, steps: int | None, *, network: str | Collection[str] = ()) 
         raise UsageError(f"repro: {run} holds no run (no config.toml)")
     config = configs.read(run / "config.toml")
     admit(config.model, network, f"repro: {run}")
+    config = configs.override(config, {} if data is None else {"data.path": data})
     events = read_log(run)
     old = {event["step"]: event["loss"] for event in events if event["event"] == "train" and event["loss"] is not None}
     if any(event["event"] == "start" and event["step"] for event in events):
@@ -54,7 +57,7 @@ def repro(run: Path, steps: int | None, *, network: str | Collection[str] = ()) 
     last = min(steps or max(old, default=0), max(old, default=0))
     if not [step for step in old if step <= last]:
         raise UsageError(f"repro: {run}: no log line up to step {last}; give --steps {min(old, default=0)} or more")
-    _same_data(run, config)
+    refuse_other_data(run, config, "repro" if data is None else "repro --data")
     end = max(step for step in old if step <= last)
 
     def enough(step: int) -> None:
@@ -83,13 +86,3 @@ def repro(run: Path, steps: int | None, *, network: str | Collection[str] = ()) 
         "largest_difference": worst,
         "changed": {name: [before.get(name), now[name]] for name in MATTERS if before.get(name) != now[name]},
     }
-
-
-def _same_data(run: Path, config: configs.Config) -> None:
-    """Raise FastsegError where the training images are not those that the run began with."""
-    _, splits = open_data(config)
-    kept = json.loads((run / "split.json").read_text(encoding="utf-8"))
-    pairs = splits["train"]
-    same = [pair.stem for pair in pairs] == kept["train"] and contents(pairs, cores()) == kept["train_contents"]
-    if not same or kept.get("digest") not in (None, digest(pairs)):  # runs of before 0.1 have none
-        raise FastsegError(f"repro: the training images of {config.data.path} are not those that {run} began with")

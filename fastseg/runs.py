@@ -25,9 +25,10 @@ WRITER = ".writer"  # names the process that writes into a folder, which holds a
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # where a file system has none
 
 # What a resumed run may do otherwise than it began; anything else would make it another run. The number of processes
-# may change too: config.toml holds the global batch, which stays.
+# may change too: config.toml holds the global batch, which stays. Data may have moved: `train` looks whether it is the
+# same.
 CHANGEABLE = {"train.epochs", "train.patience", "train.validate_every", "train.keep_every", "train.accumulate"}
-CHANGEABLE |= {"train.checkpoint_steps", "train.checkpoint_minutes"}
+CHANGEABLE |= {"train.checkpoint_steps", "train.checkpoint_minutes", "data.path"}
 CHANGEABLE |= {
     f"runtime.{name}"
     for name in (

@@ -1,7 +1,10 @@
 """From a configuration to what a source reads: the data set, its splits, a `Spec` per split, and the sample plan."""
 
 import dataclasses
+import json
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,13 @@ from fastseg import data, network
 from fastseg.config import Config, Data, Runtime, Train
 from fastseg.data.headers import read_headers
 from fastseg.data.layouts import Dataset, find
-from fastseg.data.split import Splits, apply, missing
+from fastseg.data.split import Splits, apply, contents, missing, sizes
 from fastseg.distributed import choose_device
 from fastseg.environment import cores
 from fastseg.errors import FastsegError, UsageError
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.source import Batch, Spec, TrainSource, choose_loader, evaluation_batches
+from fastseg.texts import shown
 
 # Options of commands that look at data -> the keys that they set.
 KEYS = {
@@ -40,6 +44,38 @@ def open_data(config: Config) -> tuple[Dataset, Splits]:
         more = f" (and {len(lost) - 1} more: `fastseg data check {dataset.root}` lists them)" if lost[1:] else ""
         raise FastsegError(f"{lost[0].file}: {lost[0].problem}{more}; add the files, or take the name out of the list")
     return dataset, apply(dataset, config.data.split_scheme, config.runtime.seed)
+
+
+def refuse_other_data(run: Path, config: Config, option: str) -> None:
+    """Raise FastsegError where the data that `config` names is not what a run began with, wherever that was.
+
+    It is the same where names and sizes of all files are, and what is in the images that are trained on.
+
+    Args:
+        option: to name in the message.
+    """
+    dataset, splits = open_data(config)
+    kept = json.loads((run / "split.json").read_text(encoding="utf-8"))
+    numbers = r"(/\d+/\d+)?( [0-9a-f]{16})?$"  # behind a name: sizes of its files, contents of its image
+    differ = []
+    for split in ("train", "val"):
+        pairs = splits.get(split, ())
+        # Runs of before kept names, and no sizes.
+        now = sizes(pairs) if "sizes" in kept else [pair.stem for pair in pairs]
+        before = kept.get("sizes", kept)[split]
+        if split == "train":
+            now = [" ".join(both) for both in zip(now, contents(pairs, cores()), strict=True)]
+            before = [" ".join(both) for both in zip(before, kept["train_contents"], strict=True)]
+        came, went = Counter(now) - Counter(before), Counter(before) - Counter(now)
+        if number := max(came.total(), went.total()):
+            names = sorted({shown(re.sub(numbers, "", line)) for line in came + went})
+            listed = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+            differ.append(f"{split} differs by {number} of {len(before)} ({listed})")
+    if differ:
+        raise FastsegError(
+            f"{option}: the files of {shown(dataset.root)} are not those that {shown(run)} began with: "
+            f"{'; '.join(differ)}"
+        )
 
 
 def make_spec(

@@ -67,6 +67,15 @@ def run_options(command: Command) -> Command:
     return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
+def tile_options(command: Command) -> Command:
+    """Options that take images at their own size, in tiles."""
+    options = (
+        click.option("--tile", type=SizeType(), help="Take images at their own size, in tiles of HEIGHTxWIDTH."),
+        click.option("--overlap", type=int, help="Pixels that tiles have in common.  [default: a quarter of a tile]"),
+    )
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
 def train_options(command: Command) -> Command:
     """Options that make a training run what it is, as `train_changes` takes them, and of how many processes."""
     options = (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fastseg.cli.options import FileType, as_json, its_network, print_json
+from fastseg.cli.options import FileType, as_json, its_network, print_json, tile_options
 
 
 @click.command()
@@ -18,6 +18,14 @@ from fastseg.cli.options import FileType, as_json, its_network, print_json
     type=click.Choice(["index", "color", "overlay"]),
     help="What to write, several times for several.  [default: all three]",
 )
+@click.option("--confidence", is_flag=True, help="Write the best class's probability too: 16-bit grey, 65535 is 1.")
+@click.option(
+    "--probabilities",
+    type=click.Choice(["png", "npy"]),
+    help="Write each class's probability too: png as of --confidence, or npy: float16[classes, height, width].",
+)
+@click.option("--csv", "csv_path", type=FileType(), help="Write how many pixels of each class each image has.")
+@tile_options
 @click.option("--overwrite", is_flag=True, help="Replace results that are there.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, bf16, fp16 or fp32.")
@@ -30,6 +38,11 @@ def predict(
     inputs: tuple[str, ...],
     out: Path,
     kinds: tuple[str, ...],
+    confidence: bool,
+    probabilities: str | None,
+    csv_path: Path | None,
+    tile: tuple[int, int] | None,
+    overlap: int | None,
     overwrite: bool,
     device: str,
     dtype: str,
@@ -39,22 +52,25 @@ def predict(
     """Label images: INPUTS are files, folders, or globs in quotes.
 
     OUT/index has the class of each pixel as its grey value, OUT/color the same with a palette, OUT/overlay the photo
-    with the classes over it; all in the photo's own size. A file that cannot be read is named and left out, and the
-    exit code is 1.
+    with the classes over it; all in the photo's own size. On the way photos are resized to the network's size, unless
+    --tile cuts them. A file that cannot be read is named and left out, and the exit code is 1.
     """
     import time
 
     from rich.console import Console
     from rich.progress import track
 
-    from fastseg.predict import KINDS, find_images, load
+    from fastseg.predict import find_images, load
     from fastseg.predict import predict as run
+    from fastseg.results import KINDS
 
     jobs = find_images(inputs)
-    model = load(checkpoint, device=device, dtype=dtype, network=network or ())
+    how = {"device": device, "dtype": dtype, "network": network or (), "tile": tile, "tile_overlap": overlap}
+    model = load(checkpoint, **how)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     start, bad = time.perf_counter(), []
-    results = run(model, jobs, out, kinds or KINDS, overwrite=overwrite)
+    wanted = [*(kinds or KINDS), *["confidence"] * confidence, *[probabilities] * (probabilities is not None)]
+    results = run(model, jobs, out, wanted, overwrite=overwrite, csv_path=csv_path)
     for job, problem in track(results, total=len(jobs), description="predict", console=console, transient=True):
         if problem:
             bad.append({"file": str(job.path), "problem": problem})

@@ -10,17 +10,20 @@ from fastseg.cli.options import FileType, as_json, its_network, print_json
 @click.command()
 @click.argument("run", type=FileType())
 @click.option("--steps", type=click.IntRange(1), help="Of the run's beginning.  [default: all that its log has]")
+@click.option("--data", "data_name", help="Where the run's data is now, if it was moved.")
 @its_network
 @as_json
 @click.pass_context
-def repro(ctx: click.Context, run: Path, steps: int | None, network: str | None, as_json: bool) -> None:
+def repro(
+    ctx: click.Context, run: Path, steps: int | None, data_name: str | None, network: str | None, as_json: bool
+) -> None:
     """Train a run again from what its folder holds, and say whether the losses are the same.
 
     The exit code is 1 where they differ by more than rounding explains.
     """
     from fastseg.repro import repro as again
 
-    document = again(run, steps, network=network or ())
+    document = again(run, steps, data=data_name, network=network or ())
     if as_json:
         print_json(document)
     else:

@@ -17,6 +17,7 @@ from fastseg.cli.options import (
     print_json,
     run_options,
     starts_processes,
+    tile_options,
     train_changes,
     train_options,
 )
@@ -24,7 +25,7 @@ from fastseg.errors import UsageError
 from fastseg.workers import is_main, is_worker, restarts
 
 if TYPE_CHECKING:
-    from fastseg.config import Config
+    from fastseg.config import Config, Size
 
 
 @click.command()
@@ -212,12 +213,13 @@ def processes_before(run: Path, nodes: int) -> int:
 
 @click.command(name="eval")
 @click.argument("checkpoint", type=FileType())
-@click.option("--data", "data_name", help="Another data set than the run's, as of train.")
+@click.option("--data", "data_name", help="Another data set than the run's, or where that is now.")
 @click.option("--split", default="val", show_default=True, help="val, test or train.")
 @click.option(
     "--at", default="original", show_default=True, help="original: labels at their own size; network: resized."
 )
 @click.option("--tta", default="none", show_default=True, help="mirror: the mean with the mirrored image's scores.")
+@tile_options
 @click.option("--against", type=FileType(), help="Another checkpoint: what has it changed?")
 @click.option("--mixed-protocols", "mixed", is_flag=True, help="Compare scores of different protocols all the same.")
 @click.option("--allow-overlap", is_flag=True, help="Score images that the checkpoint was trained on all the same.")
@@ -235,6 +237,8 @@ def evaluate(
     split: str,
     at: str,
     tta: str,
+    tile: "Size | None",
+    overlap: int | None,
     against: Path | None,
     mixed: bool,
     allow_overlap: bool,
@@ -259,7 +263,7 @@ def evaluate(
         raise UsageError("--mixed-protocols: for --against another checkpoint")
     changes = changes_of(sets, {f"runtime.{name}": value for name, value in options.items()})
     how: dict[str, Any] = {"data": data_name, "split": split, "at": at, "tta": tta, "changes": changes}
-    how |= {"allow_overlap": allow_overlap, "network": network}
+    how |= {"allow_overlap": allow_overlap, "network": network, "tile": tile, "tile_overlap": overlap}
     if against:
         document = evaluation.evaluate_against(checkpoint, against, mixed=mixed, **how)
     else:

@@ -226,12 +226,14 @@ def missing(dataset: Dataset, scheme: str) -> tuple[Problem, ...]:
     return tuple(problem for split in kept for problem in dataset.missing.get(split, ()))
 
 
+def sizes(pairs: Iterable[Pair]) -> list[str]:
+    """ "STEM/IMAGE/LABEL" of each pair, with the bytes that its files have: what `digest` is of."""
+    return [f"{pair.stem}/{os.path.getsize(pair.image)}/{os.path.getsize(pair.label)}" for pair in pairs]
+
+
 def digest(pairs: Sequence[Pair]) -> str:
     """16 hex digits that change with the names or the sizes (bytes) of a split's files."""
-    state = hashlib.sha256()
-    for pair in pairs:
-        state.update(f"{pair.stem}/{os.path.getsize(pair.image)}/{os.path.getsize(pair.label)}\n".encode())
-    return state.hexdigest()[:16]
+    return hashlib.sha256("".join(f"{line}\n" for line in sizes(pairs)).encode()).hexdigest()[:16]
 
 
 def contents(pairs: Iterable[Pair], threads: int) -> list[str]:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from fastseg import checkpoint as checkpoints
+from fastseg import config as configs
 from fastseg import runs
 from fastseg.config import Config
-from fastseg.data.split import digest
+from fastseg.data.split import digest, sizes
 from fastseg.distributed import leave
 from fastseg.environment import environment
 from fastseg.errors import FastsegError, UsageError
 from fastseg.runlog import RunLog
+from fastseg.specs import refuse_other_data
 from fastseg.training.loop import train_loop
 from fastseg.training.opening import start_block, start_event
 from fastseg.training.run import Run
@@ -59,6 +61,9 @@ def train(
             last_things.enter_context(runs.sole_writer(folder, "--resume: --run" if resume else "--run"))
             if not resume:
                 runs.refuse_existing(folder)  # another may have come and gone since
+        begun = resume and (folder / "split.json").is_file()
+        if begun and configs.read(folder / "config.toml").data.path != config.data.path:
+            refuse_other_data(folder, config, "--resume --data")
         state = checkpoints.read(last) if resume and last.is_file() else None
         training = set_up(config, state, startup, reading=True)
         world, progress = training.world, training.progress
@@ -101,6 +106,7 @@ def prepare_log(run: Run, folder: Path) -> RunLog:
         split = {"scheme": run.choices["split"].value, "seed": run.config.runtime.seed}
         split |= {"train": run.trained_on["stems"], "val": [pair.stem for pair in run.val_spec.pairs]}
         split |= {"train_contents": run.trained_on["contents"], "digest": digest(run.spec.pairs)}
+        split["sizes"] = {"train": sizes(run.spec.pairs), "val": sizes(run.val_spec.pairs)}
         runs.write_json(folder / "split.json", split)
         runs.cut_back(folder, run.progress.step)
     return RunLog(folder, run.progress.step, active=run.world.is_main)

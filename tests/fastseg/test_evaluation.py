@@ -16,6 +16,7 @@ from fastseg.distributed import World
 from fastseg.errors import FastsegError
 from fastseg.evaluation import BATCH, Mirrored, evaluate, score
 from fastseg.specs import make_spec, open_data
+from fastseg.tiles import tiling_of
 
 
 class RedOrNot(nn.Module):
@@ -239,3 +240,41 @@ def test_images_that_the_network_was_trained_on_are_refused_by_content_or_name_u
     assert code == 0, err
     document = json.loads(out)
     assert (document["a"] if against else document)["protocol"]["trained_on"] == 3
+
+
+def test_tiles_of_the_networks_size_score_as_whole_images_do(two, street):
+    """The images are 96x144: one tile of that is the whole image, which the network then sees at its own size."""
+    whole = evaluate(two[1], changes={"data.size": "96x144"})
+    tiled = evaluate(two[1], tile="96x144")
+    told = {"input": "96x144", "tiles": "96x144 of images at their own size, overlapping by 24x36"}
+    assert {name: tiled["protocol"][name] for name in told} == told
+    assert (whole["protocol"]["input"], whole["protocol"]["tiles"]) == ("96x144", "none")
+    assert {**tiled, "protocol": 0} == {**whole, "protocol": 0}
+    found = evaluate(two[1], tile="40x56", tile_overlap=8)
+    assert found["confusion"] != whole["confusion"]
+    assert sum(map(sum, found["confusion"])) == sum(map(sum, whole["confusion"]))
+
+
+def test_tiles_are_scored_at_the_labels_own_size_strip_by_strip(reds):
+    # Red or not is seen in each pixel alone: whatever the tiles, and the images' sizes, nothing is wrong.
+    rng = np.random.default_rng(0)
+    images = [rng.choice([0, 250], size) for size in ((9, 13), (4, 6), (17, 5), (1, 1))]
+    spec = reds(images, [(image == 0).astype(int) for image in images], "2x2")
+    found = score(RedOrNot(), spec, world(), tiling=tiling_of("4x6", 1), boundaries=True, keep=2)
+    assert found.scores.miou == 1
+    assert found.confusions.sum((1, 2)).tolist() == [9 * 13, 4 * 6, 17 * 5, 1]
+    assert [(index, mask.tolist()) for index, mask in found.kept] == [
+        (index, (images[index] == 0).astype(int).tolist()) for index in (0, 1)
+    ]
+
+
+def test_tiles_from_the_command_line(two):
+    code, out, err = invoke(two[1], "--tile", "40x56", "--overlap", 8, "--json")
+    assert (code, json.loads(out)) == (0, evaluate(two[1], tile="40x56", tile_overlap=8)), err
+    for words, message in (
+        (["--tile", "40x56", "--at", "network"], "--at network: tiles are of images at their own size"),
+        (["--tile", "40x56", "--loader", "cache"], "--loader cache: keeps resized images"),
+        (["--overlap", "8"], "--overlap 8: is of tiles; give --tile HEIGHTxWIDTH too"),
+    ):
+        code, _, err = invoke(two[1], *words)
+        assert (code, message in err) == (2, True), err

@@ -1,6 +1,8 @@
 """Prediction: the same classes as evaluation, for every kind of image, and what becomes of files that are none."""
 
+import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from fastseg.distributed import World
 from fastseg.errors import FastsegError, UsageError
 from fastseg.evaluation import score
 from fastseg.predict import find_images
+from fastseg.results import KINDS, targets
 from fastseg.specs import make_spec, open_data
 from fastseg.training import train
 
@@ -155,3 +158,145 @@ def test_inputs_are_files_folders_and_globs(street, tmp_path):
         find_images([str(tmp_path / "*.png")])
     with pytest.raises(UsageError, match="would both become"):
         find_images([str(files[0]), str(street / "val")])
+
+
+def test_scores_are_those_whose_highest_is_the_class(model, street):
+    path = sorted((street / "val").iterdir())[0]
+    scores = model.scores(path)
+    assert (scores.dtype, scores.shape) == (np.float32, (11, 96, 144))
+    assert np.array_equal(scores.argmax(0), model(path))
+    assert model.scores(np.zeros((1, 1, 3), np.uint8)).shape == (11, 1, 1)
+
+
+def test_an_image_of_one_tile_is_predicted_as_whole(trained, model, street):
+    """Of the network's own size nothing is resized: the same scores, to the bit."""
+    pixels = decode_image(str(sorted((street / "val").iterdir())[0]))[:48, :64]
+    tiled = fastseg.load(trained, device="cpu", dtype="fp32", tile="48x64")
+    assert np.array_equal(tiled.scores(pixels), model.scores(pixels))
+    assert np.array_equal(tiled(pixels), model(pixels))
+    with pytest.raises(UsageError, match="--overlap 48"):
+        fastseg.load(trained, tile="48x64", tile_overlap=48)
+
+
+def test_tiles_are_blended_over_an_image_of_any_size(trained, model, street):
+    path = sorted((street / "val").iterdir())[0]  # 96x144
+    tiled = fastseg.load(trained, device="cpu", dtype="fp32", tile="48x64", tile_overlap=0)
+    found = tiled.scores(path)
+    pixels = decode_image(str(path))
+    # Two rows of two tiles that touch, and a third column that is moved inwards.
+    for top in (0, 48):
+        for left in (0, 64):
+            alone = model.scores(pixels[top : top + 48, left : left + 64])
+            clear = found[:, top : top + 48, left : min(left + 64, 80)]
+            np.testing.assert_allclose(clear, alone[..., : clear.shape[2]], atol=1e-4)
+    assert np.array_equal(tiled(path), found.argmax(0))
+    assert np.array_equal(tiled.masks([pixels])[0], tiled(path))
+
+
+def read_png(path) -> np.ndarray:
+    image = Image.open(path)
+    assert image.mode == "I;16"
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("tile", [[], ["--tile", "48x64"]])
+def test_probabilities_confidence_and_counts(trained, street, tmp_path, tile):
+    size = {"tile": tile[1]} if tile else {}
+    one = fastseg.load(trained, device="cpu", dtype="fp32", **size)
+    words = [trained, street / "val", "--out", tmp_path / "out", "--csv", tmp_path / "out" / "counts.csv", *tile]
+    assert invoke(*words, "--write", "index", "--confidence", "--probabilities", "png")[0] == 0
+    assert invoke(*words[: -2 - len(tile)], *tile, "--write", "color", "--probabilities", "npy")[0] == 0
+    with (tmp_path / "out" / "counts.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == sorted(path.stem for path in (street / "val").iterdir())
+    for row in rows:
+        name = row["image"]
+        scores = one.scores(street / "val" / f"{name}.png").astype(np.float64)
+        wanted = np.exp(scores - scores.max(0))
+        wanted /= wanted.sum(0)
+        assert wanted.max() > 0.2
+        array = np.load(tmp_path / "out" / "probabilities" / f"{name}.npy")
+        assert (array.dtype, array.shape) == (np.float16, (11, 96, 144))
+        # Another batch rounds otherwise: of this much, and of half a step of each format.
+        rounding = 1e-4
+        np.testing.assert_allclose(array, wanted, atol=rounding + 2**-12)
+        for number, label in enumerate(one.classes):
+            values = read_png(tmp_path / "out" / "probabilities" / f"{number:02}-{label}" / f"{name}.png")
+            np.testing.assert_allclose(values / 65535, wanted[number], atol=rounding)
+        confidence = read_png(tmp_path / "out" / "confidence" / f"{name}.png")
+        np.testing.assert_allclose(confidence / 65535, wanted.max(0), atol=rounding)
+        mask = np.asarray(Image.open(tmp_path / "out" / "index" / f"{name}.png"))
+        assert [int(row[label]) for label in one.classes] == np.bincount(mask.ravel(), minlength=11).tolist()
+        assert int(row["pixels"]) == 96 * 144
+
+
+def test_a_folder_in_tiles_with_files_that_are_none(trained, street, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    photo = Image.open(sorted((street / "val").iterdir())[0])
+    photo.save(folder / "b.png")
+    photo.save(folder / "d.tif", compression="tiff_lzw")
+    photo.crop((0, 0, 7, 5)).save(folder / "e.png")
+    (folder / "a.png").write_bytes(b"")
+    (folder / "c.png").write_bytes((folder / "b.png").read_bytes()[:-500])
+    code, out, err = invoke(trained, folder, "--out", tmp_path / "out", "--tile", "48x64", "--overlap", 5, "--json")
+    assert (code, json.loads(out)["images"]) == (1, 3)
+    assert [sum(f"{name}.png: cannot be decoded" in line for line in err.splitlines()) for name in "ac"] == [1, 1]
+    one = fastseg.load(trained, device="cpu", dtype="fp32", tile="48x64", tile_overlap=5)
+    for name in ("b.png", "d.tif", "e.png"):
+        mask = one(folder / name)
+        results = [Image.open(tmp_path / "out" / kind / f"{name[0]}.png") for kind in ("index", "color", "overlay")]
+        assert np.array_equal(np.asarray(results[0]), mask)
+        assert np.array_equal(np.asarray(results[1].convert("RGB")), np.array(one.colors, np.uint8)[mask])
+        colors = np.array(one.colors, np.uint8)[mask]
+        assert np.array_equal(np.asarray(results[2]), decode_image(str(folder / name)) // 2 + colors // 2)
+    assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_a_large_tiff_is_predicted_piece_by_piece(trained, street, tmp_path, monkeypatch):
+    photo = Image.open(sorted((street / "val").iterdir())[0])
+    photo.save(tmp_path / "whole.tif")
+    photo.save(tmp_path / "large.tif", compression="tiff_adobe_deflate", strip_size=6000)
+    words = [trained, tmp_path / "whole.tif", "--out", tmp_path / "out", "--tile", "32x64", "--probabilities", "npy"]
+    assert invoke(*words)[0] == 0
+    monkeypatch.setattr("fastseg.data.tiff.MAX_PIXELS", 96 * 144 - 1)
+    monkeypatch.setattr("fastseg.predict.decode_image", None)  # which is not called
+    words[1] = tmp_path / "large.tif"
+    assert invoke(*words)[0] == 0
+    for pattern in ("index/{}.png", "color/{}.png", "overlay/{}.png", "probabilities/{}.npy"):
+        files = [tmp_path / "out" / pattern.format(name) for name in ("whole", "large")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    # A piece that cannot be decoded is found on the way: nothing is left of the image, and the command goes on.
+    last = Image.open(tmp_path / "large.tif").tag_v2[273][-1]  # where the last strip begins
+    with (tmp_path / "large.tif").open("r+b") as file:
+        file.seek(last)
+        file.write(b"\xff" * 100)
+    code, _, err = invoke(*words, "--overwrite")
+    assert (code, "large.tif: cannot be decoded: " in err) == (1, True)
+    assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_results_take_no_images_place(trained, street, tmp_path):
+    photo = Image.open(sorted((street / "val").iterdir())[0])
+    (tmp_path / "index").mkdir()
+    photo.save(tmp_path / "index" / "a.png")
+    before = (tmp_path / "index" / "a.png").read_bytes()
+    words = [trained, tmp_path / "index", "--write", "index", "--overwrite"]
+    code, _, err = invoke(*words, "--out", tmp_path)
+    assert (code, "index/a.png would be written over the image" in err) == (2, True)
+    code, _, err = invoke(*words, "--out", tmp_path / "out", "--csv", tmp_path / "index" / "a.png")
+    assert (code, "index/a.png would be written over the image" in err) == (2, True)
+    assert (tmp_path / "index" / "a.png").read_bytes() == before
+    (tmp_path / "counts.csv").write_text("mine")
+    words = [trained, tmp_path / "index", "--out", tmp_path / "out", "--csv", tmp_path / "counts.csv"]
+    code, _, err = invoke(*words)
+    assert (code, "counts.csv exists: give another folder, or --overwrite" in err) == (2, True)
+
+
+def test_no_two_results_have_the_same_name():
+    classes = ["a/b", "a b", "00-a", "..", "ä" * 200, ""]
+    jobs = ["x", "x.0", "00-a_b/x", "png/x", "probabilities/x", "index/x"]
+    kinds = [*KINDS, "confidence", "png", "npy"]
+    paths = [path for job in jobs for path in targets(Path("out"), job, kinds, classes).values()]
+    assert len({os.path.normpath(path).lower() for path in paths}) == len(paths) == 6 * (4 + len(classes) + 1)
+    assert all(os.path.normpath(path).startswith("out/") and len(part) < 250 for path in paths for part in path.parts)

@@ -74,6 +74,17 @@ def test_what_cannot_be_trained_again_is_told(finished, tmp_path):
     resumed = copy_of(finished, tmp_path / "a", lambda e: e | {"step": 3} if e["event"] == "start" else e)
     assert "was resumed" in invoke(resumed)[2]
     other = copy_of(finished, tmp_path / "b")
-    (other / "split.json").write_text(json.dumps({"train": ["another"], "val": []}))
+    (other / "split.json").write_text(json.dumps({"train": ["another"], "train_contents": ["0" * 16], "val": []}))
     code, _, err = invoke(other)
     assert (code, "are not those that" in err) == (1, True)
+    assert "train differs by 8 of 1 (Synth00_f00000, Synth00_f00001, Synth01_f00000, ...); val differs by 4 of 0" in err
+
+
+def test_data_that_was_moved_is_said_where_it_is(finished, street, tmp_path):
+    moved = copy_of(finished, tmp_path / "run")
+    text = (moved / "config.toml").read_text()
+    assert str(street) in text
+    (moved / "config.toml").write_text(text.replace(str(street), str(tmp_path / "before")))
+    assert "before: no folder" in invoke(moved)[2]
+    code, out, _ = invoke(moved, "--steps", 2, "--data", street)
+    assert (code, out) == (0, "the same: 1 log lines up to step 2\n")

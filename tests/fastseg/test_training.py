@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,50 @@ def test_two_epochs_and_two_more_give_the_bits_of_four(street, tmp_path):
     assert changed == {"train.epochs": (2, 4)}
     assert same_bits(whole, parts)
     assert [e["miou"] for e in events(whole, "val")] == [e["miou"] for e in events(parts, "val")]
+
+
+def test_a_run_goes_on_to_the_same_bits_where_its_data_is_moved(street, tmp_path):
+    here, there, whole, parts = (tmp_path / name for name in ("here", "there", "whole", "parts"))
+    shutil.copytree(street, here)
+    longer = {"train.epochs": 3}
+    train(tiny(here, train__schedule="constant", train__epochs=3), whole)
+    train(tiny(here, train__schedule="constant", train__epochs=2), parts)
+    scores = evaluate(parts / "checkpoints" / "last.pt")
+    here.rename(there)
+    moved = evaluate(parts / "checkpoints" / "last.pt", data=str(there))
+    assert moved == scores | {"protocol": scores["protocol"] | {"data": str(there)}}
+    with pytest.raises(FastsegError, match="here: no folder"):
+        train(runs.reopen(parts, lambda old: configs.override(old, longer))[0], parts, resume=True)
+    config, changed = runs.reopen(parts, lambda old: configs.override(old, longer | {"data.path": str(there)}))
+    assert changed == {"data.path": (str(here), str(there)), "train.epochs": (2, 3)}
+    train(config, parts, resume=True)
+    assert same_bits(whole, parts)
+    assert [e["loss"] for e in events(whole, "train")] == [e["loss"] for e in events(parts, "train")]
+    # From here on the run remembers where its data is.
+    assert configs.read(parts / "config.toml").data.path == str(there)
+
+
+def test_other_data_than_the_runs_is_refused_with_what_differs(street, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    train(tiny(street, train__epochs=1), run)
+    shutil.copytree(street, other)
+
+    def going_on() -> None:
+        train(runs.reopen(run, lambda old: configs.override(old, {"data.path": str(other)}))[0], run, resume=True)
+
+    # An image of as many bytes with another one in it, a label that was saved anew, and one pair less to validate.
+    images, labels = (sorted((other / name).iterdir()) for name in ("train", "trainannot"))
+    data = images[2].read_bytes()
+    images[2].write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+    labels[5].write_bytes(labels[5].read_bytes() + b"1")
+    gone = sorted((other / "val").iterdir())[0]
+    gone.unlink()
+    (other / "valannot" / gone.name).unlink()
+    two = f"{images[2].stem}, {labels[5].stem}"
+    says = f"the files of {other} are not those that {run} began with: train differs by 2 of 8 ({two}); "
+    with pytest.raises(FastsegError) as error:
+        going_on()
+    assert str(error.value) == f"--resume --data: {says}val differs by 1 of 4 ({gone.stem})"
 
 
 @pytest.mark.parametrize("step", [0, 3, 4, 9])

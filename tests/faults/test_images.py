@@ -159,3 +159,13 @@ def test_predict_names_what_it_cannot_read(copy_of, call, row, tmp_path):
     assert len(list((tmp_path / "out" / "index").iterdir())) == len(images) - 1
     row("one truncated file among those to predict", says, "the others are written; exit code 1")
     assert json.loads(call("data", "check", folder, "--json")[1])["errors"][0]["file"] == str(images[1])
+
+
+def test_predictions_in_place_of_their_images(copy_of, call, row):
+    folder, _ = copy_of("street")
+    assert call("train", "--data", folder, *TINY, "--run", "run")[0] == 0
+    (folder / "train").rename(folder / "index")
+    code, _, err = call("predict", "run/checkpoints/best.pt", folder / "index", "--out", folder, "--overwrite")
+    says = err.strip().removeprefix("fastseg: ")
+    assert (code, "would be written over the image" in says) == (2, True)
+    row("predict with an --out that would replace its images", says, "another --out")

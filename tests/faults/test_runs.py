@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -218,6 +219,18 @@ def test_going_on_with_another_batch(call, begun, row):
     says = said(call, "train", "--resume", "--run", begun, "--batch", "4", code=2)
     assert says.startswith("--resume: train.batch (2 to 4) cannot change in a run that has begun")
     row("--resume with another batch", says, "begin another run")
+
+
+def test_going_on_with_other_data(call, begun, street, tmp_path, row):
+    shutil.copytree(street, tmp_path / "moved")
+    assert call("train", "--resume", "--run", begun, "--data", "moved")[0] == 0
+    row("--resume of a run whose data was moved", "goes on where --data says that it is now")
+    for image in sorted((tmp_path / "moved" / "train").iterdir())[:5]:
+        image.write_bytes(image.read_bytes() + b"1")
+    (tmp_path / "moved").rename(tmp_path / "changed")
+    says = said(call, "train", "--resume", "--run", begun, "--data", "changed", code=1)
+    assert "train differs by 5 of 8" in says
+    row("--resume --data with files that are not the run's", says, "give the run's data, or begin another run")
 
 
 def test_prefixes_of_wrapped_networks(call, begun, row):
