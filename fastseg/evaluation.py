@@ -25,6 +25,7 @@ from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels import launch
 from fastseg.kernels.confusion import confusion, torch_confusion
 from fastseg.metrics import Comparison, Scores, bootstrap, compare, interval, miou_of, null_if_nan, resampled
+from fastseg.pipelines.fit import covered
 from fastseg.pipelines.source import Spec, choose_loader, evaluation_batches
 from fastseg.runs import whole
 from fastseg.specs import make_spec, open_data
@@ -83,7 +84,7 @@ def outputs(network: nn.Module, spec: Spec, *, at: str) -> Iterator[tuple[int, t
         with torch.autocast(spec.device.type, spec.dtype, enabled=spec.dtype != torch.float32):
             logits = network(images)
         for index, score, label in zip(batch.indices.tolist(), logits, batch.labels, strict=False):
-            yield index, score[None], label[None]
+            yield index, covered(score[None], spec.headers[index].image_size, spec.size, spec.fit), label[None]
 
 
 def score(
@@ -139,6 +140,7 @@ def protocol(config: Config, spec: Spec, split: str, scheme: str, seen: int, ker
         "digest": digest(spec.pairs),
         "classes": len(spec.classes.names),
         "input": str(spec.size),
+        "fit": spec.fit,
         "labels": "at their own resolution" if at == "original" else "resized to the input (nearest)",
         "upsampling": "bilinear scores, then argmax",
         "void": "ignored",

@@ -20,6 +20,7 @@ from fastseg.distributed import choose_device, choose_dtype
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels import launch
 from fastseg.overlays import colored
+from fastseg.pipelines.fit import covered, fitted
 from fastseg.pipelines.resize import resize_image
 from fastseg.pipelines.source import normalise
 from fastseg.runs import whole
@@ -43,7 +44,8 @@ class Predictor:
     ) -> None:
         self.classes: tuple[str, ...] = tuple(state["classes"])
         self.colors = tuple((red, green, blue) for red, green, blue in state["colors"])
-        self.size = configs.from_dict(state["config"], str(source)).data.size
+        data = configs.from_dict(state["config"], str(source)).data
+        self.size, self.fit = data.size, data.fit
         self.device = torch.device(choose_device(device)[0])
         self.dtype = choose_dtype(dtype, self.device.type).dtype
         self.network = checkpoints.build_model(state, source).to(self.device)
@@ -64,16 +66,24 @@ class Predictor:
     @torch.inference_mode()
     def masks(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The same for several images uint8[H, W, 3], which may differ in size, at once."""
-        resized = [torch.from_numpy(resize_image(image, self.size)).to(self.device) for image in images]
-        batch = normalise(resized, self.dtype)
+        sizes = [fitted(image.shape[:2], self.size, self.fit).size for image in images]
+        resized = [
+            torch.from_numpy(resize_image(image, size)).to(self.device)
+            for image, size in zip(images, sizes, strict=True)
+        ]
+        batch = normalise(resized, self.dtype, size=self.size)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             scores = self.network(batch)
-        return [_mask(score, image.shape[:2]) for score, image in zip(scores, images, strict=True)]
+        shapes = [image.shape[:2] for image in images]
+        return [
+            _mask(covered(score[None], shape, self.size, self.fit), shape)
+            for score, shape in zip(scores, shapes, strict=True)
+        ]
 
 
-def _mask(scores_CHW: torch.Tensor, size: tuple[int, ...]) -> np.ndarray:
+def _mask(scores_1CHW: torch.Tensor, size: tuple[int, ...]) -> np.ndarray:
     """The best class of each pixel at another size, as evaluation has it: bilinear scores, then argmax."""
-    scores = F.interpolate(scores_CHW[None].float(), size=size, mode="bilinear", align_corners=False)
+    scores = F.interpolate(scores_1CHW.float(), size=size, mode="bilinear", align_corners=False)
     return scores[0].argmax(0).to(torch.uint8).cpu().numpy()
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from fastseg.data import home
 from fastseg.environment import available_memory
 from fastseg.errors import FastsegError
+from fastseg.pipelines.fit import fitted
 from fastseg.workers import is_worker
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def shape_of(spec: "Spec", *, resize_labels: bool) -> Shape:
     own = tuple(header.image_size for header in spec.headers), tuple(header.label_size for header in spec.headers)
     if spec.keep is None:
         return Shape(*own)
-    sizes = ((*spec.keep,),) * len(spec.pairs)
+    sizes = tuple(fitted(size, spec.keep, spec.fit).size for size in own[0])
     return Shape(sizes, sizes if resize_labels else own[1])
 
 

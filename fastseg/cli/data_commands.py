@@ -187,7 +187,7 @@ def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
 
     config, specs = open_specs(path, splits=(split,), batch=BATCH, **options)
     spec = specs[split]
-    rows = parity(spec, make_plan(config, len(spec.pairs), 1))
+    rows = parity(spec, make_plan(config, spec, 1))
     if as_json:
         print_json({"reference": "reference", "images": len(spec.pairs), "rows": rows})
         return
@@ -218,7 +218,7 @@ def preview(path: str, out: Path, images: int, seed: int, **options: Any) -> Non
 
     config, specs = open_specs(path, splits=("train",), seed=seed, batch=images, **options)
     spec, _ = choose_loader("auto", specs["train"])
-    source = TrainSource(spec, make_plan(config, len(spec.pairs), 1))
+    source = TrainSource(spec, make_plan(config, spec, 1))
     batch = next(iter(source))
     source.check()
     write_sheet(out, batch, spec, columns=min(4, images))

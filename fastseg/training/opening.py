@@ -56,8 +56,14 @@ def network(run: Run) -> str:
     """The network and the sizes that it sees."""
     model, size = run.config.model, run.config.data.size
     seen = ", ".join([f"input {size}", *(f"{phase.size} until step {phase.until}" for phase in run.phases[:-1])])
+    if run.config.data.fit == "letterbox":
+        seen += ", letterboxed"
     if run.spec.crop:
-        seen = f"trains on {run.spec.crop} windows of {size}"
+        seen = f"trains on {run.spec.crop} windows of {seen.removeprefix('input ')}"
+    if run.spec.window:
+        seen = (
+            f"trains on {run.spec.window} windows of the files' own pixels, as {size} and not moved; {seen} to validate"
+        )
     return f"SegNet, {model.backbone}, depth {model.depth}, init {model.init}, {seen}"
 
 
