@@ -86,6 +86,7 @@ class Data(_Checked):
         "published lists, and tutorial a random 60/40",
         SCHEMES,
     )
+    exif: str = _option("ignore", "turn images and labels as their EXIF orientation says", ("ignore", "apply"))
     fit: str = _option(
         "squeeze",
         "how images of another shape get `size`: squeeze, or letterbox, which keeps their shape, with black and void "

@@ -141,6 +141,7 @@ def protocol(config: Config, spec: Spec, split: str, scheme: str, seen: int, ker
         "classes": len(spec.classes.names),
         "input": str(spec.size),
         "fit": spec.fit,
+        "exif": "applied" if spec.upright else "ignored",
         "labels": "at their own resolution" if at == "original" else "resized to the input (nearest)",
         "upsampling": "bilinear scores, then argmax",
         "void": "ignored",

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
-from fastseg.data.decode import decode_image, rgb_of
+from fastseg.data.decode import decode_image, orientation, rgb_of, turned
 from fastseg.distributed import choose_device, choose_dtype
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels import launch
@@ -45,7 +45,7 @@ class Predictor:
         self.classes: tuple[str, ...] = tuple(state["classes"])
         self.colors = tuple((red, green, blue) for red, green, blue in state["colors"])
         data = configs.from_dict(state["config"], str(source)).data
-        self.size, self.fit = data.size, data.fit
+        self.size, self.fit, self.upright = data.size, data.fit, data.exif == "apply"
         self.device = torch.device(choose_device(device)[0])
         self.dtype = choose_dtype(dtype, self.device.type).dtype
         self.network = checkpoints.build_model(state, source).to(self.device)
@@ -61,7 +61,7 @@ class Predictor:
         Raises:
             FastsegError: a file that cannot be decoded. TypeError, ValueError: anything else than those.
         """
-        return self.masks([pixels_of(image)])[0]
+        return self.masks([pixels_of(image, self.upright)])[0]
 
     @torch.inference_mode()
     def masks(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -87,12 +87,13 @@ def _mask(scores_1CHW: torch.Tensor, size: tuple[int, ...]) -> np.ndarray:
     return scores[0].argmax(0).to(torch.uint8).cpu().numpy()
 
 
-def pixels_of(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
-    """uint8[H, W, 3] of what `Predictor` takes."""
+def pixels_of(image: str | Path | Image.Image | np.ndarray | torch.Tensor, upright: bool = False) -> np.ndarray:
+    """uint8[H, W, 3] of what `Predictor` takes; files and PIL images upright, where that is asked for."""
     if isinstance(image, str | Path):
-        return decode_image(str(image))
+        return decode_image(str(image), upright)
     if isinstance(image, Image.Image):
-        return rgb_of(image)
+        pixels = rgb_of(image)
+        return turned(pixels, orientation(image)) if upright else pixels
     if isinstance(image, torch.Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"a tensor uint8[3, H, W] is wanted, this one is {list(image.shape)}")
@@ -194,7 +195,7 @@ def predict(
     with ThreadPoolExecutor(min(BATCH, 2 * (os.cpu_count() or 1))) as pool:
 
         def begin(batch: Sequence[Job]) -> list[tuple[Job, Future]]:
-            return [(job, pool.submit(decode_image, str(job.path))) for job in batch]
+            return [(job, pool.submit(decode_image, str(job.path), model.upright)) for job in batch]
 
         ahead = deque(begin(batch) for batch in batches[:2])
         saving: deque[tuple[Job, Future]] = deque()

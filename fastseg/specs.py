@@ -27,6 +27,7 @@ KEYS = {
     **{name: f"runtime.{name}" for name in ("seed", "device", "loader", "cache_dir")},
     "crop": "augment.crop",
     "batch": "train.batch",
+    "exif": "data.exif",
     "fit": "data.fit",
     "scale": "train.scale",
 }
@@ -61,7 +62,8 @@ def make_spec(
         have = ", ".join(f"{name} ({len(p)} pairs)" for name, p in splits.items()) or "none"
         cure = "; --split-scheme video or random-60-40 draws one" if split != "test" and dataset.pool else ""
         raise FastsegError(f"{dataset.root}: no {split} split; it has {have}{cure}")
-    headers = read_headers(pairs, threads)
+    upright = config.data.exif == "apply"
+    headers = read_headers(pairs, threads, upright)
     problems = [header.problem for header in headers if header.problem]
     if problems:
         more = (
@@ -79,6 +81,7 @@ def make_spec(
         crop=config.augment.crop if any(config.augment.crop) else None,
         window=window_size(config.data.size, config.train.scale) if config.train.scale else None,
         fit=config.data.fit,
+        upright=upright,
         unknown_void=config.data.unknown_colours == "void",
         cache_dir=os.path.expanduser(config.runtime.cache_dir),
     )

@@ -151,7 +151,7 @@ def graph(source: Any, spec: "Spec", todo: Work, *, gpu: bool) -> tuple[DataNode
     height, width = np.max([(0, 0), *(header.image_size for header in spec.headers if header.jpeg)], axis=0).tolist()
     load = JPEG_ENGINE_WINDOWED if todo.windowed else JPEG_ENGINE
     engine = {"hw_decoder_load": load, "preallocate_height_hint": height, "preallocate_width_hint": width}
-    given = {"device": "mixed" if gpu else "cpu", "adjust_orientation": False}
+    given = {"device": "mixed" if gpu else "cpu", "adjust_orientation": spec.upright}
 
     def decoded(name: str, **how: Any) -> DataNode:
         file, how = fn.io.file.read(fed[name]), {**given, **how}

@@ -166,10 +166,13 @@ def shape_of(spec: "Spec", *, resize_labels: bool) -> Shape:
 
 
 def key_of(spec: "Spec", shape: Shape) -> str:
-    """Digest of what decides a store's contents: format, sizes, class map, and each file's path, size and time."""
+    """Digest of what decides a store's contents: format, sizes, class map, each file's path, size and time, and whether
+    pictures are turned upright.
+    """
     classes = spec.classes
     tables = classes.color_tables(spec.unknown) if classes.is_color else (classes.index_table(spec.unknown),)
-    digest = hashlib.sha256(repr((FORMAT, shape, classes.is_color)).encode())
+    # Where stored pixels are kept the key is what it was before there was a choice.
+    digest = hashlib.sha256(repr((FORMAT, shape, classes.is_color, *["upright"] * spec.upright)).encode())
     for table in tables:
         digest.update(table.data)
     for pair in spec.pairs:

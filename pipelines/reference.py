@@ -53,7 +53,8 @@ class ReferenceTier:
 
     def _decoded(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         pair, spec = self.spec.pairs[index], self.spec
-        return decode_image(pair.image), decode_label(pair.label, spec.classes, spec.unknown)
+        image = decode_image(pair.image, spec.upright)
+        return image, decode_label(pair.label, spec.classes, spec.unknown, spec.upright)
 
     def _sample(self, index: int, resize_labels: bool) -> tuple[np.ndarray, np.ndarray]:
         (image, label), spec = self._decoded(index), self.spec

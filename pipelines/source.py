@@ -65,6 +65,7 @@ class Spec:
         window: (height, width) of what a training sample shows of its file's own pixels, which is resized to `size`;
             None: all of the file. Its place is the plan's.
         fit: how files become `size`: see `fastseg.pipelines.fit`.
+        upright: images and labels are turned as their EXIF orientation says.
         threads: that decode.
         loader: the tier that reads: dali, cache or reference. `choose_loader` chooses.
         resized: False leaves images and labels at their files' own sizes.
@@ -81,6 +82,7 @@ class Spec:
     crop: Size | None = None
     window: Size | None = None
     fit: str = "squeeze"
+    upright: bool = False
     unknown_void: bool = False
     cache_dir: str = ""
     loader: str = "reference"

@@ -48,7 +48,7 @@ def files(run: Run) -> str:
     if run.left_out:
         said += f"; {run.left_out} files left out, see `fastseg data check`"
     if turned:
-        said += f"; EXIF orientations ({turned}) are not applied"
+        said += f"; EXIF orientations ({turned}) are {'' if run.spec.upright else 'not '}applied"
     return said
 
 
@@ -62,7 +62,8 @@ def network(run: Run) -> str:
         seen = f"trains on {run.spec.crop} windows of {seen.removeprefix('input ')}"
     if run.spec.window:
         seen = (
-            f"trains on {run.spec.window} windows of the files' own pixels, as {size} and not moved; {seen} to validate"
+            f"trains on {run.spec.window} windows of the files' own pixels, as {size}, not moved; "
+            f"validates on whole images, {seen}"
         )
     return f"SegNet, {model.backbone}, depth {model.depth}, init {model.init}, {seen}"
 

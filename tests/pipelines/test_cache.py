@@ -498,6 +498,12 @@ def test_windows_and_letterboxed_samples_on_a_gpu_are_those_of_the_cpu(spec, mon
         assert all(torch.equal(a, b) for a, b in zip(labels, batch.labels, strict=True))
 
 
+def test_upright_pictures_are_kept_apart_from_stored_ones(spec):
+    turned = dataclasses.replace(spec, upright=True)
+    keys = {key_of(each, shape_of(each, resize_labels=True)) for each in (spec, turned)}
+    assert len(keys) == 2
+
+
 def test_all_sizes_and_validations_share_one_copy_on_a_gpu(spec, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
     store = open_once(spec, resize_labels=True)

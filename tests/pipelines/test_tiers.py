@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fastseg.config import Size
 from fastseg.data.classes import CAMVID_32, VOID, ClassMap, camvid_colored, camvid_indexed
@@ -44,7 +44,8 @@ def loader(request):
 
 def make_spec(pairs, classes, size, **given) -> Spec:
     fixed = {"device": torch.device("cpu"), "dtype": torch.float32, "threads": 2}
-    return Spec(pairs=pairs, headers=read_headers(pairs, 2), classes=classes, size=size, **{**fixed, **given})
+    given = {"headers": read_headers(pairs, 2), **fixed, **given}
+    return Spec(pairs=pairs, classes=classes, size=size, **given)
 
 
 def make_pairs(folder: Path, sizes, colored=False, seed=0) -> list[Pair]:
@@ -303,6 +304,92 @@ def test_letterboxed_images_lie_in_the_middle_of_black_and_void(loader, tmp_path
     assert [label.shape for label in batch.labels] == [(24, 32), (48, 32), (20, 80)]
     (batch,) = evaluation_batches(chosen, 3, resize_labels=True)
     assert [label.shape for label in batch.labels] == [(24, 32), (24, 16), (8, 32)]
+
+
+def turn(pairs, kind, **how) -> list[Pair]:
+    """The same pairs, whose images, and every other label, are to be turned each in another way."""
+    for number, pair in enumerate(pairs):
+        exif = Image.Exif()
+        exif[0x0112] = number % 8 + 1
+        image = Image.open(pair.image)
+        image.load()
+        image.save(pair.image, format=kind, exif=exif, **how)
+        with Image.open(pair.image) as again:
+            size = ImageOps.exif_transpose(again).size
+        label = Image.open(pair.label)
+        label.load()
+        if number % 2:
+            label.save(pair.label, format="PNG", exif=exif)
+        else:
+            label.resize(size, Image.Resampling.NEAREST).save(pair.label, format="PNG")
+    return pairs
+
+
+@pytest.mark.parametrize("kind", [{"kind": "JPEG", "quality": 90}, {"kind": "PNG"}, {"kind": "WEBP"}])
+@pytest.mark.parametrize(
+    ("size", "how"),
+    [
+        ((45, 61), {}),
+        ((24, 32), {"fit": "letterbox"}),
+        ((20, 30), {"window": Size(20, 30)}),
+        ((70, 8), {"window": Size(70, 8)}),
+    ],
+)
+def test_tiers_agree_on_pictures_that_are_turned_upright(tmp_path, size, how, kind):
+    pairs = turn(make_pairs(tmp_path, [(45, 61)] * 16), **kind)
+    spec = make_spec(
+        pairs, camvid_indexed(), Size(*size), upright=True, headers=read_headers(pairs, 2, upright=True), **how
+    )
+    assert {header.image_size for header in spec.headers} == {(45, 61), (61, 45)}
+    assert [header.problem for header in spec.headers] == [None] * 16
+    room = rooms(spec) if spec.window else (0, 0)
+    assert_tiers_agree(spec, make_plan(16, 16, max_shift=(0, 0), max_crop=room), steps=2)
+    ((images, _),) = take(
+        "reference",
+        replace(spec, size=Size(61, 45), fit="squeeze", window=None),
+        make_plan(16, 16, mirror=False, max_shift=(0, 0)),
+        1,
+    )
+    order = make_plan(16, 16).global_batch(0).indices.tolist()
+    for index in (4, 5, 6, 7, 12):  # of quarter turns, nothing is resized here
+        with Image.open(pairs[index].image) as file:
+            np.testing.assert_array_equal(images[order.index(index)], np.array(ImageOps.exif_transpose(file)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, Size(20, 30)])
+def test_the_gpu_turns_pictures_as_the_reference_does(tmp_path, window):
+    pytest.importorskip("nvidia.dali")
+    pairs = turn(make_pairs(tmp_path, [(45, 61)] * 16), "PNG")
+    headers, size = read_headers(pairs, 2, upright=True), window or Size(45, 61)
+    spec = make_spec(pairs, camvid_indexed(), size, upright=True, headers=headers, window=window)
+    plan = make_plan(16, 16, max_shift=(0, 0), max_crop=rooms(spec) if window else (0, 0))
+    images, labels = next(make_tier(replace(spec, loader="dali", device=torch.device("cuda"))).train(plan, 0, 0, 1))
+    ((wanted, wanted_labels),) = take("reference", spec, plan, steps=1)
+    np.testing.assert_array_equal(labels.cpu().numpy(), wanted_labels)
+    assert np.abs(pixels(images.cpu()).astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("size", "how"),
+    [
+        ((20, 30), {"window": Size(20, 30)}),
+        ((64, 99), {"window": Size(40, 62)}),
+        ((100, 100), {"window": Size(100, 100)}),
+        ((50, 41), {"fit": "letterbox"}),
+    ],
+)
+@pytest.mark.parametrize("tier", ["dali", "cache"])
+def test_windows_and_letterboxed_images_on_the_gpu_agree_with_the_reference(tmp_path, tier, size, how):
+    if tier == "dali":
+        pytest.importorskip("nvidia.dali")
+    spec = make_spec(make_pairs(tmp_path, MIXED), camvid_indexed(), Size(*size), **how)
+    plan = make_plan(6, 6, max_shift=(0, 0), max_crop=rooms(spec) if spec.window else (0, 0))
+    batches = make_tier(replace(spec, loader=tier, device=torch.device("cuda"))).train(plan, 0, 0, 1)
+    for (images, labels), (wanted, wanted_labels) in zip(batches, take("reference", spec, plan, steps=4), strict=False):
+        np.testing.assert_array_equal(labels.cpu().numpy(), wanted_labels)
+        assert np.abs(pixels(images.cpu()).astype(int) - wanted).max() <= 1
 
 
 def test_the_number_of_threads_changes_no_pixel(loader, tmp_path):
