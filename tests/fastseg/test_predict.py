@@ -54,7 +54,7 @@ def test_masks_are_what_evaluation_scores(model, street):
 
 
 def test_a_checkpoint_says_how_images_are_turned_and_get_their_size(trained, street, tmp_path):
-    """As evaluation has them, of a letterboxed network; a turned photo as the upright one, in the size that is shown."""
+    """As evaluation has them, of a letterboxed network; a turned photo as the upright one."""
     state = torch.load(trained, weights_only=True)
     state["config"]["data"] |= {"fit": "letterbox", "exif": "apply", "size": "48x64"}
     torch.save(state, tmp_path / "own.pt")

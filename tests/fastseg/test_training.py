@@ -440,8 +440,6 @@ def test_a_run_that_exists_is_never_overwritten(street, tmp_path):
             r"augment.crop: train.scale = 1 cuts windows out of the files already, of data.size \(32x48\); leave out",
         ),
         ({"train__scale": 1.0, "train__grow_from": 0.5}, "add --set train.grow_from=1, or leave out train.scale"),
-        ({"data__exif": "turn"}, "data.exif = turn: choose one of ignore, apply"),
-        ({"data__fit": "letterboxed"}, r"choose one of squeeze, letterbox \(did you mean letterbox"),
         (
             {"data__size": "16x16", "model__depth": 5, "train__batch": 1, "train__grow_from": 0.5},
             "1 image of 8x8, with which train.grow_from begins, the deepest maps are one pixel",
