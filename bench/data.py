@@ -297,7 +297,7 @@ def measure(
     began = time.perf_counter()
     end = began + 60 * minutes
     spec = specs["train"]
-    plan = make_plan(config, len(spec.pairs), 1)
+    plan = make_plan(config, spec, 1)
     epoch = -(-len(spec.pairs) // batch)
     seconds = SECONDS / 5 if quick else SECONDS
     left_out: dict[str, str] = {}

@@ -89,7 +89,7 @@ def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quic
     spec, choice = choose_loader("cache", specs["train"], grows=True)
     if spec.loader != "cache":
         raise UsageError(f"bench fill: {choice.why}")
-    plan = dataclasses.replace(make_plan(config, len(spec.pairs), 1), drop_remainder=False)
+    plan = dataclasses.replace(make_plan(config, spec, 1), drop_remainder=False)
     smaller = Size(*(max(1, side // 2) for side in size))
     samples = take_turns(
         {

@@ -149,7 +149,8 @@ def cases(
     total = torch.tensor(float(labels.numel()), device=device)
     images = torch.randint(0, 256, (batch, height, width, 3), generator=generator, dtype=torch.uint8).to(device)
     at = height * width  # bytes of a label, and a third of an image's
-    samples = [[3 * at * i, at * i, height, width, i % 2, i % 21 - 10, 10 - i % 21] for i in range(batch)]
+    own = [height, width, width, height, width]  # whole images, not resized
+    samples = [[3 * at * i, at * i, *own, i % 2, i % 21 - 10, 10 - i % 21] for i in range(batch)]
     places = torch.tensor(samples, device=device)
     mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
 
@@ -163,7 +164,7 @@ def cases(
 
     full, pooled, pixels = x.numel(), top.numel(), labels.numel()
     count = (counts, scores.detach(), labels)
-    aug = (images, labels, places, mean, std, dtype, *size, *size, False)
+    aug = (images, labels, places, mean, std, dtype, *size, False)
     return {
         "pool": Operator(
             both(lambda t: pool(t)[0], x, down),

@@ -65,7 +65,7 @@ def measure(
     spec = specs["train"]
     dtype = choose_dtype("auto", spec.device.type).dtype
     spec = dataclasses.replace(spec, dtype=dtype)
-    plan = make_plan(config, len(spec.pairs), 1)
+    plan = make_plan(config, spec, 1)
     streaming, chosen = choose_loader("auto", spec)[0], choose_loader("auto", spec, epochs=True)[0]
     together = min(decoded_at_once(batch), len(spec.pairs))
     own = {header.image_size for header in spec.headers}

@@ -34,7 +34,7 @@ def measure(*, data: str, size: Size, batch: int, rounds: int, device: str, quic
     crop = Size(*(max(1, side // 2) for side in size))
     config, specs = open_specs(data, splits=("train",), size=size, crop=crop, batch=batch, device=device)
     spec, _ = choose_loader("auto", specs["train"])
-    plan = make_plan(config, len(spec.pairs), 1)
+    plan = make_plan(config, spec, 1)
     batches = iter(TrainSource(spec, plan))
     next(batches)
     steps = max(4, len(spec.pairs) // batch)

@@ -21,6 +21,7 @@ from fastseg.errors import UsageError
 from fastseg.texts import brief, parse_toml, read_toml, shown
 from fastseg.workers import LAUNCHER, is_main
 
+FITS = ("squeeze", "letterbox")
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -83,6 +84,13 @@ class Data(_Checked):
         "auto",
         "which pairs train: auto and tutorial keep the data set's own split; where it brings none, auto takes SegNet's "
         "published lists, and tutorial a random 60/40; also segnet, video, random-60-40 and random:A-B",
+    )
+    exif: str = _option("ignore", "turn images and labels as their EXIF orientation says", ("ignore", "apply"))
+    fit: str = _option(
+        "squeeze",
+        "how images of another shape get `size`: squeeze, or letterbox, which keeps their shape, with black and void "
+        "around it",
+        FITS,
     )
     unknown_colours: str = _option("error", "label values outside the class map", ("error", "void"))
 
@@ -150,6 +158,12 @@ class Train(_Checked):
     step_epochs: int = _option(30, "step: epochs between two drops", least=1)
     step_factor: float = _option(0.1, "step: what each drop multiplies by", least=0)
     power: float = _option(0.9, "poly: (1 - progress) to this power", least=0)
+    scale: float = _option(
+        0.0,
+        "train on random windows of the files' own pixels, made so many times as large, in batches of data.size; they "
+        "are not moved by augment.translate; 0: on whole images",
+        least=0,
+    )
     grow_from: float = _option(1.0, "progressive resizing: the first images, as a share of data.size; 1: none", least=0)
     grow_share: float = _option(0.6, "share of the run in which images grow to data.size", least=0)
     clip: float = _option(0.0, "largest norm of the gradient; 0 leaves it alone", least=0)

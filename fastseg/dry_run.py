@@ -49,7 +49,7 @@ def dry_run(config: Config, processes: int) -> dict[str, Any]:
         FastsegError: data or options that cannot be trained on, as a run's would be.
     """
     train, run = config.train, set_up(config, None)
-    plan = make_plan(config, len(run.spec.pairs), processes)
+    plan = make_plan(config, run.spec, processes)
     own = plan.batch // (processes * train.accumulate)
     available = free_bytes(run.spec.device)
     size = run.spec.crop or run.spec.size

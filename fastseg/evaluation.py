@@ -28,6 +28,7 @@ from fastseg.kernels import launch
 from fastseg.kernels.confusion import confusion, torch_confusion
 from fastseg.metrics import Comparison, Scores, bootstrap, compare, interval, miou_of, null_if_nan, resampled
 from fastseg.network import admit
+from fastseg.pipelines.fit import covered
 from fastseg.pipelines.source import Spec, choose_loader, evaluation_batches
 from fastseg.runs import whole
 from fastseg.specs import make_spec, open_data
@@ -101,7 +102,7 @@ def outputs(
         missing = BATCH - len(batch.images)
         images = F.pad(batch.images, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
         for index, score, label in zip(batch.indices.tolist(), scored(images), batch.labels, strict=False):
-            yield index, score[None], label[None]
+            yield index, covered(score[None], spec.headers[index].image_size, spec.size, spec.fit), label[None]
 
 
 def _pictures(spec: Spec, labels: dict[int, torch.Tensor]) -> Iterator[Picture]:
@@ -185,6 +186,8 @@ def protocol(
         "classes": len(spec.classes.names),
         "input": str(tiling.tile if tiling else spec.size),
         "tiles": f"{tiling.tile} of images at their own size, overlapping by {tiling.overlap}" if tiling else "none",
+        "fit": "none" if tiling else spec.fit,
+        "exif": "applied" if spec.upright else "ignored",
         "labels": "at their own resolution" if at == "original" else "resized to the input (nearest)",
         "upsampling": "none, scores blended by a Gaussian, then argmax" if tiling else "bilinear scores, then argmax",
         "void": "ignored",

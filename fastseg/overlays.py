@@ -41,7 +41,8 @@ def disagreement(photo_HW3: np.ndarray, label_HW: np.ndarray, prediction_HW: np.
 def write_strip(path: Path, spec: Spec, index: int, prediction: np.ndarray) -> None:
     """Save photo | label | prediction | disagreement of one sample as a PNG, put in place whole."""
     pair, colors = spec.pairs[index], spec.classes.colors
-    photo, label = decode_image(pair.image), decode_label(pair.label, spec.classes, VOID)
+    photo = decode_image(pair.image, spec.upright)
+    label = decode_label(pair.label, spec.classes, VOID, spec.upright)
     panels = []
     for pixels, how in (
         (photo, Image.Resampling.BILINEAR),

@@ -16,11 +16,12 @@ from PIL import Image
 from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
 from fastseg.config import Size
-from fastseg.data.decode import decode_image, rgb_of
+from fastseg.data.decode import decode_image, orientation, rgb_of, turned
 from fastseg.data.tiff import TiffRows, is_large
 from fastseg.distributed import choose_device, choose_dtype
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels import launch
+from fastseg.pipelines.fit import covered, fitted
 from fastseg.pipelines.resize import resize_image
 from fastseg.pipelines.source import normalise
 from fastseg.results import refuse_overwriting, strip_of, targets, write_counts, writing
@@ -51,13 +52,13 @@ class ArrayRows:
         return self.pixels[top:bottom]
 
 
-def open_rows(path: str | Path) -> Rows:
+def open_rows(path: str | Path, upright: bool = False) -> Rows:
     """An image file by rows: decoded whole, but for TIFFs too large for that, which are read piece by piece.
 
     Raises:
         FastsegError: it cannot be decoded.
     """
-    return TiffRows(path) if is_large(path) else ArrayRows(decode_image(str(path)))
+    return TiffRows(path) if is_large(path) else ArrayRows(decode_image(str(path), upright))
 
 
 class Predictor:
@@ -84,7 +85,8 @@ class Predictor:
         self.tiling = tiling_of(tile, tile_overlap)
         self.classes: tuple[str, ...] = tuple(state["classes"])
         self.colors = tuple((red, green, blue) for red, green, blue in state["colors"])
-        self.size = configs.from_dict(state["config"], str(source)).data.size
+        data = configs.from_dict(state["config"], str(source)).data
+        self.size, self.fit, self.upright = data.size, data.fit, data.exif == "apply"
         self.device = torch.device(choose_device(device)[0])
         self.dtype = choose_dtype(dtype, self.device.type).dtype
         self.network = checkpoints.build_model(state, source, network).to(self.device)
@@ -120,8 +122,8 @@ class Predictor:
         self, image: str | Path | Image.Image | np.ndarray | torch.Tensor
     ) -> Iterator[tuple[int, torch.Tensor]]:
         if self.tiling and isinstance(image, str | Path):
-            return self.strips(open_rows(image))
-        pixels = pixels_of(image)
+            return self.strips(open_rows(image, self.upright))
+        pixels = pixels_of(image, self.upright)
         return self.strips(ArrayRows(pixels)) if self.tiling else zip([0], self.enlarged([pixels]), strict=True)
 
     def strips(self, image: Rows) -> Iterator[tuple[int, torch.Tensor]]:
@@ -144,10 +146,16 @@ class Predictor:
 
         They are enlarged as evaluation does it: bilinearly, with half-pixel centres.
         """
-        resized = [torch.from_numpy(resize_image(image, self.size)).to(self.device) for image in images]
-        for scores, image in zip(self._scored(normalise(resized, self.dtype)), images, strict=True):
-            size = image.shape[:2]
-            yield F.interpolate(scores[None].float(), size=size, mode="bilinear", align_corners=False)[0]
+        sizes = [Size(*image.shape[:2]) for image in images]
+        within = [fitted(size, self.size, self.fit).size for size in sizes]
+        resized = [
+            torch.from_numpy(resize_image(image, size)).to(self.device)
+            for image, size in zip(images, within, strict=True)
+        ]
+        batch = normalise(resized, self.dtype, size=self.size)
+        for scores, size in zip(self._scored(batch), sizes, strict=True):
+            image = covered(scores[None], size, self.size, self.fit)
+            yield F.interpolate(image.float(), size=size, mode="bilinear", align_corners=False)[0]
 
     def masks(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The classes uint8[H, W] of several images uint8[H, W, 3], which may differ in size."""
@@ -156,12 +164,13 @@ class Predictor:
         return [scores.argmax(0).to(torch.uint8).cpu().numpy() for scores in self.enlarged(images)]
 
 
-def pixels_of(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
-    """uint8[H, W, 3] of what `Predictor` takes."""
+def pixels_of(image: str | Path | Image.Image | np.ndarray | torch.Tensor, upright: bool = False) -> np.ndarray:
+    """uint8[H, W, 3] of what `Predictor` takes; files and PIL images upright, where that is asked for."""
     if isinstance(image, str | Path):
-        return decode_image(str(image))
+        return decode_image(str(image), upright)
     if isinstance(image, Image.Image):
-        return rgb_of(image)
+        pixels = rgb_of(image)
+        return turned(pixels, orientation(image)) if upright else pixels
     if isinstance(image, torch.Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"a tensor uint8[3, H, W] is wanted, this one is {list(image.shape)}")
@@ -290,7 +299,7 @@ def _resized(model: Predictor, jobs: Sequence[Job], out: Path, kinds: Sequence[s
     with ThreadPoolExecutor(min(BATCH, 2 * (os.cpu_count() or 1))) as pool:
 
         def begin(batch: Sequence[Job]) -> list[tuple[Job, Future]]:
-            return [(job, pool.submit(decode_image, str(job.path))) for job in batch]
+            return [(job, pool.submit(decode_image, str(job.path), model.upright)) for job in batch]
 
         ahead = deque(begin(batch) for batch in batches[:2])
         saving: deque[tuple[Job, Future]] = deque()
@@ -320,11 +329,11 @@ def _saved(item: tuple[Job, Future]) -> Outcome:
 def _in_tiles(model: Predictor, jobs: Sequence[Job], out: Path, kinds: Sequence[str]) -> Iterator[Outcome]:
     """Images at their own size, one after another; the next one is decoded meanwhile."""
     with ThreadPoolExecutor(2) as pool:
-        ahead = deque((job, pool.submit(open_rows, job.path)) for job in jobs[:1])
+        ahead = deque((job, pool.submit(open_rows, job.path, model.upright)) for job in jobs[:1])
         for number in range(len(jobs)):
             job, opened = ahead.popleft()
             if number + 1 < len(jobs):
-                ahead.append((jobs[number + 1], pool.submit(open_rows, jobs[number + 1].path)))
+                ahead.append((jobs[number + 1], pool.submit(open_rows, jobs[number + 1].path, model.upright)))
             try:
                 yield job, _one_in_tiles(model, job, opened.result(), out, kinds, pool)
             except FastsegError as error:

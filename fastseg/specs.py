@@ -13,14 +13,15 @@ import torch
 
 from fastseg import config as configs
 from fastseg import data, network
-from fastseg.config import Config, Data, Runtime, Train
+from fastseg.config import Config, Data, Runtime, Size, Train
 from fastseg.data.headers import read_headers
 from fastseg.data.layouts import Dataset, find
 from fastseg.data.split import Splits, apply, contents, missing, sizes
 from fastseg.distributed import choose_device
 from fastseg.environment import cores
 from fastseg.errors import FastsegError, UsageError
-from fastseg.pipelines.plan import Plan
+from fastseg.pipelines.fit import rooms_of
+from fastseg.pipelines.plan import Plan, Rooms
 from fastseg.pipelines.source import Batch, Spec, TrainSource, choose_loader, evaluation_batches
 from fastseg.texts import shown
 
@@ -30,6 +31,9 @@ KEYS = {
     **{name: f"runtime.{name}" for name in ("seed", "device", "loader", "cache_dir")},
     "crop": "augment.crop",
     "batch": "train.batch",
+    "exif": "data.exif",
+    "fit": "data.fit",
+    "scale": "train.scale",
 }
 
 
@@ -103,7 +107,8 @@ def make_spec(
         if cure and dataset.layout == "toml":
             cure = f"; `val = 0.2` at the top of dataset.toml holds a fifth of `train` out, or{cure[1:]}"
         raise FastsegError(f"{dataset.root}: no {split} split; it has {have}{cure}")
-    headers = read_headers(pairs, threads)
+    upright = config.data.exif == "apply"
+    headers = read_headers(pairs, threads, upright)
     problems = [header.problem for header in headers if header.problem]
     if problems:
         more = (
@@ -119,18 +124,27 @@ def make_spec(
         dtype=dtype,
         threads=threads,
         crop=config.augment.crop if any(config.augment.crop) else None,
+        window=window_size(config.data.size, config.train.scale) if config.train.scale else None,
+        fit=config.data.fit,
+        upright=upright,
         unknown_void=config.data.unknown_colours == "void",
         cache_dir=os.path.expanduser(config.runtime.cache_dir),
     )
 
 
-def make_plan(config: Config, num_samples: int, world: int) -> Plan:
-    """The sample plan of a run.
+def make_plan(config: Config, spec: Spec, world: int) -> Plan:
+    """The sample plan of a run on a spec's samples.
 
     Raises:
-        UsageError: with `drop_remainder`, a batch that is never full; a crop that is larger than the images.
+        UsageError: with `drop_remainder`, a batch that is never full; a crop that is larger than the images, or of
+            windows of the files' own pixels.
     """
-    size, crop = config.data.size, config.augment.crop
+    size, crop, num_samples = config.data.size, config.augment.crop, len(spec.pairs)
+    if spec.window and any(crop):
+        raise UsageError(
+            f"augment.crop: train.scale = {config.train.scale:g} cuts windows out of the files already, of data.size "
+            f"({size}); leave out augment.crop, and give the size that the network shall train on as --size"
+        )
     if any(c > s for c, s in zip(crop, size, strict=True)):
         raise UsageError(f"augment.crop: {crop} is larger than data.size, {size}")
     parts = config.train.accumulate * world
@@ -140,10 +154,10 @@ def make_plan(config: Config, num_samples: int, world: int) -> Plan:
             f"train.global_batch: {batch} images cannot be shared out to {world} processes x "
             f"{config.train.accumulate} accumulated; use a multiple of {parts}"
         )
-    if any(crop) and config.train.grow_from < 1:
+    if (any(crop) or spec.window) and config.train.grow_from < 1:
         raise UsageError(
             "train.grow_from: images that are cropped do not grow; "
-            "add --set train.grow_from=1, or leave out augment.crop"
+            f"add --set train.grow_from=1, or leave out {'train.scale' if spec.window else 'augment.crop'}"
         )
     height, width = crop if any(crop) else size
     height, width = (max(1, round(side * config.train.grow_from)) for side in (height, width))
@@ -161,15 +175,23 @@ def make_plan(config: Config, num_samples: int, world: int) -> Plan:
             f"train.batch: {batch} images per step are more than the {num_samples} training images, and "
             "train.drop_remainder drops batches that are not full: use a smaller --batch"
         )
+    max_crop: tuple[int, int] | Rooms = (size[0] - crop[0], size[1] - crop[1]) if any(crop) else (0, 0)
+    if spec.window:
+        max_crop = Rooms(rooms_of(spec.headers, spec.window, size))
     return Plan(
         num_samples=num_samples,
         batch=batch,
         seed=config.runtime.seed,
         mirror=config.augment.mirror,
-        max_shift=config.augment.max_shift(size),
-        max_crop=(size[0] - crop[0], size[1] - crop[1]) if any(crop) else (0, 0),
+        max_shift=(0, 0) if spec.window else config.augment.max_shift(size),
+        max_crop=max_crop,
         drop_remainder=config.train.drop_remainder,
     )
+
+
+def window_size(size: Size, scale: float) -> Size:
+    """What a window of `size` at `scale` takes of a file's own pixels: size / scale, rounded."""
+    return Size(*(max(1, round(side / scale)) for side in size))
 
 
 def open_specs(
@@ -241,7 +263,7 @@ def open_source(
     spec, asked = specs[split], config.runtime.loader
     if split == "train":
         spec, _ = choose_loader(asked, spec, epochs=True)
-        return _training(TrainSource(spec, make_plan(config, len(spec.pairs), world), 0, rank, world))
+        return _training(TrainSource(spec, make_plan(config, spec, world), 0, rank, world))
     share = dataclasses.replace(spec, pairs=spec.pairs[rank::world], headers=spec.headers[rank::world])
     if not share.pairs:
         return iter(())

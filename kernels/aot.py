@@ -121,8 +121,7 @@ def cases(dtype: str) -> dict[str, Case]:
     scores = {"pixels": pixels, "C": CLASSES, "PIXELS": rows, "CLASSES": columns, "H": HEIGHT, "W": WIDTH, "BINS": 128}
     whole = {**scores, "h": HEIGHT, "w": WIDTH, "RESIZE": 0, "KEEP": 0}
     resized = {**scores, "h": HEIGHT // 2, "w": WIDTH // 2, "RESIZE": 1, "KEEP": 1}
-    placed = {"rows": HEIGHT, "columns": WIDTH, "height": HEIGHT, "width": WIDTH}
-    direct = {**placed, "PIXELS": plan.AUGMENTED, "VOID": VOID, "RESIZE": False}
+    direct = {"height": HEIGHT, "width": WIDTH, "PIXELS": plan.AUGMENTED, "VOID": VOID, "RESIZE": False}
     shrunk = {**direct, "PIXELS": plan.RESIZED, "RESIZE": True}
     count, warps, tiles = confusion_triton.confusion_kernel, plan.STREAM_WARPS, plan.cdiv(pixels, rows)
     augment = augment_triton.augment_kernel

@@ -1,8 +1,9 @@
 """From decoded uint8 images and labels to a training batch in one pass: gather, resize, mirror, move, normalise, cast.
 
-Images and labels go together. A sample is resized to `rows` x `columns` where it has another size, mirrored left-right
-where `mirror`, then moved by (dy, dx) whole pixels, of which the top left `height` x `width` are kept; uncovered pixels
-are 0 (black, before normalisation) and VOID. Resizing is that of `fastseg.pipelines.resize`.
+Images and labels go together. A sample is a window of H x W pixels in an image that may be larger. It is resized to
+`rows` x `columns` where it has another size, mirrored left-right where `mirror`, then moved by (dy, dx) whole pixels,
+of which the top left `height` x `width` are kept; uncovered pixels are 0 (black, before normalisation) and VOID.
+Resizing is that of `fastseg.pipelines.resize`, and looks at no pixel beside the window.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,23 +28,22 @@ class Move(NamedTuple):
 def torch_augment(
     images: torch.Tensor,
     labels: torch.Tensor,
-    samples_B7: torch.Tensor,
+    samples_B10: torch.Tensor,
     mean_3: torch.Tensor,
     std_3: torch.Tensor,
     dtype: torch.dtype,
-    rows: int,
-    columns: int,
     height: int,
     width: int,
     resize: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """With PyTorch's operations, and NumPy's to resize: as `augment`."""
-    device = images.device
-    out = torch.zeros(len(samples_B7), height, width, 3, device=device)
-    labels_out = torch.full((len(samples_B7), height, width), VOID, dtype=torch.uint8, device=device)
-    for number, (image_at, label_at, H, W, mirror, dy, dx) in enumerate(samples_B7.tolist()):
-        image = images.flatten()[image_at : image_at + 3 * H * W].view(H, W, 3)
-        label = labels.flatten()[label_at : label_at + H * W].view(H, W)
+    device, all_images, all_labels = images.device, images.flatten(), labels.flatten()
+    out = torch.zeros(len(samples_B10), height, width, 3, device=device)
+    labels_out = torch.full((len(samples_B10), height, width), VOID, dtype=torch.uint8, device=device)
+    for number, sample in enumerate(samples_B10.tolist()):
+        image_at, label_at, H, W, pitch, rows, columns, mirror, dy, dx = sample
+        image = all_images[image_at:].as_strided((H, W, 3), (3 * pitch, 3, 1))
+        label = all_labels[label_at:].as_strided((H, W), (pitch, 1))
         if resize:
             image = torch.from_numpy(resize_image(image.cpu().numpy(), (rows, columns)).copy()).to(device)
             label = torch.from_numpy(resize_label(label.cpu().numpy(), (rows, columns))).to(device)
@@ -120,25 +120,23 @@ def mirrored(image_HW3: np.ndarray) -> np.ndarray:
     return out
 
 
-def _fake_augment(images, labels, samples_B7, mean_3, std_3, dtype, rows, columns, height, width, resize):
-    batch = samples_B7.shape[0]
+def _fake_augment(images, labels, samples_B10, mean_3, std_3, dtype, height, width, resize):
+    batch = samples_B10.shape[0]
     return empty((batch, 3, height, width), images, dtype), labels.new_empty((batch, height, width))
 
 
 @operator(
-    "augment(Tensor images, Tensor labels, Tensor samples, Tensor mean, Tensor std, ScalarType dtype, SymInt rows, "
-    "SymInt columns, SymInt height, SymInt width, bool resize) -> (Tensor, Tensor)",
+    "augment(Tensor images, Tensor labels, Tensor samples, Tensor mean, Tensor std, ScalarType dtype, SymInt height, "
+    "SymInt width, bool resize) -> (Tensor, Tensor)",
     fake=_fake_augment,
 )
 def augment(
     images: torch.Tensor,
     labels: torch.Tensor,
-    samples_B7: torch.Tensor,
+    samples_B10: torch.Tensor,
     mean_3: torch.Tensor,
     std_3: torch.Tensor,
     dtype: torch.dtype,
-    rows: int,
-    columns: int,
     height: int,
     width: int,
     resize: bool,
@@ -147,12 +145,11 @@ def augment(
 
     Args:
         images, labels: uint8, contiguous, of any shape: the bytes in which samples lie.
-        samples_B7: int64[B, 7]: where the image's bytes begin, [H, W, 3], and the label's, [H, W]; H; W; mirror (0 or
-            1); dy; dx.
+        samples_B10: int64[B, 10]: where the image's bytes begin, [H, W, 3], and the label's, [H, W]; H; W; how many
+            pixels a row of both is after the one before it; rows; columns; mirror (0 or 1); dy; dx.
         mean_3, std_3: fp32, in 0..255.
         dtype: of the images.
-        rows, columns: the size that samples are resized to.
         height, width: of the batch.
-        resize: some sample has another size than `rows` x `columns`; False promises that none has.
+        resize: some sample has another size than its `rows` x `columns`; False promises that none has.
     """
-    return torch_augment(images, labels, samples_B7, mean_3, std_3, dtype, rows, columns, height, width, resize)
+    return torch_augment(images, labels, samples_B10, mean_3, std_3, dtype, height, width, resize)

@@ -46,8 +46,6 @@ def augment_kernel(
     std_ptr,
     out_ptr,
     labels_out_ptr,
-    rows,
-    columns,
     height,
     width,
     VOID: tl.constexpr,
@@ -55,19 +53,22 @@ def augment_kernel(
     PIXELS: tl.constexpr,
 ):
     sample = tl.program_id(1).to(tl.int64)
-    images_ptr += tl.load(samples_ptr + sample * 7)
-    labels_ptr += tl.load(samples_ptr + sample * 7 + 1)
-    H = tl.load(samples_ptr + sample * 7 + 2).to(tl.int32)
-    W = tl.load(samples_ptr + sample * 7 + 3).to(tl.int32)
-    mirror = tl.load(samples_ptr + sample * 7 + 4).to(tl.int32)
-    dy = tl.load(samples_ptr + sample * 7 + 5).to(tl.int32)
-    dx = tl.load(samples_ptr + sample * 7 + 6).to(tl.int32)
+    images_ptr += tl.load(samples_ptr + sample * 10)
+    labels_ptr += tl.load(samples_ptr + sample * 10 + 1)
+    H = tl.load(samples_ptr + sample * 10 + 2).to(tl.int32)
+    W = tl.load(samples_ptr + sample * 10 + 3).to(tl.int32)
+    pitch = tl.load(samples_ptr + sample * 10 + 4)
+    rows = tl.load(samples_ptr + sample * 10 + 5).to(tl.int32)
+    columns = tl.load(samples_ptr + sample * 10 + 6).to(tl.int32)
+    mirror = tl.load(samples_ptr + sample * 10 + 7).to(tl.int32)
+    dy = tl.load(samples_ptr + sample * 10 + 8).to(tl.int32)
+    dx = tl.load(samples_ptr + sample * 10 + 9).to(tl.int32)
 
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     y, x, covered = place(pixel, mirror, dy, dx, rows, columns, height, width)
     if RESIZE:  # to the nearest pixel, by the integer rule
         y, x = (2 * y + 1) * H // (2 * rows), (2 * x + 1) * W // (2 * columns)
-    label = tl.load(labels_ptr + y.to(tl.int64) * W + x, covered, VOID)
+    label = tl.load(labels_ptr + y * pitch + x, covered, VOID)
     tl.store(labels_out_ptr + sample * height * width + pixel, label, pixel < height * width)
     # The same pixels' channels as three runs of neighbours, so that stores are 16 bytes wide.
     for part in tl.static_range(3):
@@ -80,7 +81,7 @@ def augment_kernel(
             all_x = tl.zeros([PIXELS], tl.float32)
             for tap_y in range(taps(H, rows)):
                 source_y, weight_y = triangle(y, tap_y, H, rows)
-                line_ptr = images_ptr + source_y.to(tl.int64) * W * 3 + channel
+                line_ptr = images_ptr + source_y * pitch * 3 + channel
                 line = tl.zeros([PIXELS], tl.float32)
                 all_x = tl.zeros([PIXELS], tl.float32)
                 for tap_x in range(taps(W, columns)):
@@ -91,7 +92,7 @@ def augment_kernel(
                 all_y += weight_y
             value = tl.floor(tl.where(covered, total / (all_y * all_x), 0.0) + 0.5)
         else:
-            value = tl.load(images_ptr + (y.to(tl.int64) * W + x) * 3 + channel, covered, 0).to(tl.float32)
+            value = tl.load(images_ptr + (y * pitch + x) * 3 + channel, covered, 0).to(tl.float32)
         # Correctly rounded, as torch divides: the same batch from every tier.
         value = tl.div_rn(value - tl.load(mean_ptr + channel), tl.load(std_ptr + channel))
         inside = element < height * width * 3
@@ -101,31 +102,27 @@ def augment_kernel(
 def augment(
     images: torch.Tensor,
     labels: torch.Tensor,
-    samples_B7: torch.Tensor,
+    samples_B10: torch.Tensor,
     mean_3: torch.Tensor,
     std_3: torch.Tensor,
     dtype: torch.dtype,
-    rows: int,
-    columns: int,
     height: int,
     width: int,
     resize: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `fastseg.kernels.augment.augment`."""
-    batch = len(samples_B7)
+    batch = len(samples_B10)
     out = empty((batch, 3, height, width), images, dtype)
     labels_out = labels.new_empty((batch, height, width))
     pixels = plan.RESIZED if resize else plan.AUGMENTED
     augment_kernel[(plan.cdiv(height * width, pixels), batch)](
         images.contiguous(),
         labels.contiguous(),
-        samples_B7.contiguous(),
+        samples_B10.contiguous(),
         mean_3.contiguous(),
         std_3.contiguous(),
         out,
         labels_out,
-        rows,
-        columns,
         height,
         width,
         VOID=VOID,

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -23,6 +23,7 @@ import torch
 from fastseg.data.classes import UNKNOWN
 from fastseg.errors import FastsegError
 from fastseg.kernels.augment import augment
+from fastseg.pipelines.fit import Box, View, fitted, views_of
 from fastseg.pipelines.plan import BatchPlan, Plan
 from fastseg.pipelines.prepared import Shape, Store, check_of, key_of, locate, open_store, shape_of
 from fastseg.pipelines.resize import resize_image, resize_label
@@ -31,7 +32,6 @@ from fastseg.pipelines.source import (
     choose_loader,
     decoded_at_once,
     make_tier,
-    moves_of,
     on_cpu,
     on_gpu,
     runs_on,
@@ -64,7 +64,9 @@ def find_room(spec: "Spec", *, resize_labels: bool = True, grows: bool = False) 
         len(spec.headers) * spec.size[0] * spec.size[1]
     )
     own, at_size = dataclasses.replace(spec, keep=None), dataclasses.replace(spec, keep=spec.size)
-    if spec.same_size:
+    if spec.window is not None:
+        wishes = [(own, ", at their own size, of which windows are cut")]
+    elif spec.same_size:
         wishes = [(own, "")]
     elif times > LARGEST:
         wishes = [(at_size, f", at {spec.size}, since files have {times:.0f} times the pixels")]
@@ -169,8 +171,8 @@ class CacheTier:
                 if kept:
                     yield kept.batch(part, self.spec)
                 else:
-                    made = functools.partial(_made, store, self.spec, part.indices, resize_labels=True)
-                    yield on_cpu(made, moves_of(part), self.spec)
+                    views = kept_views(part, self.spec)
+                    yield on_cpu(functools.partial(_seen, store, part.indices, views), views, self.spec)
 
     def decode(
         self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool
@@ -213,8 +215,29 @@ def _made(
     store: Store, spec: "Spec", indices: np.ndarray, number: int, *, resize_labels: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image and label of a kept sample, as batches want them on a CPU."""
-    image, label = store.image(indices[number]), store.label(indices[number])
-    return resize_image(image, spec.size), resize_label(label, spec.size) if resize_labels else label
+    index = indices[number]
+    image, label = store.image(index), store.label(index)
+    size = target(spec, index)
+    return resize_image(image, size), resize_label(label, size) if resize_labels else label
+
+
+def target(spec: "Spec", index: int) -> tuple[int, int]:
+    """(height, width) that a sample is resized to."""
+    return fitted(spec.headers[index].image_size, spec.size, spec.fit).size
+
+
+def kept_views(part: BatchPlan, spec: "Spec") -> list[View]:
+    """The views of a batch, of what is kept: of all of it, where it has been resized."""
+    if spec.keep is None:
+        return views_of(part, spec)
+    return [view.resized() for view in views_of(part, spec)]
+
+
+def _seen(store: Store, indices: np.ndarray, views: Sequence[View], number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image and label of a view of a kept sample, as training wants them on a CPU."""
+    view, index = views[number], indices[number]
+    image, label = (pixels[view.window.slices] for pixels in (store.image(index), store.label(index)))
+    return resize_image(image, view.size), resize_label(label, view.size)
 
 
 class Filling:
@@ -284,18 +307,27 @@ class _OnGpu:
             self.copies = images, labels
             self.copied = np.zeros(len(store.checks), bool)
 
-    def _holding(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-        """The bytes that hold these images, and labels, and int64[B, 4] where: see `on_gpu`."""
-        shape = self.store.shape
-        sizes = np.array([shape.sizes[i] for i in indices], np.int64)
+    def _holding(
+        self, indices: np.ndarray, windows: Sequence[Box] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+        """The bytes that hold these images, and labels, and int64[B, 3] where: see `on_gpu`.
+
+        Args:
+            windows: what is wanted of each; None: all of it.
+        """
+        store, shape = self.store, self.store.shape
         with annotate("copy"):
             if self.copies is None:
-                part = Shape(tuple(shape.sizes[i] for i in indices), tuple(shape.label_sizes[i] for i in indices))
+                parts = [box.slices for box in windows] if windows else [...] * len(indices)
+                cut = [(store.image(i)[part], store.label(i)[part]) for i, part in zip(indices, parts, strict=True)]
+                sizes = (tuple(pixels.shape[:2] for pixels in of) for of in zip(*cut, strict=True))
                 images, labels = (
-                    to_device(torch.from_numpy(np.concatenate([of(i).ravel() for i in indices])), self.device)
-                    for of in (self.store.image, self.store.label)
+                    to_device(torch.from_numpy(np.concatenate([pixels.ravel() for pixels in of])), self.device)
+                    for of in zip(*cut, strict=True)
                 )
-                return images, labels, np.column_stack([part.offsets[:-1], part.label_offsets[:-1], sizes])
+                part = Shape(*sizes)
+                widths = [width for _, width in part.sizes]
+                return images, labels, np.column_stack([part.offsets[:-1], part.label_offsets[:-1], widths])
             for index in indices[~self.copied[indices]]:
                 for copy, kept, ends in (
                     (self.copies[0], self.store.image(index), shape.offsets),
@@ -303,12 +335,17 @@ class _OnGpu:
                 ):
                     copy[ends[index] : ends[index + 1]] = to_device(torch.from_numpy(kept.ravel()), self.device)
                 self.copied[index] = True
-        places = np.column_stack([shape.offsets[indices], shape.label_offsets[indices], sizes])
+        widths = np.array([shape.sizes[i][1] for i in indices], np.int64)
+        into = (
+            np.array([box.top * width + box.left for box, width in zip(windows, widths, strict=True)]) if windows else 0
+        )
+        places = np.column_stack([shape.offsets[indices] + 3 * into, shape.label_offsets[indices] + into, widths])
         return self.copies[0], self.copies[1], places
 
     def batch(self, part: BatchPlan, spec: "Spec") -> tuple[torch.Tensor, torch.Tensor]:
         """A training batch."""
-        return on_gpu(*self._holding(part.indices), moves_of(part), spec.size, spec)
+        views = kept_views(part, spec)
+        return on_gpu(*self._holding(part.indices, [view.window for view in views]), views, spec)
 
     def pixels(
         self, indices: np.ndarray, spec: "Spec", *, resize_labels: bool
@@ -319,17 +356,21 @@ class _OnGpu:
         own = [
             labels[at : at + h * w].view(h, w) for at, (h, w) in zip(places[:, 1].tolist(), label_sizes, strict=True)
         ]
-        if (places[:, 2:] == spec.size).all():
-            height, width = spec.size
-            whole = [images[at : at + 3 * height * width].view(height, width, 3) for at in places[:, 0].tolist()]
-            return whole, own
+        sizes, targets = [self.store.shape.sizes[i] for i in indices], [target(spec, i) for i in indices]
+        if sizes == targets:
+            placed = zip(places[:, 0].tolist(), sizes, strict=True)
+            return [images[at : at + 3 * h * w].view(h, w, 3) for at, (h, w) in placed], own
         if not resize_labels:
             labels, places[:, 1] = images, places[:, 0]  # they may have another size: whatever is read, nobody looks
-        samples = torch.from_numpy(np.pad(places, ((0, 0), (0, 3))))  # neither mirrored nor moved
+        samples = np.column_stack([places[:, :2], sizes, places[:, 2], targets])
+        samples = np.pad(samples, ((0, 0), (0, 3)))  # neither mirrored nor moved
         mean, std = torch.zeros(3, device=images.device), torch.ones(3, device=images.device)
-        given = images, labels, to_device(samples, images.device), mean, std, torch.uint8
-        made, made_labels = augment(*given, *spec.size, *spec.size, True)
-        return list(made.permute(0, 2, 3, 1)), list(made_labels) if resize_labels else own
+        given = images, labels, to_device(torch.from_numpy(samples), images.device), mean, std, torch.uint8
+        made, made_labels = augment(*given, *spec.size, True)
+        whole = [image[:h, :w] for image, (h, w) in zip(made.permute(0, 2, 3, 1), targets, strict=True)]
+        if not resize_labels:
+            return whole, own
+        return whole, [label[:h, :w] for label, (h, w) in zip(made_labels, targets, strict=True)]
 
 
 # The pixels of stores on a GPU, by folder and GPU: each size, and each validation, comes back to the same ones.

@@ -1,11 +1,11 @@
 """The DALI tier: decode, resize and index in one graph, on the GPU or on the CPU's threads.
 
 Paths enter through `external_source`; nothing in Python touches a pixel. `device="gpu"` decodes with the mixed decoder
-and does everything after it on the GPU; `device="cpu"` is the same graph without one. Where training crops files that
-need no resize, only the window that a sample shows is decoded: of a JPEG the rest is not transformed, of a PNG it is
-not converted, looked up and kept. Mirror, shift, normalisation and
-cast are one pass over DALI's buffers, by `make_batch`: DALI's slice with out-of-bounds padding takes 3.6 ms of CPU
-per 360x480 image, and a normalisation in torch as much again, where that pass takes 0.4.
+and does everything after it on the GPU; `device="cpu"` is the same graph without one. Where training shows windows of
+a file's own pixels, or crops files that need no resize, only the window is decoded: of a JPEG the rest is not
+transformed, of a PNG it is not converted, looked up and kept. Mirror, shift, normalisation and cast are one pass over
+DALI's buffers, by `make_batch`: DALI's slice with out-of-bounds padding takes 3.6 ms of CPU per 360x480 image, and a
+normalisation in torch as much again, where that pass takes 0.4.
 """
 
 import itertools
@@ -22,7 +22,8 @@ from PIL import Image
 from fastseg.data.classes import ClassMap
 from fastseg.data.decode import READING_ERRORS, decode_image, reason
 from fastseg.errors import FastsegError
-from fastseg.pipelines.plan import BatchPlan, Plan, windows
+from fastseg.pipelines.fit import View, fitted, seen, views_of
+from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.source import DECODED_AHEAD, decoded_at_once, make_batch
 
 if TYPE_CHECKING:
@@ -46,27 +47,30 @@ def to_classes(raw_HWC: DataNode, classes: ClassMap, unknown: int) -> DataNode:
     return look_up(ids * 256 + blue, second, unknown)
 
 
-def bilinear(images: DataNode, size: tuple[int, int]) -> DataNode:
+def bilinear(images: DataNode, size: tuple[int, int] | DataNode) -> DataNode:
     """Antialiased bilinear: the definition that `fastseg.pipelines.resize` restates."""
     return fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
 
 
-def nearest(labels_HWC: DataNode, size: tuple[int, int], source_size: DataNode, channels: int) -> DataNode:
+def nearest(labels_HWC: DataNode, size: tuple[int, int] | DataNode, source_size: DataNode, channels: int) -> DataNode:
     """Nearest neighbour by the integer rule of `fastseg.pipelines.resize`, whatever the sizes.
+
+    A size is of all samples, or of each its own.
 
     The region is nudged by a quarter of 1/size, so that floating point decides no tie. Columns only, twice: DALI's CPU
     operator multiplies to find a column, but adds up its way down the rows, in fp32, and is a row off after some
     hundred of them (720 -> 540). Rows are columns of one line of pixels that have a channel for each column.
     """
 
-    def columns_only(pixels: DataNode, width: int, rows: DataNode | float, columns: DataNode) -> DataNode:
+    def columns_only(pixels: DataNode, width: int | DataNode, rows: DataNode | float, columns: DataNode) -> DataNode:
         nudge = 1 / (4 * width)
+        origin = fn.stack(0.0, nudge) if isinstance(nudge, DataNode) else (0.0, nudge)
         return fn.resize(
             pixels,
             resize_x=width,
             mode="stretch",
             interp_type=types.INTERP_NN,
-            roi_start=(0.0, nudge),
+            roi_start=origin,
             roi_end=fn.stack(rows, columns + nudge),
         )
 
@@ -74,9 +78,10 @@ def nearest(labels_HWC: DataNode, size: tuple[int, int], source_size: DataNode, 
     line = fn.reshape(
         labels_HWC, shape=fn.cast(fn.stack(1.0, height, width * channels), dtype=types.INT32), layout="HWC"
     )
+    rows = size[0] if isinstance(size, DataNode) else types.Constant(float(size[0]))
     short = columns_only(line, size[0], types.Constant(1.0), height)
-    whole = fn.cast(fn.stack(float(size[0]), width, float(channels)), dtype=types.INT32)
-    return columns_only(fn.reshape(short, shape=whole, layout="HWC"), size[1], types.Constant(float(size[0])), width)
+    whole = fn.cast(fn.stack(rows, width, float(channels)), dtype=types.INT32)
+    return columns_only(fn.reshape(short, shape=whole, layout="HWC"), size[1], rows, width)
 
 
 # How much of a batch of JPEGs the GPU's own JPEG engine decodes, of whole images and of windows; a GPU without one, and
@@ -87,47 +92,84 @@ JPEG_ENGINE, JPEG_ENGINE_WINDOWED = 0.65, 0.9
 
 
 class Wanted(NamedTuple):
-    """Files to decode together: indices into the split, and (y, x) of each one's window, where windows are wanted."""
+    """Files to decode together.
+
+    Attributes:
+        indices: into the split.
+        windows: int32[B, 4], of which alone of each file: top, left, height, width; None: all of it.
+        sizes: float32[B, 2], the (height, width) that each is resized to, where it has one of its own.
+    """
 
     indices: np.ndarray
-    start: np.ndarray | None = None
+    windows: np.ndarray | None = None
+    sizes: np.ndarray | None = None
 
 
-def columns(spec: "Spec", *, resize_labels: bool, windowed: bool) -> list[str]:
-    """What a graph is fed: paths, the label files' sizes where they decide a resize, and where windows begin."""
-    resized = resize_labels and not spec.same_size
-    return ["image", "label", *["size"] * resized, *["start"] * windowed]
+class Work(NamedTuple):
+    """What a graph does.
+
+    Attributes:
+        windowed: decodes windows of files.
+        resize: resizes images. resize_labels: labels too.
+        each: to a size of each one's own, instead of the network's.
+        padded: puts what is smaller than the network's input into the top left of one of its size.
+    """
+
+    windowed: bool
+    resize: bool
+    resize_labels: bool
+    each: bool
+    padded: bool
+
+    @property
+    def columns(self) -> list[str]:
+        """What the graph is fed: paths, and what else decides a sample."""
+        wanted = {"size": self.resize_labels, "start": self.windowed, "shape": self.windowed, "target": self.each}
+        return ["image", "label", *(name for name, fed in wanted.items() if fed)]
+
+
+def work(spec: "Spec", *, resize_labels: bool = True, training: bool = False) -> Work:
+    """What there is to do for samples of a spec: for batches to train on, or for samples by themselves."""
+    if training and spec.window is not None:
+        # A file may be smaller than a window, and what is made of it smaller than the network's input.
+        smaller = any(side < least for h in spec.headers for side, least in zip(h.image_size, spec.window, strict=True))
+        resize = spec.window != spec.size
+        return Work(True, resize, resize, each=resize and smaller, padded=smaller)
+    resize, each = not spec.same_size, spec.fit == "letterbox" and not spec.same_size
+    # What a sample does not show is not decoded, unless a resize comes between.
+    windowed = training and spec.crop is not None and not resize
+    return Work(windowed, resize, resize and resize_labels, each, padded=each and training)
 
 
 @pipeline_def
-def graph(source: Any, spec: "Spec", *, gpu: bool, resize_labels: bool, windowed: bool = False) -> tuple[DataNode, ...]:
-    """The graph of both devices. `source` yields what `columns` names, in that order.
-
-    Args:
-        windowed: of files of the network's size only windows of `spec.crop` are decoded.
-    """
-    names = columns(spec, resize_labels=resize_labels, windowed=windowed)
+def graph(source: Any, spec: "Spec", todo: Work, *, gpu: bool) -> tuple[DataNode, ...]:
+    """The graph of both devices. `source` yields what `todo.columns` names, in that order."""
+    names = todo.columns
     fed = dict(zip(names, fn.external_source(source=source, num_outputs=len(names)), strict=True))
 
     # The engine's memory is reserved once, for the largest: 0 where no file is for it.
     height, width = np.max([(0, 0), *(header.image_size for header in spec.headers if header.jpeg)], axis=0).tolist()
-    load = JPEG_ENGINE_WINDOWED if windowed else JPEG_ENGINE
+    load = JPEG_ENGINE_WINDOWED if todo.windowed else JPEG_ENGINE
     engine = {"hw_decoder_load": load, "preallocate_height_hint": height, "preallocate_width_hint": width}
-    given = {"device": "mixed" if gpu else "cpu", "adjust_orientation": False}
+    given = {"device": "mixed" if gpu else "cpu", "adjust_orientation": spec.upright}
 
     def decoded(name: str, **how: Any) -> DataNode:
         file, how = fn.io.file.read(fed[name]), {**given, **how}
-        if windowed:
-            return fn.decoders.image_slice(file, start=fed["start"], shape=spec.crop, axis_names="HW", **how)
+        if todo.windowed:
+            return fn.decoders.image_slice(file, start=fed["start"], shape=fed["shape"], axis_names="HW", **how)
         return fn.decoders.image(file, **how)
 
     images = decoded("image", output_type=types.RGB, **engine)
     labels = decoded("label", output_type=types.RGB if spec.classes.is_color else types.ANY_DATA)
-    if not spec.same_size:
-        images = bilinear(images, spec.size)
-        if resize_labels:
-            labels = nearest(labels, spec.size, fed["size"], 3 if spec.classes.is_color else 1)
-    return images, to_classes(labels, spec.classes, spec.unknown)
+    size = fed["target"] if todo.each else spec.size
+    if todo.resize:
+        images = bilinear(images, size)
+    if todo.resize_labels:
+        labels = nearest(labels, size, fed["size"], 3 if spec.classes.is_color else 1)
+    labels = to_classes(labels, spec.classes, spec.unknown)
+    if todo.padded:
+        images, labels = (fn.pad(pixels, axis_names="HW", shape=spec.size) for pixels in (images, labels))
+    return images, labels
 
 
 def _reason(error: Exception) -> str:
@@ -159,25 +201,27 @@ class DaliTier:
         self.spec, self.decoded = spec, 0
 
     def _feeds(self, batches: Iterable[Wanted], names: list[str]) -> Iterator[tuple[Any, ...]]:
-        for indices, start in batches:
+        for indices, windows, sizes in batches:
             pairs = [self.spec.pairs[i] for i in indices]
-            feed = {
+            feed: dict[str, Any] = {
                 "image": [np.frombuffer(p.image.encode(), np.uint8) for p in pairs],
                 "label": [np.frombuffer(p.label.encode(), np.uint8) for p in pairs],
                 "size": np.array([self.spec.headers[i].label_size for i in indices], np.float32),
-                "start": start,
+                "target": sizes,
             }
+            if windows is not None:
+                start, shape = np.ascontiguousarray(windows[:, :2]), np.ascontiguousarray(windows[:, 2:])
+                feed |= {"start": start, "shape": shape, "size": shape.astype(np.float32)}
             yield tuple(feed[name] for name in names)
 
-    def build(self, batches: Iterable[Wanted], most: int, *, resize_labels: bool, windowed: bool) -> Pipeline:
+    def build(self, batches: Iterable[Wanted], most: int, todo: Work) -> Pipeline:
         """The pipeline over `batches`, of at most `most` samples each."""
         gpu = self.spec.device.type == "cuda"
         pipe = graph(
-            self._feeds(batches, columns(self.spec, resize_labels=resize_labels, windowed=windowed)),
+            self._feeds(batches, todo.columns),
             self.spec,
+            todo,
             gpu=gpu,
-            resize_labels=resize_labels,
-            windowed=windowed,
             batch_size=most,
             num_threads=self.spec.threads,
             device_id=(self.spec.device.index or 0) if gpu else None,
@@ -199,9 +243,7 @@ class DaliTier:
             alone = f"DALI fails on one of {stems} ({_reason(error)}); try --loader reference"
             raise FastsegError("; ".join(faults) or alone) from error
 
-    def _pixels(
-        self, batches: Iterable[Wanted], most: int, *, resize_labels: bool, windowed: bool = False
-    ) -> Iterator[tuple[Any, Any]]:
+    def _pixels(self, batches: Iterable[Wanted], most: int, todo: Work) -> Iterator[tuple[Any, Any]]:
         """DALI's own lists of images and labels, for batch after batch."""
         in_flight: deque[np.ndarray] = deque()
 
@@ -210,7 +252,7 @@ class DaliTier:
                 in_flight.append(wanted.indices)
                 yield wanted
 
-        pipe = self.build(noted(), most, resize_labels=resize_labels, windowed=windowed)
+        pipe = self.build(noted(), most, todo)
         while True:
             try:
                 pixels = self._run(pipe, in_flight)
@@ -223,22 +265,25 @@ class DaliTier:
         local = len(plan.shard(start, rank, world).indices)
         # DALI's threads wait for one another at the end of each batch, so that small ones are decoded together.
         together = decoded_at_once(local) // local
-        ahead: deque[tuple[BatchPlan, ...]] = deque()
-        # What a sample does not show is not decoded, unless a resize comes between.
-        size, window = self.spec.size, self.spec.crop if self.spec.same_size else None
+        ahead: deque[list[View]] = deque()
+        todo = work(self.spec, training=True)
 
         def wanted() -> Iterator[Wanted]:
             for first in itertools.count(start, together):
-                shards = (plan.shard(step, rank, world) for step in range(first, first + together))
-                cut = (windows(part, size, window or size) for part in shards)
-                starts, parts = zip(*cut, strict=True)
-                ahead.append(parts)
-                yield Wanted(np.concatenate([part.indices for part in parts]), np.concatenate(starts))
+                shards = [plan.shard(step, rank, world) for step in range(first, first + together)]
+                views = [view for part in shards for view in views_of(part, self.spec)]
+                if todo.windowed and self.spec.crop:
+                    views = [seen(view, self.spec.crop) for view in views]
+                ahead.append(views)
+                indices = np.concatenate([part.indices for part in shards])
+                windows = np.array([view.window for view in views], np.int32) if todo.windowed else None
+                yield Wanted(indices, windows, np.array([view.size for view in views], np.float32))
 
         reading: deque[tuple[Any, torch.cuda.Event]] = deque()
-        for lists in self._pixels(wanted(), together * local, resize_labels=True, windowed=window is not None):
+        for lists in self._pixels(wanted(), together * local, todo):
             images, labels = (torch.from_dlpack(pixels.as_tensor()) for pixels in lists)
-            parts = ahead.popleft()
+            views = ahead.popleft()
+            parts = [views[at : at + local] for at in range(0, len(views), local)]
             for part, some_images, some_labels in zip(
                 parts, images.split(local), labels[..., 0].split(local), strict=True
             ):
@@ -252,5 +297,10 @@ class DaliTier:
     def decode(
         self, batches: Iterable[np.ndarray], most: int, *, resize_labels: bool
     ) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
-        for images, labels in self._pixels(map(Wanted, batches), most, resize_labels=resize_labels):
+        def wanted() -> Iterator[Wanted]:
+            for indices in batches:
+                sizes = (fitted(self.spec.headers[i].image_size, self.spec.size, self.spec.fit).size for i in indices)
+                yield Wanted(indices, sizes=np.array(list(sizes), np.float32))
+
+        for images, labels in self._pixels(wanted(), most, work(self.spec, resize_labels=resize_labels)):
             yield [torch.from_dlpack(image) for image in images], [torch.from_dlpack(label)[..., 0] for label in labels]

@@ -35,9 +35,19 @@ class EpochPlan:
     crop: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class Rooms:
+    """How far a crop may be from the top left corner, for each file: int64[N, 2] (rows, columns).
+
+    One is equal to itself alone, so that nobody compares thousands of files to look up a plan.
+    """
+
+    of_files: np.ndarray
+
+
 @lru_cache(maxsize=4)
 def epoch_plan(
-    seed: int, epoch: int, num_samples: int, mirror: bool, max_shift: tuple[int, int], max_crop: tuple[int, int]
+    seed: int, epoch: int, num_samples: int, mirror: bool, max_shift: tuple[int, int], max_crop: tuple[int, int] | Rooms
 ) -> EpochPlan:
     """The plan of one epoch; shifts are uniform in -max_shift .. max_shift (rows, columns), crops in 0 .. max_crop.
 
@@ -46,12 +56,13 @@ def epoch_plan(
     order = np.argsort(draw(seed, epoch, "order", num_samples), kind="stable")
     flips = (draw(seed, epoch, "mirror", num_samples) >> np.uint64(63)).astype(bool) & mirror
 
-    def between(stream: str, least: int, most: int) -> np.ndarray:
+    def between(stream: str, least: int, most: int | np.ndarray) -> np.ndarray:
         words = draw(seed, epoch, stream, num_samples)
-        return (words % np.uint64(most - least + 1)).astype(np.int32) + np.int32(least)
+        return (words % np.asarray(most - least + 1, np.uint64)).astype(np.int32) + np.int32(least)
 
+    rooms = max_crop.of_files[order].T if isinstance(max_crop, Rooms) else max_crop
     shift = np.stack([between(f"shift_{axis}", -most, most) for axis, most in zip("yx", max_shift, strict=True)], 1)
-    crop = np.stack([between(f"crop_{axis}", 0, most) for axis, most in zip("yx", max_crop, strict=True)], 1)
+    crop = np.stack([between(f"crop_{axis}", 0, most) for axis, most in zip("yx", rooms, strict=True)], 1)
     return EpochPlan(order, flips, shift, crop)
 
 
@@ -63,19 +74,6 @@ class BatchPlan:
     mirror: np.ndarray
     shift: np.ndarray
     crop: np.ndarray
-
-
-def windows(part: BatchPlan, size: tuple[int, int], crop: tuple[int, int]) -> tuple[np.ndarray, BatchPlan]:
-    """Where in its image of `size` begins, of size `crop`, all that a sample shows: int32[B, 2] (y, x) as stored.
-
-    And the batch's plan among windows that are cut out there: mirroring and moving them gives the same pixels.
-    """
-    # To crop is to move up and left, and to end sooner; a window stays within the image whatever it uncovers.
-    move, room = part.shift - part.crop, np.subtract(size, crop)
-    begin = np.clip(-move, 0, room)
-    among = BatchPlan(part.indices, part.mirror, (move + begin).astype(np.int32), np.zeros_like(part.crop))
-    begin[:, 1] = np.where(part.mirror, room[1] - begin[:, 1], begin[:, 1])
-    return begin.astype(np.int32), among
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +90,7 @@ class Plan:
     seed: int
     mirror: bool
     max_shift: tuple[int, int]
-    max_crop: tuple[int, int] = (0, 0)
+    max_crop: tuple[int, int] | Rooms = (0, 0)
     drop_remainder: bool = False
 
     @property

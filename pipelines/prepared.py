@@ -28,6 +28,7 @@ import numpy as np
 from fastseg.data import home
 from fastseg.environment import available_memory
 from fastseg.errors import FastsegError
+from fastseg.pipelines.fit import fitted
 from fastseg.workers import is_worker
 
 if TYPE_CHECKING:
@@ -160,15 +161,18 @@ def shape_of(spec: "Spec", *, resize_labels: bool) -> Shape:
     own = tuple(header.image_size for header in spec.headers), tuple(header.label_size for header in spec.headers)
     if spec.keep is None:
         return Shape(*own)
-    sizes = ((*spec.keep,),) * len(spec.pairs)
+    sizes = tuple(fitted(size, spec.keep, spec.fit).size for size in own[0])
     return Shape(sizes, sizes if resize_labels else own[1])
 
 
 def key_of(spec: "Spec", shape: Shape) -> str:
-    """Digest of what decides a store's contents: format, sizes, class map, and each file's path, size and time."""
+    """Digest of what decides a store's contents: format, sizes, class map, each file's path, size and time, and whether
+    pictures are turned upright.
+    """
     classes = spec.classes
     tables = classes.color_tables(spec.unknown) if classes.is_color else (classes.index_table(spec.unknown),)
-    digest = hashlib.sha256(repr((FORMAT, shape, classes.is_color)).encode())
+    # Where stored pixels are kept the key is what it was before there was a choice.
+    digest = hashlib.sha256(repr((FORMAT, shape, classes.is_color, *["upright"] * spec.upright)).encode())
     for table in tables:
         digest.update(table.data)
     for pair in spec.pairs:

@@ -1,12 +1,12 @@
 """The reference tier: readable code that the others are compared with, and the fallback where DALI has no wheel.
 
-Pillow decodes (it gives palette and 16-bit labels as they are), `resize` resizes, NumPy mirrors, moves and cuts. A few
+Pillow decodes (it gives palette and 16-bit labels as they are), `resize` resizes, NumPy cuts, mirrors and moves. A few
 threads work ahead by some batches; decoding leaves Python's lock.
 """
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,6 +15,7 @@ import torch
 
 from fastseg.data.classes import VOID
 from fastseg.data.decode import decode_image, decode_label
+from fastseg.pipelines.fit import View, fitted, views_of
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.resize import resize_image, resize_label
 from fastseg.pipelines.source import DECODED_AHEAD, MEAN_AND_STD, decoded_at_once
@@ -24,13 +25,19 @@ if TYPE_CHECKING:
     from fastseg.pipelines.source import Spec
 
 
-def mirror_and_move(pixels_HWC: np.ndarray, mirror: bool, shift: np.ndarray, fill: int) -> np.ndarray:
-    """Mirrored left-right, then moved by (dy, dx) whole pixels; what is uncovered becomes `fill`."""
+def mirror_and_move(
+    pixels_HWC: np.ndarray, mirror: bool, shift: Sequence[int], fill: int, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Mirrored left-right, then moved by (dy, dx) whole pixels; what is uncovered becomes `fill`.
+
+    Args:
+        size: (height, width) of what is given back, that of the pixels unless given.
+    """
     if mirror:
         pixels_HWC = pixels_HWC[:, ::-1]
     dy, dx = (int(v) for v in shift)
-    height, width = pixels_HWC.shape[:2]
-    around = ((max(dy, 0), max(-dy, 0)), (max(dx, 0), max(-dx, 0)), (0, 0))
+    (H, W), (height, width) = pixels_HWC.shape[:2], size or pixels_HWC.shape[:2]
+    around = ((max(dy, 0), max(height - H - dy, 0)), (max(dx, 0), max(width - W - dx, 0)), (0, 0))
     padded = np.pad(pixels_HWC, around, constant_values=fill)
     return padded[max(-dy, 0) :, max(-dx, 0) :][:height, :width]
 
@@ -44,22 +51,26 @@ class ReferenceTier:
     def __init__(self, spec: "Spec") -> None:
         self.spec, self.decoded = spec, 0
 
-    def _sample(self, index: int, resize_labels: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _decoded(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         pair, spec = self.spec.pairs[index], self.spec
-        image, label = decode_image(pair.image), decode_label(pair.label, spec.classes, spec.unknown)
+        image = decode_image(pair.image, spec.upright)
+        return image, decode_label(pair.label, spec.classes, spec.unknown, spec.upright)
+
+    def _sample(self, index: int, resize_labels: bool) -> tuple[np.ndarray, np.ndarray]:
+        (image, label), spec = self._decoded(index), self.spec
         if not spec.resized:
             return image, label
-        return resize_image(image, spec.size), resize_label(label, spec.size) if resize_labels else label
+        size = fitted(image.shape[:2], spec.size, spec.fit).size
+        return resize_image(image, size), resize_label(label, size) if resize_labels else label
 
-    def _augmented(
-        self, index: int, mirror: bool, shift: np.ndarray, crop: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        image, label = self._sample(index, resize_labels=True)
-        image, label = mirror_and_move(image, mirror, shift, 0), mirror_and_move(label[..., None], mirror, shift, VOID)
-        (top, left), (height, width) = crop, self.spec.crop or self.spec.size
-        cut = slice(top, top + height), slice(left, left + width)
+    def _augmented(self, index: int, view: View) -> tuple[np.ndarray, np.ndarray]:
+        image, label = (pixels[view.window.slices] for pixels in self._decoded(index))
+        image, label = resize_image(image, view.size), resize_label(label, view.size)
+        (mirror, *shift), size = view.move, self.spec.crop or self.spec.size
+        image = mirror_and_move(image, mirror, shift, 0, size)
+        label = mirror_and_move(label[..., None], mirror, shift, VOID, size)
         mean, std = MEAN_AND_STD
-        return (image[cut].astype(np.float32) - mean) / std, label[cut][..., 0]
+        return (image.astype(np.float32) - mean) / std, label[..., 0]
 
     def train(self, plan: Plan, start: int, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         device, local = self.spec.device, len(plan.shard(start, rank, world).indices)
@@ -70,7 +81,8 @@ class ReferenceTier:
             while True:
                 while len(ahead) <= most:
                     part = plan.shard(step, rank, world)
-                    ahead.append([pool.submit(self._augmented, *s) for s in zip(*vars(part).values(), strict=True)])
+                    samples = zip(part.indices.tolist(), views_of(part, self.spec), strict=True)
+                    ahead.append([pool.submit(self._augmented, *sample) for sample in samples])
                     step += 1
                 pixels = zip(*(future.result() for future in ahead.popleft()), strict=True)
                 images, labels = (torch.from_numpy(np.stack(of_samples)) for of_samples in pixels)

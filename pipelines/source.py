@@ -25,8 +25,9 @@ from fastseg.data.headers import Header, dali_obstacle
 from fastseg.data.layouts import Pair
 from fastseg.environment import install
 from fastseg.errors import FastsegError, UsageError
-from fastseg.kernels.augment import Move, augment, augment_by_slices, normalise_in_place
-from fastseg.pipelines.plan import BatchPlan, Plan, in_order
+from fastseg.kernels.augment import augment, augment_by_slices, normalise_in_place
+from fastseg.pipelines.fit import Box, View
+from fastseg.pipelines.plan import Plan, in_order
 from fastseg.ranges import annotate
 
 LOADERS = ("auto", "dali", "cache", "reference")
@@ -61,6 +62,10 @@ class Spec:
     Attributes:
         size: (height, width) that files are resized to.
         crop: (height, width) of training batches where they are windows of that; their places are the plan's.
+        window: (height, width) of what a training sample shows of its file's own pixels, which is resized to `size`;
+            None: all of the file. Its place is the plan's.
+        fit: how files become `size`: see `fastseg.pipelines.fit`.
+        upright: images and labels are turned as their EXIF orientation says.
         threads: that decode.
         loader: the tier that reads: dali, cache or reference. `choose_loader` chooses.
         resized: False leaves images and labels at their files' own sizes.
@@ -75,6 +80,9 @@ class Spec:
     dtype: torch.dtype
     threads: int
     crop: Size | None = None
+    window: Size | None = None
+    fit: str = "squeeze"
+    upright: bool = False
     unknown_void: bool = False
     cache_dir: str = ""
     loader: str = "reference"
@@ -201,26 +209,42 @@ def runs_on(threads: int) -> Callable[..., Iterable[Any]]:
     return ThreadPoolExecutor(threads, "fastseg-pixels").map if threads > 1 else map
 
 
-def normalise(images: Sequence[torch.Tensor], dtype: torch.dtype, threads: int = 1) -> torch.Tensor:
+def normalise(
+    images: Sequence[torch.Tensor], dtype: torch.dtype, threads: int = 1, size: Size | None = None
+) -> torch.Tensor:
     """uint8[H, W, 3], of one size -> (x - MEAN) / STD as `dtype` [B, 3, H, W] in channels-last memory.
 
     Args:
         threads: that do it, on a CPU.
+        size: (height, width) of the batch, in whose middle images lie that are smaller, with black around them.
     """
+    size = size or Size(*images[0].shape[:2])
+    whole = all(image.shape[:2] == size for image in images)
     if images[0].device.type == "cpu":
-        out = torch.empty(len(images), *images[0].shape)
+        out = torch.empty(len(images), *size, 3)
 
         def one(number: int) -> None:
-            pixels = out[number].numpy()
-            pixels[:] = images[number].numpy()
+            pixels, image = out[number].numpy(), images[number].numpy()
+            if image.shape[:2] != size:
+                pixels.fill(0)
+            pixels[centred(image.shape, size)] = image
             normalise_in_place(pixels, *MEAN_AND_STD)
 
         for _ in runs_on(threads)(one, range(len(images))):
             pass
     else:
         mean, std = mean_and_std(images[0].device)
-        out = torch.stack(list(images)).to(torch.float32).sub_(mean).div_(std)
+        stacked = torch.stack(list(images)) if whole else images[0].new_zeros(len(images), *size, 3)
+        for pixels, image in zip(stacked, images, strict=True) if not whole else ():
+            pixels[centred(image.shape, size)] = image
+        out = stacked.to(torch.float32).sub_(mean).div_(std)
     return out.to(dtype).permute(0, 3, 1, 2)
+
+
+def centred(shape: Sequence[int], size: Size) -> tuple[slice, slice]:
+    """Rows and columns of a batch of `size` in whose middle an image of that shape lies."""
+    height, width = shape[:2]
+    return Box((size[0] - height) // 2, (size[1] - width) // 2, height, width).slices
 
 
 def unknown_in(labels: torch.Tensor) -> torch.Tensor | int:
@@ -231,15 +255,15 @@ def unknown_in(labels: torch.Tensor) -> torch.Tensor | int:
     return (labels == UNKNOWN).sum()
 
 
-def moves_of(part: BatchPlan) -> list[Move]:
-    """What happens to each sample of a batch. To crop is to move up and left, and to end sooner."""
-    return [Move(bool(m), *move) for m, move in zip(part.mirror, (part.shift - part.crop).tolist(), strict=True)]
-
-
 def on_cpu(
-    sample: Callable[[int], tuple[np.ndarray, np.ndarray]], moves: Sequence[Move], spec: Spec
+    sample: Callable[[int], tuple[np.ndarray, np.ndarray]], views: Sequence[View], spec: Spec
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A training batch on the CPU, each sample on one of the spec's threads: see `augment_by_slices`."""
+    """A training batch on the CPU, each sample on one of the spec's threads: see `augment_by_slices`.
+
+    Args:
+        sample: gives image and label by number, of the view's size.
+    """
+    moves = [view.move for view in views]
     with annotate("augment"):
         mean, std = MEAN_AND_STD
         height, width = spec.crop or spec.size
@@ -247,21 +271,23 @@ def on_cpu(
 
 
 def on_gpu(
-    images: torch.Tensor, labels: torch.Tensor, places_B4: np.ndarray, moves: Sequence[Move], size: Size, spec: Spec
+    images: torch.Tensor, labels: torch.Tensor, places_B3: np.ndarray, views: Sequence[View], spec: Spec
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A training batch on the GPU, in one pass of one kernel: see `augment`.
 
     Args:
         images, labels: uint8, the bytes in which samples lie.
-        places_B4: int64[B, 4]: where each sample's image begins in them, and its label; its height and width.
-        size: that samples are resized to.
+        places_B3: int64[B, 3]: where the window of each sample's image begins in them, and of its label; the width of
+            what it is a window of.
     """
-    samples = torch.from_numpy(np.column_stack([places_B4, np.array(moves, np.int64)]))
-    resize = bool((places_B4[:, 2:] != size).any())
+    sizes, targets, moves = (
+        np.array(each, np.int64) for each in zip(*((v.window.size, v.size, v.move) for v in views), strict=True)
+    )
+    samples = torch.from_numpy(np.column_stack([places_B3[:, :2], sizes, places_B3[:, 2], targets, moves]))
     mean, std = mean_and_std(spec.device)
     with annotate("augment"):
         given = images, labels, to_device(samples, spec.device), mean, std, spec.dtype
-        return augment(*given, *size, *(spec.crop or spec.size), resize)
+        return augment(*given, *(spec.crop or spec.size), bool((sizes != targets).any()))
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -270,17 +296,25 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def make_batch(
-    images_BHWC: torch.Tensor, labels_BHW: torch.Tensor, part: BatchPlan, spec: Spec
+    images_BHWC: torch.Tensor, labels_BHW: torch.Tensor, views: Sequence[View], spec: Spec
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A training batch of uint8 pixels on the device, in the order of the plan; none is resized any more."""
-    moves = moves_of(part)
+    """A training batch of uint8 pixels on the device, in the order of the plan; none is resized any more.
+
+    Args:
+        images_BHWC, labels_BHW: a view's pixels are the top left ones, of its size.
+    """
     if spec.device.type == "cpu":
-        pairs = list(zip(images_BHWC.numpy(), labels_BHW.numpy(), strict=True))
-        return on_cpu(pairs.__getitem__, moves, spec)
+        images, labels = images_BHWC.numpy(), labels_BHW.numpy()
+
+        def sample(number: int) -> tuple[np.ndarray, np.ndarray]:
+            height, width = views[number].size
+            return images[number, :height, :width], labels[number, :height, :width]
+
+        return on_cpu(sample, views, spec)
     batch, height, width = labels_BHW.shape
-    number = np.arange(batch)[:, None] * height * width
-    places = np.concatenate([3 * number, number, np.full((batch, 2), (height, width))], axis=1)
-    return on_gpu(images_BHWC, labels_BHW, places, moves, Size(height, width), spec)
+    number = np.arange(batch) * height * width
+    places = np.column_stack([3 * number, number, np.full(batch, width)])
+    return on_gpu(images_BHWC, labels_BHW, places, [view.resized() for view in views], spec)
 
 
 @dataclass
@@ -326,7 +360,8 @@ def evaluation_batches(spec: Spec, batch: int, *, resize_labels: bool) -> Iterat
     unknown: torch.Tensor | int = 0
     for indices, (images, labels) in zip(batches, pixels, strict=True):
         unknown = unknown + sum(map(unknown_in, labels))
-        yield EvaluationBatch(normalise(images, spec.dtype, spec.threads), labels, indices)
+        size = spec.size if spec.resized else None
+        yield EvaluationBatch(normalise(images, spec.dtype, spec.threads, size), labels, indices)
     if int(unknown):
         raise FastsegError(unknown_values(spec))
 

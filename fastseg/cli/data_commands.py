@@ -14,6 +14,24 @@ data_path = click.argument("path")
 split_scheme = click.option(
     "--split-scheme", default="auto", show_default=True, help="auto, tutorial, segnet, video, random-60-40, random:A-B."
 )
+exif = click.option(
+    "--exif",
+    type=click.Choice(["ignore", "apply"]),
+    default="ignore",
+    show_default=True,
+    help="Turn images and labels as their EXIF orientation says.",
+)
+fit = click.option(
+    "--fit",
+    type=click.Choice(["squeeze", "letterbox"]),
+    default="squeeze",
+    show_default=True,
+    help="As of data.fit: how images of another shape get the size.",
+)
+crop = click.option("--crop", default="0x0", help="As of augment.crop: windows, HEIGHTxWIDTH.  [default: whole images]")
+scale = click.option(
+    "--scale", default=0.0, help="As of train.scale: windows of the files' own pixels.  [default: none]"
+)
 
 
 @click.group()
@@ -65,9 +83,10 @@ def synth(
 
 @data.command()
 @data_path
+@exif
 @as_json
 @click.pass_context
-def check(ctx: click.Context, path: str, as_json: bool) -> None:
+def check(ctx: click.Context, path: str, exif: str, as_json: bool) -> None:
     """Read every pair of the data set at PATH and name each file that is missing, unreadable or off the class map."""
     from dataclasses import asdict
 
@@ -77,7 +96,7 @@ def check(ctx: click.Context, path: str, as_json: bool) -> None:
     from fastseg.environment import cores
 
     dataset = find(resolve(path))
-    errors, warnings = check_files(dataset, cores())
+    errors, warnings = check_files(dataset, cores(), upright=exif == "apply")
     if as_json:
         found = {"errors": [asdict(p) for p in errors], "warnings": [asdict(p) for p in warnings]}
         print_json({"pairs": len(dataset.pool), **found})
@@ -140,6 +159,8 @@ def stats(path: str, split_name: str, split_scheme: str, weighting: str, seed: i
 @split_scheme
 @click.option("--seed", default=0, show_default=True, help="Of the split.")
 @click.option("--unknown-colours", default="error", show_default=True, help="error or void.")
+@exif
+@fit
 @click.option("--verify", is_flag=True, help="Decode what is there too, and compare.")
 @as_json
 def prepare(path: str, cache_dir: str, verify: bool, as_json: bool, **options: Any) -> None:
@@ -176,7 +197,10 @@ def prepare(path: str, cache_dir: str, verify: bool, as_json: bool, **options: A
 @data.command()
 @data_path
 @click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
-@click.option("--crop", default="0x0", help="As of augment.crop: windows, HEIGHTxWIDTH.  [default: whole images]")
+@crop
+@scale
+@exif
+@fit
 @click.option("--split", default="val", show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @as_json
@@ -187,7 +211,7 @@ def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
 
     config, specs = open_specs(path, splits=(split,), batch=BATCH, **options)
     spec = specs[split]
-    rows = parity(spec, make_plan(config, len(spec.pairs), 1))
+    rows = parity(spec, make_plan(config, spec, 1))
     if as_json:
         print_json({"reference": "reference", "images": len(spec.pairs), "rows": rows})
         return
@@ -207,7 +231,10 @@ def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
 @data_path
 @click.option("--out", type=FileType(), default="preview.png", show_default=True)
 @click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
-@click.option("--crop", default="0x0", help="As of augment.crop: windows, HEIGHTxWIDTH.  [default: whole images]")
+@crop
+@scale
+@exif
+@fit
 @click.option("--images", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of the sample plan.")
 def preview(path: str, out: Path, images: int, seed: int, **options: Any) -> None:
@@ -218,7 +245,7 @@ def preview(path: str, out: Path, images: int, seed: int, **options: Any) -> Non
 
     config, specs = open_specs(path, splits=("train",), seed=seed, batch=images, **options)
     spec, _ = choose_loader("auto", specs["train"])
-    source = TrainSource(spec, make_plan(config, len(spec.pairs), 1))
+    source = TrainSource(spec, make_plan(config, spec, 1))
     batch = next(iter(source))
     source.check()
     write_sheet(out, batch, spec, columns=min(4, images))

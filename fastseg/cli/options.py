@@ -97,6 +97,7 @@ def train_options(command: Command) -> Command:
         click.option("--init", help="First weights: none, identity, vgg16, vgg16_bn, vgg19, vgg19_bn, or a file."),
         click.option("--split-scheme", help="auto, tutorial, segnet, video, random-60-40, random:A-B."),
         click.option("--unknown-colours", help="error or void: label values outside the class map."),
+        click.option("--exif", help="ignore or apply: EXIF orientations of images and labels."),
         click.option("--seed", type=int, help="Of the sample plan, the split and the initial weights."),
         click.option("--sync-bn", is_flag=True, default=None, help="Batch norm over the batches of all GPUs together."),
         click.option("--deterministic", is_flag=True, default=None, help="The same bits from run to run on a GPU too."),
@@ -108,7 +109,7 @@ def train_changes(*, data_name: str | None, amp: bool | None, sets: tuple[str, .
     """{"section.field": value} of the options that `train_options` adds."""
     from fastseg.data import is_url
 
-    sections = {"size": "data", "split_scheme": "data", "unknown_colours": "data"}
+    sections = dict.fromkeys(("size", "split_scheme", "unknown_colours", "exif"), "data")
     sections |= dict.fromkeys(("network", "init"), "model")
     sections |= dict.fromkeys(("epochs", "batch", "global_batch", "lr"), "train")
     sections |= dict.fromkeys(("seed", "device", "dtype", "loader", "cache_dir"), "runtime")

@@ -34,13 +34,14 @@ def off_map(path: str, classes: ClassMap) -> str | None:
     )
 
 
-def check_pair(pair: Pair, classes: ClassMap) -> tuple[list[Problem], list[Problem]]:
+def check_pair(pair: Pair, classes: ClassMap, upright: bool = False) -> tuple[list[Problem], list[Problem]]:
     """(errors, warnings) of one pair."""
-    header = read_header(pair)
+    header = read_header(pair, upright)
     if header.problem:
         return [header.problem], []
     errors = []
-    warnings = [Problem(file, "has an EXIF orientation, which is not applied") for file in header.turned]
+    ignored = () if upright else header.turned
+    warnings = [Problem(file, "has an EXIF orientation, which is not applied: see --exif") for file in ignored]
     try:
         decode_image(pair.image)
     except FastsegError as error:
@@ -57,11 +58,15 @@ def check_pair(pair: Pair, classes: ClassMap) -> tuple[list[Problem], list[Probl
     return errors, warnings
 
 
-def check(dataset: Dataset, threads: int) -> tuple[Sequence[Problem], Sequence[Problem]]:
-    """(errors, warnings) of the whole data set: orphans first, then the pairs in order."""
+def check(dataset: Dataset, threads: int, upright: bool = False) -> tuple[Sequence[Problem], Sequence[Problem]]:
+    """(errors, warnings) of the whole data set: orphans first, then the pairs in order.
+
+    Args:
+        upright: pictures are turned as their EXIF orientation says.
+    """
     errors, warnings = list(dataset.problems), []
     with ThreadPoolExecutor(threads) as pool:
-        for wrong, odd in pool.map(lambda p: check_pair(p, dataset.classes), dataset.pool):
+        for wrong, odd in pool.map(lambda p: check_pair(p, dataset.classes, upright), dataset.pool):
             errors += wrong
             warnings += odd
     return errors, warnings

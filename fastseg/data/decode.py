@@ -1,7 +1,8 @@
 """Pixels and labels out of files, by Pillow: it gives palette and 16-bit labels as they are.
 
-One rule for all tiers, `predict` and `data check`: pixels are taken as they are stored (no EXIF orientation is
-applied), as RGB (grey is repeated, alpha is dropped, CMYK and palettes are converted), of 16 bits the upper 8.
+One rule for all tiers, `predict` and `data check`: pixels are taken as they are stored, or, where `upright`, turned as
+their EXIF orientation says; as RGB (grey is repeated, alpha is dropped, CMYK and palettes are converted); of 16 bits
+the upper 8.
 """
 
 import contextlib
@@ -40,11 +41,28 @@ def raw_mode(file: Image.Image) -> str:
     return raw if isinstance(raw, str) and file.mode in ("L", "LA", "RGB", "RGBA") else file.mode
 
 
-def is_turned(file: Image.Image) -> bool:
-    """Whether an open file's EXIF orientation would turn or mirror it."""
-    # Asked for the EXIF of a PNG that has none before its pixels, Pillow would decode them to look behind.
-    tags = file.getexif() if file.format == "TIFF" or "exif" in file.info else {}
-    return tags.get(Base.Orientation) in range(2, 9)
+def orientation(file: Image.Image) -> int:
+    """An open file's EXIF orientation, 1 to 8: 1 is upright, or none."""
+    tags = Image.Exif()
+    if file.format == "TIFF":
+        tags = file.getexif()
+    elif "exif" in file.info:
+        tags.load(file.info["exif"])  # alone: Pillow would look for others, and decode a PNG to look behind its pixels
+    found = tags.get(Base.Orientation)
+    return found if found in range(2, 9) else 1
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels [H, W, ...] as an EXIF orientation says that they are to be looked at.
+
+    1 to 8 say on which side the stored first row is, and on which the first column (Exif 2.32, tag 274): from 5 on rows
+    are columns.
+    """
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    down = -1 if orientation in (3, 4, 7, 8) else 1
+    across = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(pixels[::down, ::across])
 
 
 @contextlib.contextmanager
@@ -52,20 +70,22 @@ def opened(path: str) -> Iterator[Image.Image]:
     """An image file, of which nothing but the header has been read.
 
     Raises:
-        READING_ERRORS: no image, one that claims to be huge, or one that Pillow would turn.
+        READING_ERRORS: no image, one that claims to be huge, or a TIFF that Pillow would turn.
     """
     with Image.open(path) as file:
         if file.width * file.height > MAX_PIXELS:
             raise ValueError(f"{file.width}x{file.height} are more than {MAX_PIXELS} pixels: cut it into parts")
-        if file.format == "TIFF" and is_turned(file):
+        if file.format == "TIFF" and orientation(file) > 1:
+            # Pillow 13 turns TIFFs whether asked or not, and garbles those of grey without compression.
             raise ValueError("a TIFF that is to be turned, which Pillow does and others do not: save it upright")
         yield file
 
 
-def _decode(path: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+def _decode(path: str, convert: Callable[[Image.Image], np.ndarray], upright: bool) -> np.ndarray:
     try:
         with opened(path) as file:
-            return convert(file)
+            pixels = convert(file)
+            return turned(pixels, orientation(file)) if upright else pixels
     except READING_ERRORS as error:
         raise FastsegError(f"{path}: cannot be decoded: {reason(path, error)}") from None
 
@@ -90,9 +110,9 @@ def rgb_of(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def decode_image(path: str) -> np.ndarray:
-    """uint8[H, W, 3]: the file's pixels as RGB, as they are stored (an EXIF orientation is not applied)."""
-    return _decode(path, rgb_of)
+def decode_image(path: str, upright: bool = False) -> np.ndarray:
+    """uint8[H, W, 3]: the file's pixels as RGB, as they are stored, or upright."""
+    return _decode(path, rgb_of, upright)
 
 
 def _values_of(file: Image.Image) -> np.ndarray:
@@ -101,9 +121,9 @@ def _values_of(file: Image.Image) -> np.ndarray:
     return values.astype(np.uint8) if values.dtype == bool else values // stretch if stretch > 1 else values
 
 
-def read_label(path: str, classes: ClassMap) -> np.ndarray:
+def read_label(path: str, classes: ClassMap, upright: bool = False) -> np.ndarray:
     """A label as its file has it: indices [H, W] by value (palettes ignored), or colours uint8[H, W, 3]."""
-    raw = _decode(path, rgb_of if classes.is_color else _values_of)
+    raw = _decode(path, rgb_of if classes.is_color else _values_of, upright)
     if not classes.is_color and (raw.ndim != 2 or raw.dtype.kind not in "ui"):
         raise FastsegError(
             f"{path}: an index label must be a grey or palette image, this one is {raw.dtype} {raw.shape}"
@@ -111,6 +131,6 @@ def read_label(path: str, classes: ClassMap) -> np.ndarray:
     return raw
 
 
-def decode_label(path: str, classes: ClassMap, unknown: int) -> np.ndarray:
+def decode_label(path: str, classes: ClassMap, unknown: int, upright: bool = False) -> np.ndarray:
     """uint8[H, W] of class indices; values outside the class map become `unknown`."""
-    return classes.to_classes(read_label(path, classes), unknown)
+    return classes.to_classes(read_label(path, classes, upright), unknown)

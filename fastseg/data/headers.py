@@ -8,11 +8,12 @@ their values (palette or 16-bit labels) go through the reference tier.
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
-from fastseg.data.decode import READING_ERRORS, is_turned, opened, raw_mode, reason
+from fastseg.data.decode import READING_ERRORS, opened, orientation, raw_mode, reason
 from fastseg.data.layouts import Pair, Problem
 
 # Modes (see `raw_mode`) that DALI's decoders turn into the same bytes as we do: images as RGB, labels as they are.
@@ -28,10 +29,10 @@ _JPEG = {"JPEG", "MPO"}  # the second is several JPEGs in a file, of which the f
 
 @dataclass(frozen=True)
 class Header:
-    """One pair's sizes as (height, width) and modes (see `raw_mode`).
+    """One pair's sizes as (height, width), of upright pictures where those are asked for, and modes (see `raw_mode`).
 
     Attributes:
-        turned: the files that have an EXIF orientation, which is not applied.
+        turned: the files that have an EXIF orientation.
         problem: what is wrong with the pair, if anything.
         jpeg: the image is a JPEG, by its signature.
         kinds: of the image file and the label file, see `_kind`.
@@ -47,12 +48,15 @@ class Header:
     kinds: tuple[str, str] = ("PNG", "PNG")
 
 
-def _look(path: str, is_label: bool) -> tuple[tuple[int, int], str, bool, str | None, str]:
+def _look(path: str, is_label: bool, upright: bool) -> tuple[tuple[int, int], str, bool, str | None, str]:
     """(height, width), mode, whether the file is to be turned, what is wrong with it as a label, its kind."""
     with opened(path) as file:
         kind = _kind(file)  # before its pixels are read
+        size, turn = (file.height, file.width), orientation(file)
+        if upright and turn >= 5:
+            size = size[::-1]
         lossy = _lossy(file) if is_label else None
-        return (file.height, file.width), raw_mode(file), is_turned(file), lossy, kind
+        return size, raw_mode(file), turn > 1, lossy, kind
 
 
 def _kind(file: Image.Image) -> str:
@@ -77,12 +81,15 @@ def _lossy(file: Image.Image) -> str | None:
     return f"is a {file.format}, which need not keep values as they are ({seen}); save labels as PNG"
 
 
-def read_header(pair: Pair) -> Header:
-    """Header of a pair; an unreadable file or two sizes that differ are reported in `problem`, not raised."""
+def read_header(pair: Pair, upright: bool = False) -> Header:
+    """Header of a pair, of pictures as they are stored or upright.
+
+    An unreadable file or two sizes that differ are reported in `problem`, not raised.
+    """
     found = []
     for path, is_label in ((pair.image, False), (pair.label, True)):
         try:
-            found.append(_look(path, is_label))
+            found.append(_look(path, is_label, upright))
         except READING_ERRORS as error:
             return Header(problem=Problem(path, f"cannot be read: {reason(path, error)}"))
     (image_size, image_mode, image_turned, _, image_kind), (label_size, label_mode, label_turned, lossy, kind) = found
@@ -90,17 +97,18 @@ def read_header(pair: Pair) -> Header:
     problem = Problem(pair.label, lossy) if lossy else None
     if not lossy and image_size != label_size:
         image, label = (f"{w}x{h}" for h, w in (image_size, label_size))
-        cure = "; an EXIF orientation is not applied: save both upright" if turned else ""
+        ignored = turned and not upright
+        cure = "; an EXIF orientation is not applied: --exif apply, or save both upright" if ignored else ""
         problem = Problem(pair.label, f"image {image}, label {label} (width x height): they must be equal{cure}")
     return Header(
         image_size, label_size, image_mode, label_mode, turned, problem, image_kind in _JPEG, (image_kind, kind)
     )
 
 
-def read_headers(pairs: Sequence[Pair], threads: int) -> list[Header]:
-    """Headers of all pairs, in order."""
+def read_headers(pairs: Sequence[Pair], threads: int, upright: bool = False) -> list[Header]:
+    """Headers of all pairs, in order: see `read_header`."""
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(read_header, pairs, chunksize=16))
+        return list(pool.map(partial(read_header, upright=upright), pairs, chunksize=16))
 
 
 def dali_obstacle(pairs: Sequence[Pair], headers: Sequence[Header], is_color: bool) -> str | None:

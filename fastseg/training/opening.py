@@ -49,7 +49,7 @@ def files(run: Run) -> str:
     if run.left_out:
         said += f"; {run.left_out} files left out, see `fastseg data check`"
     if turned:
-        said += f"; EXIF orientations ({turned}) are not applied"
+        said += f"; EXIF orientations ({turned}) are {'' if run.spec.upright else 'not '}applied"
     return said
 
 
@@ -57,8 +57,15 @@ def network(run: Run) -> str:
     """The network and the sizes that it sees."""
     size = run.config.data.size
     seen = ", ".join([f"input {size}", *(f"{phase.size} until step {phase.until}" for phase in run.phases[:-1])])
+    if run.config.data.fit == "letterbox":
+        seen += ", letterboxed"
     if run.spec.crop:
-        seen = f"trains on {run.spec.crop} windows of {size}"
+        seen = f"trains on {run.spec.crop} windows of {seen.removeprefix('input ')}"
+    if run.spec.window:
+        seen = (
+            f"trains on {run.spec.window} windows of the files' own pixels, as {size}, not moved; "
+            f"validates on whole images, {seen}"
+        )
     return f"{networks.describe(run.config.model, run.step.model)}, {seen}"
 
 

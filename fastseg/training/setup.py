@@ -66,8 +66,11 @@ def _assemble(
             for s in ("train", "val")
         )
         spec, loader = choose_loader(runtime.loader, spec, epochs=True, grows=train.grow_from < 1)
-        val_spec, _ = choose_loader(runtime.loader, val_spec, epochs=True, resize_labels=False)
-    plan = make_plan(config, len(spec.pairs), world.size)
+        # Validation sees whole images.
+        val_spec, _ = choose_loader(
+            runtime.loader, dataclasses.replace(val_spec, window=None), epochs=True, resize_labels=False
+        )
+    plan = make_plan(config, spec, world.size)
     # What was batch x processes becomes a number: the run keeps its batches when it goes on with other processes.
     config = dataclasses.replace(config, train=dataclasses.replace(train, batch=0, global_batch=plan.batch))
     begun = progress_of(state).step

@@ -298,6 +298,33 @@ def test_parity_reads_jpegs_whole_and_in_windows(call, jpegs):
     assert lines[2].split() == ["dali", "augment", "0.000", "0", "0", "24,000", "0", "of", "8,000", "differ"]
 
 
+def test_parity_knows_windows_of_the_files_own_pixels_and_letterboxed_images(call, jpegs):
+    pytest.importorskip("nvidia.dali")
+    words = ("data", "parity", jpegs, "--size", "60x50", "--fit", "letterbox", "--exif", "apply", "--device", "cpu")
+    # Resized to 33x50 of 60x50, with black around it. Windows may be resized, too.
+    for scale, augmented in (("0", 60 * 50), ("1", 60 * 50), ("0.7", 60 * 50)):
+        code, out, err = call(*words, "--scale", scale, "--json")
+        assert code == 0, err
+        rows = json.loads(out)["rows"]
+        sizes = {"decode": 4 * 96 * 144, "resize": 4 * 33 * 50, "augment": 4 * augmented}
+        assert [(row["tier"], row["operation"]) for row in rows] == list(itertools.product(("dali", "cache"), sizes))
+        assert [row["labels"] for row in rows] == [*sizes.values()] * 2
+        assert all((row["values_off_by_more"], row["labels_off"]) == (0, 0) for row in rows)
+
+
+def test_preview_shows_windows_and_letterboxed_images(call, street):
+    words = ("data", "preview", street, "--size", "60x50", "--images", "4")
+    assert call(*words, "--scale", "1", "--out", "windows.png")[0] == 0
+    assert call(*words, "--fit", "letterbox", "--out", "boxed.png")[0] == 0
+    windows, boxed = (np.asarray(Image.open(f"{name}.png"))[:60, :50] for name in ("windows", "boxed"))
+    assert windows.any(2).all(1).all()  # not moved, nothing is black
+    # 33 rows of 60, moved by up to 2: below and above all is black.
+    assert [boxed[rows].any() for rows in (slice(0, 11), slice(20, 40), slice(49, 60))] == [False, True, False]
+    code, _, err = call(*words, "--scale", "1", "--crop", "20x20")
+    assert code == 2
+    assert "augment.crop: train.scale = 1 cuts windows out of the files already" in err
+
+
 def test_preview_shows_samples_and_their_labels(call, street):
     code, out, _ = call("data", "preview", street, "--size", "48x72", "--images", "6", "--seed", "3")
     assert (code, out) == (0, "preview.png: the first 6 samples of a run with seed 3\n")

@@ -1,5 +1,6 @@
 """Evaluation: what is counted, at which resolution, and that neither padding nor sharing changes it."""
 
+import dataclasses
 import json
 import shutil
 
@@ -48,6 +49,21 @@ def reds(png, tmp_path):
         return make_spec(config, dataset, splits, "val", device=torch.device("cpu"), dtype=torch.float32, threads=2)
 
     return make
+
+
+def test_scores_of_what_surrounds_letterboxed_images_count_nowhere(reds):
+    """Of 8x4 pixels in an input of 4x4 two columns on each side are black; nothing is smeared in from there."""
+    wide, tall = np.full((4, 8), 201), np.full((8, 4), 201)
+    wide[:, 4:] = tall[4:] = 83
+    labels = [np.where(red == 201, 0, 1) for red in (wide, tall)]
+    spec = dataclasses.replace(reds([wide, tall], labels, "4x4"), fit="letterbox")
+    found = score(RedOrNot(), spec, world(), keep=2)
+    assert found.scores.confusion.sum() == 64
+    for (_, prediction), label in zip(found.kept, labels, strict=True):
+        # Halved with the triangle filter only the pixels beside the border are mixed, and bilinear scores find it.
+        np.testing.assert_array_equal(prediction, label)
+    at_network = score(RedOrNot(), spec, world(), at="network")
+    assert at_network.scores.confusion.sum() == 2 * 4 * 2
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,25 @@ def test_masks_are_what_evaluation_scores(model, street):
     assert model.classes == dataset.classes.names
 
 
+def test_a_checkpoint_says_how_images_are_turned_and_get_their_size(trained, street, tmp_path):
+    """As evaluation has them, of a letterboxed network; a turned photo as the upright one."""
+    state = torch.load(trained, weights_only=True)
+    state["config"]["data"] |= {"fit": "letterbox", "exif": "apply", "size": "48x64"}
+    torch.save(state, tmp_path / "own.pt")
+    model = fastseg.load(tmp_path / "own.pt", device="cpu", dtype="fp32")
+    config = override(load_recipe("fast"), {"data.path": str(street), "data.size": "48x64", "data.fit": "letterbox"})
+    dataset, splits = open_data(config)
+    spec = make_spec(config, dataset, splits, "val", device=torch.device("cpu"), dtype=torch.float32, threads=2)
+    for index, prediction in score(model.network, spec, World(0, 1, torch.device("cpu")), keep=4).kept:
+        assert (model(spec.pairs[index].image) == prediction).mean() > 0.999
+    photo, exif = Image.open(spec.pairs[0].image), Image.Exif()
+    exif[0x0112] = 6  # a quarter clockwise
+    photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    for image in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
+        assert np.array_equal(model(image), model(photo))
+    assert fastseg.load(trained, device="cpu")(tmp_path / "turned.png").shape == (144, 96)  # as it is stored
+
+
 def test_every_kind_of_image_gives_the_same_mask(model, street):
     path = sorted((street / "val").iterdir())[0]
     pixels = decode_image(str(path))

@@ -259,6 +259,33 @@ def test_crops_are_trained_on_and_whole_images_validated(street, tmp_path, monke
     assert "trains on 16x20 windows of 32x48" in capsys.readouterr().err
 
 
+def test_windows_of_the_files_own_pixels_are_trained_on_and_whole_images_validated(
+    street, tmp_path, monkeypatch, capsys
+):
+    """Twice as large, 16x24 pixels of a file of 96x144 are 32x48; half as large, most of it is."""
+    seen, real = [], Step.step
+    monkeypatch.setattr(Step, "step", lambda self, *given: seen.append(given) or real(self, *given))
+    for scale, window in ((1, "32x48"), (2, "16x24"), (0.4, "80x120")):
+        run = tmp_path / f"run-{scale}"
+        train(tiny(street, train__scale=float(scale), train__epochs=1), run)
+        assert {(*images.shape, *labels.shape) for images, labels, _ in seen} == {(2, 3, 32, 48, 2, 32, 48)}
+        assert not any((labels == 255).all(2).any() for _, labels, _ in seen)  # no translation uncovers whole rows
+        assert sum(row["pixels"] for row in events(run, "val")[-1]["classes"]) > 4 * 96 * 144 / 2
+        says = f"trains on {window} windows of the files' own pixels, as 32x48, not moved; validates on whole images"
+        assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_letterboxed_images_are_trained_on_and_said(street, tmp_path, capsys):
+    run = tmp_path / "run"
+    train(tiny(street, data__fit="letterbox", data__size="32x96", train__epochs=1), run)
+    # What surrounds images is no label: of files of 96x144 all pixels but their own void ones are scored.
+    plain = tmp_path / "plain"
+    train(tiny(street, data__size="32x96", train__epochs=1), plain)
+    scored = [sum(row["pixels"] for row in events(path, "val")[-1]["classes"]) for path in (run, plain)]
+    assert scored[0] == scored[1] > 0
+    assert "input 32x96, letterboxed" in capsys.readouterr().err
+
+
 def test_the_log_says_what_the_start_took_and_how_much_was_decoded(street, tmp_path, capsys):
     decoded = {}
     for loader in ("reference", "cache"):
@@ -453,6 +480,11 @@ def test_a_run_that_exists_is_never_overwritten(street, tmp_path):
         ({"data__split_scheme": "segnet"}, "no name is in SegNet's published lists"),
         ({"augment__crop": "33x48"}, "augment.crop: 33x48 is larger than data.size, 32x48"),
         ({"augment__crop": "16x20", "train__grow_from": 0.5}, "do not grow; add --set train.grow_from=1, or leave out"),
+        (
+            {"augment__crop": "16x20", "train__scale": 1.0},
+            r"augment.crop: train.scale = 1 cuts windows out of the files already, of data.size \(32x48\); leave out",
+        ),
+        ({"train__scale": 1.0, "train__grow_from": 0.5}, "add --set train.grow_from=1, or leave out train.scale"),
         (
             {"data__size": "16x16", "model__depth": 5, "train__batch": 1, "train__grow_from": 0.5},
             "1 image of 8x8, with which train.grow_from begins, the deepest maps are one pixel",

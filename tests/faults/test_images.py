@@ -101,11 +101,12 @@ def test_exif_orientation(copy_of, call, read_by, row):
     turned(path, SIZE)
     read_alike(folder, read_by, np.array(Image.open(path)))  # Pillow turns nothing
     code, out, _ = call("data", "check", folder)
-    says = f"{path}: has an EXIF orientation, which is not applied"
+    says = f"{path}: has an EXIF orientation, which is not applied: see --exif"
     assert code == 0
     assert f"warning: {says}\n" in out
     assert "; EXIF orientations (1) are not applied" in call("train", "--data", folder, *TINY)[2]
-    row("JPEG with EXIF orientation", says, "label what is stored, or save the picture upright")
+    cure = "label what is stored; or label what viewers show, and give `--exif apply`; or save the picture upright"
+    row("JPEG with EXIF orientation", says, cure)
 
 
 def test_exif_orientation_whose_label_was_turned(copy_of, call, row):
@@ -113,11 +114,13 @@ def test_exif_orientation_whose_label_was_turned(copy_of, call, row):
     turned(folder / "train" / labels[0].name, SIZE[::-1])
     says = (
         f"{labels[0]}: image 96x144, label 144x96 (width x height): they must be equal; an EXIF orientation is not "
-        "applied: save both upright"
+        "applied: --exif apply, or save both upright"
     )
     assert call("train", "--data", folder, *TINY)[::2] == (1, f"fastseg: {says}\n")
     assert f"error: {says}\n" in call("data", "check", folder)[1]
-    row("JPEG with EXIF orientation, its label drawn after turning", says, "save both upright")
+    assert "0 errors, 0 warnings" in call("data", "check", folder, "--exif", "apply")[1]
+    assert "; EXIF orientations (1) are applied" in call("train", "--data", folder, "--exif", "apply", *TINY)[2]
+    row("JPEG with EXIF orientation, its label drawn after turning", says, "`--exif apply`, or save both upright")
 
 
 def test_translation_uncovers_void(copy_of, row):

@@ -28,17 +28,17 @@ def store(count: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tens
     return images, torch.randint(0, 256, (count, height, width), generator=generator, dtype=torch.uint8)
 
 
-def places(samples, height: int, width: int) -> torch.Tensor:
-    """int64[B, 7] of samples (index, mirror, dy, dx) of a store whose images have all one size."""
-    pixels = height * width
-    return torch.tensor([[3 * pixels * index, pixels * index, height, width, *move] for index, *move in samples])
+def places(samples, height: int, width: int, resized=None) -> torch.Tensor:
+    """int64[B, 10] of samples (index, mirror, dy, dx) of a store whose images have all one size, resized to another."""
+    pixels, own = height * width, (height, width, width)
+    return torch.tensor([[3 * pixels * i, pixels * i, *own, *(resized or own[:2]), *move] for i, *move in samples])
 
 
 def run(make, images, labels, samples, device, dtype=torch.float32, mean=MEAN, std=STD, size=None, resized=None):
     own = labels.shape[1:]
-    operands = images, labels, places(samples, *own), torch.tensor(mean), torch.tensor(std)
+    operands = images, labels, places(samples, *own, resized), torch.tensor(mean), torch.tensor(std)
     resized = resized or own
-    given = *(t.to(device) for t in operands), dtype, *resized, *(size or resized), resized != own
+    given = *(t.to(device) for t in operands), dtype, *(size or resized), resized != own
     return tuple(t.cpu() for t in make(*given))
 
 
@@ -184,14 +184,39 @@ def test_samples_of_several_sizes_lie_anywhere_in_the_bytes(device, make):
     # A 2x3 and a 4x2 image in one buffer, their labels before and after them, and bytes that belong to nobody.
     generator = torch.Generator().manual_seed(0)
     buffer = torch.randint(0, 256, (70,), generator=generator, dtype=torch.uint8)
-    samples = torch.tensor([[9, 3, 2, 3, 0, 0, 0], [31, 57, 4, 2, 1, 0, 0]])
+    samples = torch.tensor([[9, 3, 2, 3, 3, 4, 6, 0, 0, 0], [31, 57, 4, 2, 2, 4, 6, 1, 0, 0]])
     given = (t.to(device) for t in (buffer, buffer, samples, torch.zeros(3), torch.ones(3)))
-    images, labels = make(*given, torch.float32, 4, 6, 4, 6, True)
+    images, labels = make(*given, torch.float32, 4, 6, True)
     first, second = buffer[9:27].view(2, 3, 3), buffer[31:55].view(4, 2, 3)
     assert np.abs(images[0].permute(1, 2, 0).cpu().numpy() - by_hand(first.numpy(), (4, 6))).max() < 0.501
     assert np.abs(images[1].flip(2).permute(1, 2, 0).cpu().numpy() - by_hand(second.numpy(), (4, 6))).max() < 0.501
     assert labels[0].cpu().tolist() == buffer[3:9].view(2, 3).repeat_interleave(2, 0).repeat_interleave(2, 1).tolist()
     assert labels[1].cpu().tolist() == buffer[57:65].view(4, 2).flip(1).repeat_interleave(3, 1).tolist()
+
+
+@makers
+def test_windows_are_cut_out_of_larger_images_and_made_sizes_of_their_own(device, make):
+    """Each is what its window would be by itself: nothing beside it is looked at, and each lies where it is moved."""
+    images, labels = store(2, 9, 12)
+    options = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    cases = [  # image, top, left, height, width; rows, columns; mirror, dy, dx
+        (1, (2, 3, 5, 7), (5, 7), (0, 0, 0)),
+        (0, (4, 0, 5, 4), (8, 3), (1, -1, 2)),
+        (1, (0, 5, 9, 7), (4, 5), (0, 2, 1)),
+        (0, (8, 11, 1, 1), (2, 2), (1, 3, 5)),
+    ]
+    samples = []
+    for index, (top, left, height, width), size, move in cases:
+        at = (index * 9 + top) * 12 + left
+        samples.append([3 * at, at, height, width, 12, *size, *move])
+    operands = images, labels, torch.tensor(samples), torch.zeros(3), torch.ones(3)
+    found, found_labels = make(*(t.to(device) for t in operands), torch.float32, 6, 8, True)
+    for number, (index, (top, left, height, width), size, move) in enumerate(cases):
+        part = slice(top, top + height), slice(left, left + width)
+        alone = images[index][part][None].contiguous(), labels[index][part][None].contiguous()
+        wanted = run(make, *alone, [(0, *move)], device, **options, resized=size, size=(6, 8))
+        assert torch.equal(found[number].cpu(), wanted[0][0])
+        assert torch.equal(found_labels[number].cpu(), wanted[1][0])
 
 
 @dtypes
@@ -235,9 +260,7 @@ def test_two_moves_the_same_way_are_one_by_their_sum(device, first, second):
 @dtypes
 def test_torch_accepts_the_operator_as_its_own(device, dtype):
     operands = *store(2, 5, 7), places([(1, 0, 0, 0), (0, 1, 2, -3)], 5, 7), torch.tensor(MEAN), torch.tensor(STD)
-    torch.library.opcheck(
-        torch.ops.fastseg.augment.default, (*(t.to(device) for t in operands), dtype, 5, 7, 4, 6, False)
-    )
+    torch.library.opcheck(torch.ops.fastseg.augment.default, (*(t.to(device) for t in operands), dtype, 4, 6, False))
 
 
 def test_the_triton_kernel_runs_on_a_gpu_and_in_the_interpreter_alone(device, monkeypatch):

@@ -32,7 +32,8 @@ from fastseg.errors import FastsegError
 from fastseg.kernels.augment import Move, augment_by_slices, torch_augment
 from fastseg.pipelines import cache, prepared
 from fastseg.pipelines.cache import Filling, first_uses, open_once, prepare
-from fastseg.pipelines.plan import Plan
+from fastseg.pipelines.fit import rooms_of
+from fastseg.pipelines.plan import Plan, Rooms
 from fastseg.pipelines.prepared import Shape, key_of, locate, open_store, shape_of
 from fastseg.pipelines.source import Spec, TrainSource, choose_loader, evaluation_batches, make_tier, normalise
 
@@ -77,9 +78,9 @@ def test_slices_are_the_references_pixels_to_the_bit(samples, dtype, size):
     order = [index for index, *_ in samples]
     moves = [Move(*move) for _, *move in samples]
     found = augment_by_slices(lambda k: (images[order[k]], labels[order[k]]), moves, mean, std, dtype, *size)
-    places = torch.tensor([[126 * index, 42 * index, 6, 7, *move] for index, *move in samples])
+    places = torch.tensor([[126 * index, 42 * index, 6, 7, 7, 6, 7, *move] for index, *move in samples])
     given = *map(torch.from_numpy, (images, labels)), places, *map(torch.from_numpy, (mean, std))
-    wanted = torch_augment(*given, dtype, 6, 7, *size, False)
+    wanted = torch_augment(*given, dtype, *size, False)
     assert torch.equal(found[0], wanted[0])
     assert torch.equal(found[1], wanted[1])
     assert found[0].stride() == wanted[0].stride()  # channels-last
@@ -470,6 +471,39 @@ def test_a_gpus_pixels_are_those_of_the_cpu_whether_its_memory_holds_them_or_not
                 assert all(torch.equal(a, b) for a, b in zip(labels, batch.labels, strict=True))
 
 
+@pytest.mark.parametrize("room", [True, False], ids=["whole", "batch by batch"])
+@pytest.mark.parametrize(
+    ("size", "window", "keep"),
+    [((30, 40), (30, 40), None), ((30, 40), (60, 70), None), ((120, 90), (120, 90), None), ((50, 48), None, None),
+     ((50, 48), None, (50, 48))],
+)  # fmt: skip
+def test_windows_and_letterboxed_samples_on_a_gpu_are_those_of_the_cpu(spec, monkeypatch, room, size, window, keep):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40 if room else 0, 2**40))
+    mine = dataclasses.replace(
+        spec, size=Size(*size), window=window and Size(*window), keep=keep and Size(*keep), fit="letterbox"
+    )
+    plan = plan_of(mine)
+    if window:
+        rooms = Rooms(rooms_of(mine.headers, mine.window, mine.size))
+        plan = dataclasses.replace(plan, max_shift=(0, 0), max_crop=rooms)
+    batches = list(itertools.islice(TrainSource(mine, plan), 3))
+    on_device = cache._OnGpu(open_once(mine, resize_labels=True), mine.device)
+    for step, batch in enumerate(batches):
+        images, labels = on_device.batch(plan.shard(step, 0, 1), mine)
+        assert torch.equal(labels, batch.labels)
+        assert torch.equal(images, batch.images)
+    for batch in evaluation_batches(mine, 3, resize_labels=True):
+        images, labels = on_device.pixels(batch.indices, mine, resize_labels=True)
+        assert torch.equal(normalise(images, torch.float32, size=mine.size), batch.images)
+        assert all(torch.equal(a, b) for a, b in zip(labels, batch.labels, strict=True))
+
+
+def test_upright_pictures_are_kept_apart_from_stored_ones(spec):
+    turned = dataclasses.replace(spec, upright=True)
+    keys = {key_of(each, shape_of(each, resize_labels=True)) for each in (spec, turned)}
+    assert len(keys) == 2
+
+
 def test_all_sizes_and_validations_share_one_copy_on_a_gpu(spec, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
     store = open_once(spec, resize_labels=True)
@@ -504,6 +538,16 @@ def test_what_size_is_kept_and_why(spec, size, device, grows, cache_dir, keep, w
     assert found == dataclasses.replace(mine, keep=parse_size(keep) if keep else None)
     assert where.endswith(why)
     assert ("at their own size" in where or "at 3" in where or "at 4" in where) == bool(why)
+
+
+def test_what_windows_are_cut_out_of_is_kept_at_its_own_size_however_large(spec, monkeypatch):
+    mine = dataclasses.replace(spec, size=Size(16, 24), window=Size(16, 24), keep=None, cache_dir="")
+    found, where = cache.find_room(mine)
+    assert found == mine
+    assert where.endswith("MB in memory, at their own size, of which windows are cut")
+    monkeypatch.setattr(prepared, "available_memory", lambda: 8 * 4 * 16 * 24)
+    monkeypatch.setattr(prepared, "_free", lambda folder: 8 * 4 * 16 * 24)
+    assert cache.find_room(mine)[0] is None
 
 
 def test_files_whose_own_sizes_have_no_room_are_kept_at_the_networks(spec, monkeypatch):

@@ -21,7 +21,7 @@ def test_parity_counts_values_that_are_off_and_by_how_much(monkeypatch, street):
 
     monkeypatch.setattr(parity, "batches", wrong)
     config, specs = open_specs(str(street), splits=("train",), size="96x144", batch=parity.BATCH)
-    rows = parity.parity(specs["train"], make_plan(config, 8, 1))
+    rows = parity.parity(specs["train"], make_plan(config, specs["train"], 1))
     assert [(row["tier"], row["operation"]) for row in rows[:2]] == [("dali", "decode"), ("dali", "resize")]
     counts = {"values_off": 8, "values_off_by_more": 3, "values": 8 * 96 * 144 * 3}
     labels = {"labels_off": 2, "labels": 8 * 96 * 144}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastseg.pipelines.plan import STREAMS, BatchPlan, Plan, draw, epoch_plan, in_order, windows
+from fastseg.pipelines.plan import STREAMS, Plan, Rooms, draw, epoch_plan, in_order
 
 MASK = 2**64 - 1
 
@@ -67,6 +67,27 @@ def test_an_epoch_follows_from_the_words_by_sorting_top_bit_and_remainder():
     assert plan.mirror.tolist() == [word >= 2**63 for word in mirror]
     assert plan.shift.tolist() == [[y % 5 - 2, x % 21 - 10] for y, x in zip(dy, dx, strict=True)]
     assert plan.crop.tolist() == [[y % 7, 0] for y in top]
+
+
+def test_each_file_has_its_own_room_for_crops_and_the_same_words_decide():
+    """As from the words by remainder, of the room of the file that a sample is; other draws are as they were."""
+    rooms = np.array([[i % 4, 3 * i] for i in range(13)])
+    plan, same = (epoch_plan(5, 1, 13, True, (2, 10), room) for room in (Rooms(rooms), (6, 0)))
+    top, left = (words(5, 1, stream, 13) for stream in (4, 5))
+    files = plan.order.tolist()
+    assert plan.crop.tolist() == [[y % (i % 4 + 1), x % (3 * i + 1)] for i, y, x in zip(files, top, left, strict=True)]
+    assert plan.crop.dtype == np.int32
+    for name in ("order", "mirror", "shift"):
+        np.testing.assert_array_equal(getattr(plan, name), getattr(same, name))
+
+
+def test_a_plan_of_many_files_is_looked_up_without_a_look_at_each():
+    plan = make(num_samples=10, max_crop=Rooms(np.zeros((10, 2), int)))
+    before = epoch_plan.cache_info()
+    batches(plan, 2)
+    batches(plan, 2)
+    after = epoch_plan.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 3)
 
 
 @settings(max_examples=25, deadline=None)
@@ -188,33 +209,3 @@ def test_an_evaluation_takes_each_sample_once_in_order(count, batch, lengths):
     parts = in_order(count, batch)
     assert [len(part) for part in parts] == lengths
     assert np.concatenate(parts).tolist() == list(range(count))
-
-
-def shown(image, mirror, shift, crop, size):
-    """What a sample shows, pixel by pixel, from the definition: mirrored, then moved, then cropped; -1 is uncovered."""
-    height, width = image.shape
-    seen = np.full(size, -1)
-    for i, j in np.ndindex(size):
-        y, x = i + crop[0] - shift[0], j + crop[1] - shift[1]
-        if 0 <= y < height and 0 <= x < width:
-            seen[i, j] = image[y, width - 1 - x if mirror else x]
-    return seen
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_a_window_shows_all_that_its_sample_shows_of_the_image(data):
-    height, width = size = data.draw(st.tuples(*[st.integers(1, 9)] * 2), "size")
-    cut = data.draw(st.tuples(st.integers(1, height), st.integers(1, width)), "cut")
-    crop = data.draw(st.tuples(st.integers(0, height - cut[0]), st.integers(0, width - cut[1])), "crop")
-    shift = data.draw(st.tuples(*[st.integers(-12, 12)] * 2), "shift")
-    mirror = data.draw(st.booleans(), "mirror")
-    image = np.arange(height * width).reshape(size)
-    part = BatchPlan(*(np.array([value]) for value in (7, mirror, shift, crop)))
-    ((top, left),), among = windows(part, size, cut)
-    window = image[top : top + cut[0], left : left + cut[1]]
-    assert min(top, left) >= 0
-    assert window.shape == cut  # within the image
-    found = shown(window, *(values[0] for values in (among.mirror, among.shift, among.crop)), cut)
-    np.testing.assert_array_equal(found, shown(image, mirror, shift, crop, cut))
-    assert among.indices.tolist() == [7]

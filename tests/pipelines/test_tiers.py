@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, ImageOps
 
+from fastseg.config import Size
 from fastseg.data.classes import CAMVID_32, VOID, ClassMap, camvid_colored, camvid_indexed
 from fastseg.data.headers import read_headers
 from fastseg.data.layouts import Pair, find
 from fastseg.data.scene import draw_scene
 from fastseg.errors import FastsegError, UsageError
-from fastseg.pipelines.plan import BatchPlan, Plan
+from fastseg.pipelines.fit import rooms_of
+from fastseg.pipelines.plan import BatchPlan, Plan, Rooms
 from fastseg.pipelines.resize import resize_image, resize_label
 from fastseg.pipelines.source import (
     MEAN,
@@ -42,7 +44,8 @@ def loader(request):
 
 def make_spec(pairs, classes, size, **given) -> Spec:
     fixed = {"device": torch.device("cpu"), "dtype": torch.float32, "threads": 2}
-    return Spec(pairs=pairs, headers=read_headers(pairs, 2), classes=classes, size=size, **{**fixed, **given})
+    given = {"headers": read_headers(pairs, 2), **fixed, **given}
+    return Spec(pairs=pairs, classes=classes, size=size, **given)
 
 
 def make_pairs(folder: Path, sizes, colored=False, seed=0) -> list[Pair]:
@@ -176,6 +179,217 @@ def test_windows_are_decoded_where_nothing_is_resized(tmp_path, monkeypatch, fil
     next(tier.train(make_plan(3, 16, max_crop=room), 0, 0, 1))
     assert shapes[0] == [[16, *decoded, 3], [16, *decoded, 1]]
     assert next(tier.decode([np.array([0])], 1, resize_labels=True))[0][0].shape == (*size, 3)  # whole
+
+
+def rooms(spec) -> Rooms:
+    return Rooms(rooms_of(spec.headers, spec.window, spec.size))
+
+
+MIXED = [(48, 64), (45, 61), (24, 32), (24, 31), (23, 32), (90, 40)]
+
+
+@pytest.mark.parametrize("colored", [False, True], ids=["indexed", "colored"])
+@pytest.mark.parametrize(
+    ("files", "size", "window"),
+    [
+        (MIXED, (20, 30), (20, 30)),  # of each file's own pixels
+        (MIXED, (23, 31), (23, 31)),
+        (MIXED, (32, 48), (32, 48)),  # most files are smaller
+        (MIXED, (100, 100), (100, 100)),
+        (MIXED, (10, 15), (20, 30)),
+        (MIXED, (33, 47), (22, 31)),
+        (MIXED, (21, 30), (32, 48)),
+        (MIXED, (64, 99), (40, 62)),
+    ],
+)
+def test_tiers_agree_on_windows_of_the_files_own_pixels(tmp_path, files, size, window, colored):
+    classes = camvid_colored() if colored else camvid_indexed()
+    spec = make_spec(make_pairs(tmp_path, files, colored), classes, Size(*size), window=Size(*window))
+    assert_tiers_agree(spec, make_plan(len(files), 4, max_shift=(0, 0), max_crop=rooms(spec)), steps=6)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_windows_of_files_of_any_encoding_have_the_bits_of_whole_images(tmp_path, encoding):
+    pytest.importorskip("nvidia.dali")
+    pairs = encode(make_pairs(tmp_path, MIXED), encoding)
+    spec = make_spec(pairs, camvid_indexed(), Size(30, 40), window=Size(30, 40))
+    plan = make_plan(len(pairs), 32, max_shift=(0, 0), max_crop=rooms(spec))
+    wanted, found = (take(loader, spec, plan, steps=2) for loader in ("reference", "dali"))
+    for (images, labels), (wanted_images, wanted_labels) in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(labels, wanted_labels)
+        np.testing.assert_array_equal(images, wanted_images)
+
+
+def test_windows_show_their_files_own_pixels_where_the_plan_says(loader, tmp_path):
+    """By the file alone: cut out with NumPy, or, where it is smaller, put among black and void; mirrored by half."""
+    pairs = make_pairs(tmp_path, MIXED)
+    spec = make_spec(pairs, camvid_indexed(), Size(30, 40), window=Size(30, 40))
+    plan = make_plan(len(pairs), 6, max_shift=(0, 0), max_crop=rooms(spec))
+    places = set()
+    for step, (images, labels) in enumerate(take(loader, spec, plan, steps=8)):
+        part = plan.global_batch(step)
+        for index, mirror, crop, image, label in zip(
+            part.indices, part.mirror, part.crop.tolist(), images, labels, strict=True
+        ):
+            stored, raw = (np.array(Image.open(path)) for path in (pairs[index].image, pairs[index].label))
+            raw = np.where(raw == 11, VOID, raw)
+            cut, place = [], []
+            for at, own, side in zip(crop, raw.shape, (30, 40), strict=True):
+                assert at in range(abs(own - side) + 1)
+                cut.append(slice(at, at + side) if own >= side else slice(None))
+                place.append(slice(None) if own >= side else slice(at, at + own))
+            wanted, wanted_label = np.zeros((30, 40, 3), np.uint8), np.full((30, 40), VOID, np.uint8)
+            turn = (slice(None), slice(None, None, -1 if mirror else 1))
+            wanted[*place], wanted_label[*place] = stored[*cut][turn], raw[*cut][turn]
+            np.testing.assert_array_equal(image, wanted)
+            np.testing.assert_array_equal(label, wanted_label)
+            places.add((int(index), *crop))
+    assert len(places) > 30  # of 48
+
+
+def test_a_window_of_another_scale_is_resized_by_itself(loader, tmp_path):
+    """As the definition of resizing has it for the window alone, without a look at what lies beside it."""
+    pairs = make_pairs(tmp_path, MIXED[:2])
+    spec = make_spec(pairs, camvid_indexed(), Size(20, 20), window=Size(40, 30))
+    plan = make_plan(2, 6, mirror=False, max_shift=(0, 0), max_crop=rooms(spec))
+    for step, (images, labels) in enumerate(take(loader, spec, plan, steps=4)):
+        part = plan.global_batch(step)
+        for index, (top, left), image, label in zip(part.indices, part.crop.tolist(), images, labels, strict=True):
+            stored, raw = (np.array(Image.open(path)) for path in (pairs[index].image, pairs[index].label))
+            cut = slice(top, top + 40), slice(left, left + 30)
+            assert np.abs(image.astype(int) - resize_image(stored[cut], (20, 20))).max() <= 1
+            wanted = resize_label(raw[cut], (20, 20))
+            np.testing.assert_array_equal(label, np.where(wanted == 11, VOID, wanted))
+
+
+@pytest.mark.parametrize("colored", [False, True], ids=["indexed", "colored"])
+@pytest.mark.parametrize(
+    ("size", "crop"), [((24, 32), None), ((50, 41), None), ((50, 41), (20, 30)), ((24, 32), (9, 9))]
+)
+def test_tiers_agree_on_letterboxed_images(tmp_path, size, crop, colored):
+    classes = camvid_colored() if colored else camvid_indexed()
+    spec = make_spec(make_pairs(tmp_path, MIXED, colored), classes, Size(*size), fit="letterbox")
+    spec = replace(spec, crop=crop and Size(*crop))
+    room = (size[0] - crop[0], size[1] - crop[1]) if crop else (0, 0)
+    assert_tiers_agree(spec, make_plan(len(MIXED), 4, max_crop=room), steps=4)
+    kept = replace(spec, keep=spec.size)
+    for (images, labels), (other_images, other_labels) in zip(
+        take("cache", kept, make_plan(len(MIXED), 4, max_crop=room), 4),
+        take("reference", spec, make_plan(len(MIXED), 4, max_crop=room), 4),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(labels, other_labels)
+        assert np.abs(images.astype(int) - other_images).max() <= 1
+
+
+def test_letterboxed_images_lie_in_the_middle_of_black_and_void(loader, tmp_path):
+    pairs = make_pairs(tmp_path, [(24, 32), (48, 32), (20, 80)])
+    spec = make_spec(pairs, camvid_indexed(), Size(24, 32), fit="letterbox")
+    # 24x16 of 24x32; 8x32 of 24x32
+    boxes = [(slice(0, 24), slice(0, 32)), (slice(0, 24), slice(8, 24)), (slice(8, 16), slice(0, 32))]
+    ((images, labels),) = take(loader, spec, make_plan(3, 3, mirror=False, max_shift=(0, 0)), steps=1)
+    order = make_plan(3, 3).global_batch(0).indices
+    for index, image, label in zip(order, images, labels, strict=True):
+        stored, raw = (np.array(Image.open(path)) for path in (pairs[index].image, pairs[index].label))
+        size = tuple(part.stop - part.start for part in boxes[index])
+        wanted, wanted_label = np.zeros((24, 32, 3), int), np.full((24, 32), 11)
+        wanted[boxes[index]], wanted_label[boxes[index]] = resize_image(stored, size), resize_label(raw, size)
+        assert np.abs(image - wanted).max() <= 1
+        np.testing.assert_array_equal(label, np.where(wanted_label == 11, VOID, wanted_label))
+    chosen = replace(spec, loader=loader)
+    (batch,) = evaluation_batches(chosen, 3, resize_labels=False)
+    evaluated = pixels(batch.images)
+    for index in range(3):
+        np.testing.assert_array_equal(evaluated[index], images[order.tolist().index(index)])
+    assert [label.shape for label in batch.labels] == [(24, 32), (48, 32), (20, 80)]
+    (batch,) = evaluation_batches(chosen, 3, resize_labels=True)
+    assert [label.shape for label in batch.labels] == [(24, 32), (24, 16), (8, 32)]
+
+
+def turn(pairs, kind, **how) -> list[Pair]:
+    """The same pairs, whose images, and every other label, are to be turned each in another way."""
+    for number, pair in enumerate(pairs):
+        exif = Image.Exif()
+        exif[0x0112] = number % 8 + 1
+        image = Image.open(pair.image)
+        image.load()
+        image.save(pair.image, format=kind, exif=exif, **how)
+        with Image.open(pair.image) as again:
+            size = ImageOps.exif_transpose(again).size
+        label = Image.open(pair.label)
+        label.load()
+        if number % 2:
+            label.save(pair.label, format="PNG", exif=exif)
+        else:
+            label.resize(size, Image.Resampling.NEAREST).save(pair.label, format="PNG")
+    return pairs
+
+
+@pytest.mark.parametrize("kind", [{"kind": "JPEG", "quality": 90}, {"kind": "PNG"}, {"kind": "WEBP"}])
+@pytest.mark.parametrize(
+    ("size", "how"),
+    [
+        ((45, 61), {}),
+        ((24, 32), {"fit": "letterbox"}),
+        ((20, 30), {"window": Size(20, 30)}),
+        ((70, 8), {"window": Size(70, 8)}),
+    ],
+)
+def test_tiers_agree_on_pictures_that_are_turned_upright(tmp_path, size, how, kind):
+    pairs = turn(make_pairs(tmp_path, [(45, 61)] * 16), **kind)
+    spec = make_spec(
+        pairs, camvid_indexed(), Size(*size), upright=True, headers=read_headers(pairs, 2, upright=True), **how
+    )
+    assert {header.image_size for header in spec.headers} == {(45, 61), (61, 45)}
+    assert [header.problem for header in spec.headers] == [None] * 16
+    room = rooms(spec) if spec.window else (0, 0)
+    assert_tiers_agree(spec, make_plan(16, 16, max_shift=(0, 0), max_crop=room), steps=2)
+    ((images, _),) = take(
+        "reference",
+        replace(spec, size=Size(61, 45), fit="squeeze", window=None),
+        make_plan(16, 16, mirror=False, max_shift=(0, 0)),
+        1,
+    )
+    order = make_plan(16, 16).global_batch(0).indices.tolist()
+    for index in (4, 5, 6, 7, 12):  # of quarter turns, nothing is resized here
+        with Image.open(pairs[index].image) as file:
+            np.testing.assert_array_equal(images[order.index(index)], np.array(ImageOps.exif_transpose(file)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, Size(20, 30)])
+def test_the_gpu_turns_pictures_as_the_reference_does(tmp_path, window):
+    pytest.importorskip("nvidia.dali")
+    pairs = turn(make_pairs(tmp_path, [(45, 61)] * 16), "PNG")
+    headers, size = read_headers(pairs, 2, upright=True), window or Size(45, 61)
+    spec = make_spec(pairs, camvid_indexed(), size, upright=True, headers=headers, window=window)
+    plan = make_plan(16, 16, max_shift=(0, 0), max_crop=rooms(spec) if window else (0, 0))
+    images, labels = next(make_tier(replace(spec, loader="dali", device=torch.device("cuda"))).train(plan, 0, 0, 1))
+    ((wanted, wanted_labels),) = take("reference", spec, plan, steps=1)
+    np.testing.assert_array_equal(labels.cpu().numpy(), wanted_labels)
+    assert np.abs(pixels(images.cpu()).astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("size", "how"),
+    [
+        ((20, 30), {"window": Size(20, 30)}),
+        ((64, 99), {"window": Size(40, 62)}),
+        ((100, 100), {"window": Size(100, 100)}),
+        ((50, 41), {"fit": "letterbox"}),
+    ],
+)
+@pytest.mark.parametrize("tier", ["dali", "cache"])
+def test_windows_and_letterboxed_images_on_the_gpu_agree_with_the_reference(tmp_path, tier, size, how):
+    if tier == "dali":
+        pytest.importorskip("nvidia.dali")
+    spec = make_spec(make_pairs(tmp_path, MIXED), camvid_indexed(), Size(*size), **how)
+    plan = make_plan(6, 6, max_shift=(0, 0), max_crop=rooms(spec) if spec.window else (0, 0))
+    batches = make_tier(replace(spec, loader=tier, device=torch.device("cuda"))).train(plan, 0, 0, 1)
+    for (images, labels), (wanted, wanted_labels) in zip(batches, take("reference", spec, plan, steps=4), strict=False):
+        np.testing.assert_array_equal(labels.cpu().numpy(), wanted_labels)
+        assert np.abs(pixels(images.cpu()).astype(int) - wanted).max() <= 1
 
 
 def test_the_number_of_threads_changes_no_pixel(loader, tmp_path):
@@ -573,10 +787,10 @@ def fields(data: bytes) -> list[tuple[int, int | bytes]]:
 
 def operators(spec, gpu, resized, windowed=False):
     """(name, device, inputs, other arguments) of each operator, and the devices of the outputs. Needs no device."""
-    from fastseg.pipelines.dali import graph
+    from fastseg.pipelines.dali import graph, work
 
-    how = {"gpu": gpu, "resize_labels": resized, "windowed": windowed}
-    pipe = graph(lambda: None, spec, **how, batch_size=2, num_threads=1, device_id=None)
+    todo = work(spec, resize_labels=resized, training=windowed)
+    pipe = graph(lambda: None, spec, todo, gpu=gpu, batch_size=2, num_threads=1, device_id=None)
     found = []
     for number, op in fields(pipe.serialize()):
         if number == 5:  # dali.proto: PipelineDef.op; OpDef.name = 1, input = 2, args = 4

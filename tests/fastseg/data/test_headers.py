@@ -4,8 +4,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from fastseg.data.classes import ClassMap
+from fastseg.data.decode import decode_image, decode_label
 from fastseg.data.headers import Header, dali_obstacle, read_header, read_headers
 from fastseg.data.layouts import Pair
 
@@ -16,6 +18,29 @@ def pair(png):
 
     def write(stem, image, label):
         return Pair(stem, str(png(f"{stem}.png", image)), str(png(f"{stem}_L.png", label)))
+
+    return write
+
+
+@pytest.fixture
+def write_bits():
+    """write_bits(path, pixels) writes a grey PNG of 2 bits that is to be turned a quarter clockwise."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def write(path, pixels):
+        (height, width), exif = pixels.shape, Image.Exif()
+        exif[0x0112] = 6
+        bits = np.zeros((height, -(-width // 4) * 8), np.uint8)
+        bits[:, : 2 * width : 2], bits[:, 1 : 2 * width : 2] = pixels >> 1, pixels & 1
+        lines = b"".join(b"\0" + row.tobytes() for row in np.packbits(bits, axis=1))
+        tags = exif.tobytes().removeprefix(b"Exif\0\0")
+        head = struct.pack(">IIBBBBB", width, height, 2, 0, 0, 0, 0)
+        parts = ((b"IHDR", head), (b"eXIf", tags), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+        data = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+        with open(path, "wb") as file:
+            file.write(data)
 
     return write
 
@@ -124,6 +149,7 @@ def test_a_tiff_that_is_to_be_turned_is_refused_as_pillow_would_turn_it(pair, tm
         picture.save(made.image, format="TIFF", exif=exif)
         found = read_header(made).problem
         assert found is None if problem is None else found.problem.startswith(problem)
+    assert read_header(made, upright=True).problem == found
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
@@ -177,3 +203,49 @@ def test_a_format_goes_to_the_tier_that_reads_it(png, tmp_path, data, loader):
     with Image.open(tmp_path / "train" / "b.png") as image:
         wanted = np.array(image.convert("RGB"))
     np.testing.assert_array_equal(images[1].numpy(), wanted)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(9))
+def test_pictures_are_turned_upright_as_pillow_turns_them(pair, kind, orientation):
+    """Image and label: their pixels, and the sizes that headers have; stored otherwise."""
+    stored = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    made, exif = pair("a", stored, blank(6, 9)), Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(made.image, format=kind, exif=exif)
+    Image.fromarray(stored[..., 0] // 32).save(made.label, format="PNG", exif=exif)
+    changed = orientation > 1
+    with Image.open(made.image) as image, Image.open(made.label) as label:
+        wanted, wanted_label = (np.array(ImageOps.exif_transpose(file)) for file in (image, label))
+    classes = ClassMap(tuple("abcdefgh"), ((0, 0, 0),) * 8, from_index={i: i for i in range(8)})
+    np.testing.assert_array_equal(decode_image(made.image, upright=True), wanted)
+    np.testing.assert_array_equal(decode_label(made.label, classes, 254, upright=True), wanted_label)
+    header = read_header(made, upright=True)
+    assert header.image_size == header.label_size == wanted_label.shape == ((9, 6) if orientation > 4 else (6, 9))
+    assert header.turned == ((made.image, made.label) if changed else ())
+    if kind == "PNG":
+        np.testing.assert_array_equal(decode_image(made.image), stored)
+        assert read_header(made).image_size == (6, 9)
+
+
+def test_narrow_grey_labels_are_turned_with_the_values_that_they_are_stored_with(pair, write_bits):
+    """Pillow would stretch them, and forget that it did once they are turned."""
+    made = pair("a", blank(2, 3, 3), blank(2, 3))
+    write_bits(made.label, np.array([[0, 1, 2], [3, 0, 1]], np.uint8))
+    classes = ClassMap(tuple("abcd"), ((0, 0, 0),) * 4, from_index={i: i for i in range(4)})
+    assert decode_label(made.label, classes, 254).tolist() == [[0, 1, 2], [3, 0, 1]]
+    assert decode_label(made.label, classes, 254, upright=True).tolist() == [[3, 0], [0, 1], [1, 2]]
+
+
+def test_a_label_that_is_drawn_upright_goes_with_a_turned_photo_where_that_is_applied(pair):
+    made, exif = pair("a", blank(3, 5, 3), blank(5, 3)), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (5, 3)).save(made.image, format="JPEG", exif=exif)
+    assert read_header(made).problem.problem.endswith("not applied: --exif apply, or save both upright")
+    assert read_header(made, upright=True) == Header(
+        (5, 3), (5, 3), "RGB", "L", (made.image,), None, True, ("JPEG", "PNG")
+    )
+    # The other way round there is nothing to cure.
+    Image.new("L", (5, 3)).save(made.label)
+    assert read_header(made).problem is None
+    assert read_header(made, upright=True).problem.problem.endswith("(width x height): they must be equal")
