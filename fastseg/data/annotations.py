@@ -82,7 +82,7 @@ def read(paths: Sequence[Path]) -> Annotations:
             raise FastsegError(f"{shown(path)}: no JSON, or not all of one ({error}): export it anew") from None
         except RecursionError:
             raise FastsegError(f"{shown(path)}: brackets nested too deep for an annotation") from None
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise FastsegError(
                 f"{shown(path)}: not as LabelMe, COCO or CVAT write it ({first_line(error)}): export it anew"
             ) from None

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fastseg.data.decode import READING_ERRORS, opened
-from fastseg.data.layouts import IMAGE_SUFFIXES
+from fastseg.data.pairs import IMAGE_SUFFIXES, SPLIT_NAMES, is_companion
 from fastseg.errors import UsageError
 from fastseg.texts import is_plain, shown
 
@@ -31,8 +31,9 @@ instance instances instanceids object objects segmentationobject segmentationobj
 vis overlay overlays color colour colors colours preview depth disparity segmentationclassvisualization
 """
 MASK_WORDS, IMAGE_WORDS, OTHER_WORDS = _MASKS.split(), _IMAGES.split(), _OTHERS.split()
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-SPLIT_NAMES |= {"test": "test", "testing": "test"}
+# What a folder's name says of a split: also the words that nobody writes into dataset.toml.
+SPLIT_WORDS = {word: split for split, words in SPLIT_NAMES.items() for word in words}
+SPLIT_WORDS |= {"training": "train", "testing": "test"}
 
 MAX_DEPTH = 8  # of folders in folders, which also ends loops of links
 SAMPLE = 6  # pictures of a kind that are looked into
@@ -42,7 +43,7 @@ FEW = 64  # colours that a mask may have without further proof
 _WORD = "|".join(sorted((*MASK_WORDS, *IMAGE_WORDS, *OTHER_WORDS), key=len, reverse=True))
 _END = re.compile(rf"(?:[_\-. ](?:(?i:{_WORD}|jpg|jpeg|png)|[LP]))+$")
 _START = re.compile(rf"^(?i:(?:{_WORD})(?:[_\-. ]|(?=\d)))+")
-_JOINED = re.compile(rf"(?i)({'|'.join(SPLIT_NAMES)})(annot|masks?|labels?|images?)")
+_JOINED = re.compile(rf"(?i)({'|'.join(SPLIT_WORDS)})(annot|masks?|labels?|images?)")
 
 Place = tuple[tuple[str, ...], str]  # (what is left of the folders, what is left of the name)
 Parts = list[tuple[str, str]]  # of each folder on the way: (what is left of it, its words)
@@ -90,9 +91,9 @@ def files_below(root: Path, suffixes: Iterable[str]) -> list[Path]:
     for folder, folders, names in os.walk(root, followlinks=True):
         here = Path(folder).relative_to(root)
         deep = len(here.parts) >= MAX_DEPTH
-        folders[:] = [] if deep else sorted(f for f in folders if not f.startswith((".", "__MACOSX")) and is_plain(f))
+        folders[:] = [] if deep else sorted(f for f in folders if not is_companion(f) and is_plain(f))
         for name in names:
-            if Path(name).suffix.lower() in wanted and not name.startswith(".") and is_plain(name):
+            if Path(name).suffix.lower() in wanted and not is_companion(name) and is_plain(name):
                 found.append(here / name)
     return sorted(found)
 

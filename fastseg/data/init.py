@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastseg.data.check import off_map
 from fastseg.data.classes import Color
-from fastseg.data.folders import FEW, SPLIT_NAMES, Place, Sides, affixes, evenly, find_sides
+from fastseg.data.folders import FEW, SPLIT_WORDS, Place, Sides, affixes, evenly, find_sides
 from fastseg.data.layouts import Dataset, find
 from fastseg.data.names import BACKGROUNDS, IGNORED, ClassNames, find_names
 from fastseg.data.split import sequence
@@ -215,7 +215,7 @@ def _guess_void(values: Values, kept: Sequence[Value], named: dict[Value, str]) 
 def _splits(root: Path, sides: Sides, prefix: Path, notes: list[str]) -> dict[str, Split]:
     by_split: dict[str, list[Place]] = {}
     for place in sides.places:
-        name = next((SPLIT_NAMES[part.lower()] for part in place[0] if part.lower() in SPLIT_NAMES), "")
+        name = next((SPLIT_WORDS[part.lower()] for part in place[0] if part.lower() in SPLIT_WORDS), "")
         by_split.setdefault(name, []).append(place)
     loose = by_split.pop("", [])
     if not by_split:
@@ -285,7 +285,7 @@ def _lists(root: Path, stems: set[str]) -> list[tuple[str, Path, int]]:
     found = {}
     for folder in (root / "ImageSets" / "Segmentation", root / "splits", root):
         for path in sorted(folder.glob("*.txt")):
-            name = SPLIT_NAMES.get(path.stem.lower())
+            name = SPLIT_WORDS.get(path.stem.lower())
             if name and name not in found:
                 lines = {Path(line.strip()).name for line in read_text(path).splitlines()} - {""}
                 known = len(stems & {form for line in lines for form in (line, Path(line).stem, line.split()[0])})

@@ -17,8 +17,8 @@ from fastseg.data.annotations import Annotated, Annotations
 from fastseg.data.classes import VOID
 from fastseg.data.decode import READING_ERRORS, is_turned, opened, reason
 from fastseg.data.folders import by_words, files_below, left_of
-from fastseg.data.layouts import IMAGE_SUFFIXES
 from fastseg.data.names import BACKGROUNDS, IGNORED
+from fastseg.data.pairs import IMAGE_SUFFIXES
 from fastseg.errors import FastsegError, UsageError
 from fastseg.texts import is_plain, shown
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastseg.data.decode import MAX_PIXELS
+
 
 @dataclass(frozen=True)
 class Region:
@@ -82,8 +84,10 @@ def runs(counts: Sequence[int], height: int, width: int, *, by_column: bool) -> 
     """bool[height, width] of the lengths of runs of 0, 1, 0, ..., row after row or column after column.
 
     Raises:
-        ValueError: the lengths do not make up the size.
+        ValueError: the lengths do not make up the size, or it is that of no image.
     """
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{width}x{height} are more than {MAX_PIXELS} pixels")
     lengths = np.asarray(counts, np.int64)
     if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != height * width:
         raise ValueError(f"run lengths do not make up {width}x{height} pixels")

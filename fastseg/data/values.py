@@ -11,7 +11,7 @@ from PIL import Image
 from fastseg.data.classes import ClassMap, Color
 from fastseg.data.decode import opened, read_label
 from fastseg.data.headers import Header, read_header
-from fastseg.data.layouts import Pair
+from fastseg.data.pairs import Pair
 from fastseg.errors import FastsegError
 from fastseg.texts import shown
 

@@ -97,7 +97,7 @@ def cities(root: Path) -> dict[str, Any]:
     for split, towns in (("train", ("bonn", "ulm")), ("val", ("jena", "kiel"))):
         for town in towns:
             for seed in range(2):
-                save(root, f"leftImg8bit/{split}/{town}/{town}_{seed}_leftImg8bit.png", photo(seed + ord(town[0])))
+                save(root, f"leftImg8bit/{split}/{town}/{town}_{seed}_leftImg8bit.png", photo(seed + 10 * ord(town[0])))
                 for kind, label in (("labelIds", indices()), ("color", colored((0, 0, 0), RED, GREEN))):
                     save(root, f"gtCoarse/{split}/{town}/{town}_{seed}_gtCoarse_{kind}.png", label)
     splits = {
@@ -155,7 +155,7 @@ def no_split(root: Path) -> dict[str, Any]:
     """Binary masks of 0 and 255 under the images' names, which look like frames of two videos; no split."""
     for video in ("east", "west"):
         for frame in range(4):
-            save(root, f"images/{video}_{frame:03}.png", photo(frame))
+            save(root, f"images/{video}_{frame:03}.png", photo(frame + 10 * (video == "west")))
             save(root, f"masks/{video}_{frame:03}.png", (indices() > 0).astype(np.uint8) * 255)
     return expected({"train": ("images/*.png", "masks/*.png")}, {"class_0": 0, "class_255": 255}, val=0.2)
 
