@@ -1,7 +1,6 @@
 """Annotations of LabelMe (JSON), COCO (JSON of instances) and CVAT (XML, "for images 1.1") as shapes of images."""
 
 import base64
-import binascii
 import io
 import json
 import math
@@ -156,7 +155,7 @@ def _labelme_mask(text: str, points: Sequence[Sequence[float]]) -> Draw:
     try:
         with Image.open(io.BytesIO(base64.b64decode(text))) as file:
             bits = np.array(file.convert("L")) > 0
-    except (*READING_ERRORS, binascii.Error) as error:
+    except READING_ERRORS as error:  # text that is no base64 is a ValueError
         raise ValueError(f"a mask that is no PNG: {first_line(error)}") from None
     return lambda height, width: [shapes.place(bits, left, top, height, width)]
 
@@ -218,18 +217,21 @@ def _cvat_shape(shape: ElementTree.Element) -> Draw | None:
     def numbers(*names: str) -> list[float]:
         return [float(shape.attrib[name]) for name in names]
 
-    degrees = float(shape.get("rotation", 0))
+    (degrees,) = numbers("rotation") if "rotation" in shape.attrib else (0.0,)
     if shape.tag == "polygon":
         return _polygon([[float(v) for v in point.split(",")] for point in shape.attrib["points"].split(";")])
     if shape.tag == "box":
-        corners = numbers("xtl", "ytl", "xbr", "ybr")
-        return _polygon(shapes.turned_box(*corners, degrees)) if degrees else _box(*corners)
+        left, top, right, bottom = numbers("xtl", "ytl", "xbr", "ybr")
+        if degrees:
+            return _polygon(shapes.turned_box(left, top, right, bottom, degrees))
+        return _box(left, top, right, bottom)
     if shape.tag == "ellipse":
-        return _ellipse(*numbers("cx", "cy", "rx", "ry"), degrees)
+        x, y, radius_x, radius_y = numbers("cx", "cy", "rx", "ry")
+        return _ellipse(x, y, radius_x, radius_y, degrees)
     if shape.tag == "mask":
-        left, top, width, height = (int(shape.attrib[name]) for name in ("left", "top", "width", "height"))
+        x_0, y_0, width, height = (int(shape.attrib[name]) for name in ("left", "top", "width", "height"))
         bits = shapes.runs([int(n) for n in shape.attrib["rle"].split(",")], height, width, by_column=False)
-        return lambda h, w: [shapes.place(bits, left, top, h, w)]
+        return lambda h, w: [shapes.place(bits, x_0, y_0, h, w)]
     return None
 
 

@@ -138,7 +138,8 @@ def make_classes(
             parts = value if isinstance(value, tuple) else (value,)
             rows.setdefault("void" if value in void_values else "_".join(map(str, ("class", *parts))), []).append(value)
     total = max(1, values.pixels.total())
-    classes, void = [], []
+    classes: list[Class] = []
+    void: list[Class] = []
     for name, its in rows.items():
         share = sum(values.pixels[value] for value in its) / total
         row = Class(name, its, share, max(values.images[value] for value in its))
@@ -170,7 +171,7 @@ def _named(values: Values, names: ClassNames | None, notes: list[str]) -> dict[V
             notes.append(
                 f"{shown(names.path.name)} has {len(rows)} names for the values 1 to {highest}: 0 is background"
             )
-            return {0: "background"} | {i + 1: name for i, (name, _) in enumerate(names.rows)}
+            return dict(enumerate(["background", *(name for name, _ in names.rows)]))
         return rows
     if values.is_color:
         return {(value, value, value): name for value, name in rows.items() if isinstance(value, int)}
@@ -203,10 +204,9 @@ def _most_first(item: tuple[Value, int]) -> tuple[int, Value]:
 
 def _guess_void(values: Values, kept: Sequence[Value], named: dict[Value, str]) -> set[Value]:
     """255 beside small values that are more than one, and the boundary of Pascal VOC's colours."""
-    if values.is_color:
-        return {BOUNDARY} - named.keys()
     others = [value for value in kept if isinstance(value, int) and value != 255]
-    return {255} - named.keys() if len(others) > 1 and max(others) < 128 else set()
+    void: set[Value] = {BOUNDARY} if values.is_color else {255} if len(others) > 1 and max(others) < 128 else set()
+    return void - named.keys()
 
 
 # ---- where files lie ----

@@ -41,13 +41,17 @@ def polygon(points: np.ndarray, height: int, width: int) -> Region:
     x, y = points.T
     top, bottom = _range(y.min(), y.max(), height)
     left, right = _range(x.min(), x.max(), width)
-    next_x, next_y = np.roll(x, -1), np.roll(y, -1)
-    # Each edge crosses the rows whose centre is between its ends: once for each, whatever the direction.
-    ends = [np.clip(np.ceil(f(y, next_y) - 0.5), top, bottom).astype(int) for f in (np.minimum, np.maximum)]
-    counts = ends[1] - ends[0]
+    other_x, other_y = np.roll(x, -1), np.roll(y, -1)
+    # Each edge from its upper end, so that two shapes with a common edge agree on it to the last bit.
+    down = y <= other_y
+    x_0, x_1 = np.where(down, x, other_x), np.where(down, other_x, x)
+    y_0, y_1 = np.where(down, y, other_y), np.where(down, other_y, y)
+    # It crosses the rows whose centre is between its ends.
+    first, last = (np.clip(np.ceil(end - 0.5), top, bottom).astype(int) for end in (y_0, y_1))
+    counts = last - first
     edge = np.repeat(np.arange(len(x)), counts)
-    row = ends[0][edge] + np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts)
-    crossing = x[edge] + (row + 0.5 - y[edge]) * (next_x - x)[edge] / (next_y - y)[edge]
+    row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts)
+    crossing = x_0[edge] + (row + 0.5 - y_0[edge]) * (x_1 - x_0)[edge] / (y_1 - y_0)[edge]
     column = np.clip(np.ceil(crossing - 0.5), left, right).astype(int)
     turns = np.zeros((bottom - top, right - left + 1), bool)
     np.logical_xor.at(turns, (row - top, column - left), True)

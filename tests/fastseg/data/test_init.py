@@ -1,5 +1,9 @@
 import json
+import re
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import made_folders as made
 import numpy as np
@@ -72,6 +76,21 @@ def test_a_table_and_three_commands_are_printed(call, tmp_path):
         f"  fastseg data preview '{root}' --out preview.png",
         f"  fastseg train --data '{root}' --recipe fast --run runs/first",
     ]
+
+
+def test_the_documentation_shows_what_is_printed(call, tmp_path):
+    made.rgba(tmp_path / "field")
+    out = re.sub(r"(?<![\w/])field", "/data/field", call("data", "init", "field")[1])
+    page = Path(__file__).parents[3] / "docs" / "dataset.md"
+    assert f"```text\n{out}```" in page.read_text("utf-8")
+
+
+def test_the_documentations_pictures_are_those_that_its_script_draws(tmp_path):
+    images = Path(__file__).parents[3] / "docs" / "images"
+    subprocess.run([sys.executable, images / "draw.py", tmp_path], check=True)
+    for name in ("masks.png", "polygons.png"):
+        with Image.open(images / name) as kept, Image.open(tmp_path / name) as drawn:
+            np.testing.assert_array_equal(np.array(kept), np.array(drawn))
 
 
 def test_json_is_one_document(call, tmp_path):

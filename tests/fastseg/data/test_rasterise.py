@@ -7,7 +7,7 @@ from pathlib import Path
 import made_folders as made
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -43,6 +43,7 @@ def by_rays(points: list[tuple[int, int]], height: int, width: int) -> np.ndarra
 POINTS = st.tuples(st.integers(-4, 14), st.integers(-4, 11))
 
 
+@settings(deadline=None)
 @given(st.lists(POINTS, min_size=3, max_size=7))
 def test_polygons_are_the_even_odd_rule_at_pixel_centres(points):
     # Thirds of a pixel more on x, so that no edge runs through a centre but by rounding.
