@@ -47,13 +47,13 @@ def count_values(paths: Sequence[str], threads: int) -> Values:
     """Count the values or colours of masks; those that cannot be read are left out, with a note.
 
     Raises:
-        FastsegError: a mask is a JPEG, holds a value beyond a byte, or the colours of a photo; no mask can be read.
+        FastsegError: a mask is a JPEG, holds a value beyond a byte, or the colours of a photo.
     """
     pixels: Counter[Value] = Counter()
     images: Counter[Value] = Counter()
     with ThreadPoolExecutor(threads) as pool:
         headers = list(pool.map(lambda path: read_header(Pair("", path, path)), paths))
-        good, notes = _readable(paths, headers)
+        good, notes = _readable(paths, headers), []
         modes = {header.label_mode for header in headers if not header.problem}
         palettes = set(pool.map(_palette, [path for path, h in good if h.label_mode == "P"]))
         is_color = any(mode.split(";")[0] not in _INDEXED for mode in modes)
@@ -65,15 +65,18 @@ def count_values(paths: Sequence[str], threads: int) -> Values:
             notes.append(f"masks are of several kinds ({', '.join(sorted(modes))}); all are read by colour")
         if any(mode.startswith(("RGBA", "LA")) for mode in modes):
             notes.append("masks have an alpha channel, which is dropped; colours are counted as they are stored")
-        for found in pool.map(lambda item: _count(item[0], is_color), good):
-            pixels.update(found)
-            images.update(found.keys())
-    return Values(is_color, pixels, images, len(good), () if is_color else shared, tuple(notes))
+        counts = list(pool.map(lambda item: _count(item[0], is_color), good))
+    for found in counts:
+        pixels.update(found)
+        images.update(found.keys())
+    counted = sum(map(bool, counts))
+    if counted < len(paths):
+        notes.append(f"masks that cannot be read: {len(paths) - counted}; `fastseg data check` names them")
+    return Values(is_color, pixels, images, counted, () if is_color else shared, tuple(notes))
 
 
-def _readable(paths: Sequence[str], headers: Sequence[Header]) -> tuple[list[tuple[str, Header]], list[str]]:
-    """The masks that can be read, and a note on the others."""
-    good = [(path, header) for path, header in zip(paths, headers, strict=True) if not header.problem]
+def _readable(paths: Sequence[str], headers: Sequence[Header]) -> list[tuple[str, Header]]:
+    """The masks that can be read."""
     bad = [header for header in headers if header.problem]
     # A header that is there, with a problem: compression that changes values.
     if lossy := [header.problem for header in bad if header.label_mode and header.problem]:
@@ -82,11 +85,7 @@ def _readable(paths: Sequence[str], headers: Sequence[Header]) -> tuple[list[tup
             f"{shown(lossy[0].file)}: {lossy[0].problem}{more}: export the masks anew as PNG; what compression has "
             "mixed up cannot be counted"
         )
-    if not good:
-        first = bad[0].problem
-        raise FastsegError(f"{shown(first.file)}: {first.problem}; no mask can be read" if first else "no mask")
-    notes = [f"masks that cannot be read: {len(bad)}; `fastseg data check` names them"] if bad else []
-    return good, notes
+    return [(path, header) for path, header in zip(paths, headers, strict=True) if not header.problem]
 
 
 def _palette(path: str) -> tuple[Color, ...]:
@@ -96,16 +95,21 @@ def _palette(path: str) -> tuple[Color, ...]:
 
 
 def _count(path: str, is_color: bool) -> dict[Value, int]:
-    raw = read_label(path, BY_COLOR if is_color else BY_VALUE)
+    """{value or colour: pixels} of a mask; empty where its pixels cannot be read."""
+    try:
+        raw = read_label(path, BY_COLOR if is_color else BY_VALUE)
+    except FastsegError:
+        return {}
     if is_color:
         counts = Image.fromarray(raw).getcolors(MAX_COLORS)
         if counts is None:
             raise FastsegError(f"{shown(path)}: has more than {MAX_COLORS} colours: it is a photo, no mask")
         return {(color[0], color[1], color[2]): count for count, color in counts if isinstance(color, tuple)}
-    values, numbers = np.unique(raw, return_counts=True)
-    if values[0] < 0 or values[-1] > 255:
+    lowest, highest = int(raw.min()), int(raw.max())
+    if lowest < 0 or highest > 255:
         raise FastsegError(
-            f"{shown(path)}: holds the value {values[-1] if values[-1] > 255 else values[0]}, and a class is a value "
+            f"{shown(path)}: holds the value {highest if highest > 255 else lowest}, and a class is a value "
             "0 to 255: give each class (not each object) one of them, and save the masks anew"
         )
-    return dict(zip(values.tolist(), numbers.tolist(), strict=True))
+    numbers = np.bincount(raw.ravel(), minlength=256)
+    return {int(value): int(numbers[value]) for value in np.flatnonzero(numbers)}
