@@ -98,8 +98,12 @@ def as_written(tmp_path, call, monkeypatch, smaller):
 
     It runs as it stands but for sizes and the folders of data, as on a machine without a GPU.
     """
+    import made_folders
+
     from fastseg.data.synth import write
 
+    made_folders.rgba(tmp_path / "field")
+    made_folders.labelme(tmp_path / "traced")
     small = {"counts": {"train": 4, "val": 2}, "size": (64, 96)}
     write(tmp_path / "CamVid", **small)
     write(tmp_path / "home" / "camvid", **small, layout="original")

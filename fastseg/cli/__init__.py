@@ -14,6 +14,7 @@ from fastseg.cli.bench_command import bench
 from fastseg.cli.data_commands import data
 from fastseg.cli.doctor_command import doctor
 from fastseg.cli.export_command import export
+from fastseg.cli.init_command import init, rasterise
 from fastseg.cli.predict_command import predict
 from fastseg.cli.profile_command import profile
 from fastseg.cli.repro_command import repro
@@ -105,3 +106,5 @@ def main(debug: bool) -> None:
 
 for command in (data, train, evaluate, report, predict, export, repro, bench, profile, doctor):
     main.add_command(command)
+for command in (init, rasterise):
+    data.add_command(command)
