@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_type_hints
 import click
 import tomli_w
 
-from fastseg.data.split import SCHEMES
+from fastseg.data.split import check_scheme
 from fastseg.data.stats import WEIGHTINGS
 from fastseg.errors import UsageError
 from fastseg.texts import brief, parse_toml, read_toml, shown
@@ -82,10 +82,16 @@ class Data(_Checked):
     split_scheme: str = _option(
         "auto",
         "which pairs train: auto and tutorial keep the data set's own split; where it brings none, auto takes SegNet's "
-        "published lists, and tutorial a random 60/40",
-        SCHEMES,
+        "published lists, and tutorial a random 60/40; also segnet, video, random-60-40 and random:A-B",
     )
     unknown_colours: str = _option("error", "label values outside the class map", ("error", "void"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            check_scheme(self.split_scheme)
+        except ValueError as error:
+            raise ValueError(f"split_scheme = {brief(self.split_scheme)}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from fastseg import data
 from fastseg.config import Config, Data, Runtime, Train
 from fastseg.data.headers import read_headers
 from fastseg.data.layouts import Dataset, find
-from fastseg.data.split import Splits, apply
+from fastseg.data.split import Splits, apply, missing
 from fastseg.distributed import choose_device
 from fastseg.environment import cores
 from fastseg.errors import FastsegError, UsageError
@@ -30,8 +30,15 @@ KEYS = {
 
 
 def open_data(config: Config) -> tuple[Dataset, Splits]:
-    """The data set that the configuration names, and its splits."""
+    """The data set that the configuration names, and its splits.
+
+    Raises:
+        FastsegError: no such data set or split, or a list of images to score names some that are not there.
+    """
     dataset = find(data.resolve(config.data.path))
+    if lost := missing(dataset, config.data.split_scheme):
+        more = f" (and {len(lost) - 1} more: `fastseg data check {dataset.root}` lists them)" if lost[1:] else ""
+        raise FastsegError(f"{lost[0].file}: {lost[0].problem}{more}; add the files, or take the name out of the list")
     return dataset, apply(dataset, config.data.split_scheme, config.runtime.seed)
 
 
@@ -56,7 +63,9 @@ def make_spec(
     pairs = splits.get(split, ())
     if not pairs:
         have = ", ".join(f"{name} ({len(p)} pairs)" for name, p in splits.items()) or "none"
-        cure = "; --split-scheme video or random-60-40 draws one" if split != "test" and dataset.pool else ""
+        cure = "; --split-scheme video or random:80-20 draws one" if split != "test" and dataset.pool else ""
+        if cure and dataset.layout == "toml":
+            cure = f"; `val = 0.2` at the top of dataset.toml holds a fifth of `train` out, or{cure[1:]}"
         raise FastsegError(f"{dataset.root}: no {split} split; it has {have}{cure}")
     headers = read_headers(pairs, threads)
     problems = [header.problem for header in headers if header.problem]

@@ -13,7 +13,7 @@ from fastseg.errors import FastsegError, UsageError
 
 data_path = click.argument("path")
 split_scheme = click.option(
-    "--split-scheme", default="auto", show_default=True, help="auto, tutorial, segnet, random-60-40 or video."
+    "--split-scheme", default="auto", show_default=True, help="auto, tutorial, segnet, video, random-60-40, random:A-B."
 )
 
 

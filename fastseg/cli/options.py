@@ -82,7 +82,7 @@ def train_options(command: Command) -> Command:
         click.option("--global-batch", type=int, help="Images per step of all devices together, instead of --batch."),
         click.option("--lr", type=float, help="Learning rate; the highest of the schedule."),
         click.option("--init", help="First weights: none, identity, vgg16, vgg16_bn, vgg19, vgg19_bn, or a file."),
-        click.option("--split-scheme", help="auto, tutorial, segnet, random-60-40 or video."),
+        click.option("--split-scheme", help="auto, tutorial, segnet, video, random-60-40, random:A-B."),
         click.option("--unknown-colours", help="error or void: label values outside the class map."),
         click.option("--seed", type=int, help="Of the sample plan, the split and the initial weights."),
         click.option("--sync-bn", is_flag=True, default=None, help="Batch norm over the batches of all GPUs together."),

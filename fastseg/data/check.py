@@ -14,7 +14,7 @@ from fastseg.data.classes import UNKNOWN, VOID, ClassMap
 from fastseg.data.decode import decode_image, read_label
 from fastseg.data.duplicates import Remembered, byte_keys, in_two_splits, pixel_digest
 from fastseg.data.headers import Header, read_headers
-from fastseg.data.layouts import Dataset, Pair, Problem
+from fastseg.data.pairs import Dataset, Pair, Problem
 from fastseg.data.split import Splits, apply, choose, sequence
 from fastseg.data.unlisted import Histogram, Tally, channels, histogram, named, summary
 from fastseg.errors import FastsegError, UsageError
@@ -292,7 +292,7 @@ def _sequences(dataset: Dataset, scheme: str, splits: Splits) -> list[Problem]:
     more = f"; and {len(both) - SHOWN:,} more" if len(both) > SHOWN else ""
     told = (
         f"{len(both):,} of {len(names):,} sequences have images on both sides of the split ({'; '.join(said)}{more}): "
-        "if they are frames of videos, neighbours are almost one picture, and scores flatter; --split-scheme video "
-        "keeps sequences whole"
+        "if they are frames of videos, neighbours are almost one picture, and scores flatter; --split-scheme video, or "
+        "`group` in dataset.toml, keeps sequences whole"
     )
     return [Problem(str(dataset.root), told)]

@@ -4,12 +4,15 @@ Inside fastseg a label is one byte per pixel: 0 .. C-1 for classes, VOID for pix
 a value or colour that the map does not hold, which is an error as soon as somebody looks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastseg.errors import UsageError
+from fastseg.texts import is_plain
 
 VOID = 255
 UNKNOWN = 254
@@ -159,3 +162,22 @@ def camvid_coded(codes: list[str]) -> ClassMap:
     """Labels whose value is a line number in `codes` (fastai's copy), names of the 32; grouped into 11 classes."""
     groups = {i: _camvid_group(name) for i, name in enumerate(codes)}
     return ClassMap(tuple(CAMVID_11), tuple(CAMVID_11.values()), from_index=groups)
+
+
+def map_of(path: Path, names: Sequence[str], colors: Sequence[Color], **values: Any) -> ClassMap:
+    """The class map that a file describes; what is wrong with it is said with the file's name."""
+    for name in names:
+        if not is_plain(name):
+            raise UsageError(f"{path}: the class name {name!r} has control characters: rename it")
+    try:
+        return ClassMap(tuple(names), tuple(colors), **values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def hue(index: int, count: int) -> Color:
+    """A display colour for a class that brings none."""
+    import colorsys
+
+    red, green, blue = colorsys.hsv_to_rgb(index / max(1, count), 0.7, 0.9)
+    return int(255 * red), int(255 * green), int(255 * blue)

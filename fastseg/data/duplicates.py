@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fastseg.data import home
-from fastseg.data.layouts import Pair, Problem
+from fastseg.data.pairs import Pair, Problem
 from fastseg.data.split import Splits, contents
 from fastseg.data.stats import UNUSABLE, keep
 

@@ -4,12 +4,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastseg.data.layouts import Problem
+from fastseg.data.pairs import Problem
 
 SHOWN = 3  # files of a kind that are named
 
 # Kind -> what several files of it are said to be, and the cure.
 KINDS = {
+    "listed": ("lines of lists name nothing that is here", "add the files, or take the names out of the lists"),
     "unreadable": ("files cannot be read", "mend or remove them"),
     "undecodable": ("files cannot be decoded", "mend or remove them"),
     "lossy": ("labels are of formats that need not keep values as they are", "save labels as PNG"),

