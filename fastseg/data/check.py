@@ -66,7 +66,7 @@ def _off_map(path: str, raw: np.ndarray, found: Histogram, classes: ClassMap) ->
     commonest = channels(values)[at] if classes.is_color else values[at]
     y, x = np.argwhere((np.atleast_3d(raw) == commonest).all(axis=2))[0].tolist()
     value = f"{'colour' if classes.is_color else 'value'} {named(int(values[at]), classes)}"
-    pixels = f"{counts[at]} pixel{'s' * bool(counts[at] > 1)}"
+    pixels = f"{counts[at]} pixel{'s' * int(counts[at] > 1)}"
     others = [named(other, classes) for other in np.delete(values, at)[:SHOWN].tolist()]
     more = f"; also {', '.join(others)}{', ...' * (len(values) > SHOWN + 1)}" if others else ""
     told = f"{value} is not in the class map: {pixels}, the first at x={x} y={y}{more}; allowed are {classes.allowed}"
@@ -200,11 +200,11 @@ def _see(
     watch: Callable[[Iterable[Look], int], Iterable[Look]],
 ) -> _Sum:
     """Look at all pairs, and decode those chosen."""
-    pool = dataset.pool
+    pool, order = dataset.pool, sorted(chosen)
+    # A set that is soon decoded is looked at as it is now.
+    before = [known.of(pool[index].image) if len(pool) > ALL else "" for index in order]
 
-    def one(index: int) -> Look:
-        # A set that is soon decoded is looked at as it is now.
-        digest = known.of(pool[index].image) if len(pool) > ALL else ""
+    def one(index: int, digest: str) -> Look:
         return look(pool[index], headers[index], dataset.classes, digest)
 
     homes = defaultdict(list)
@@ -213,7 +213,7 @@ def _see(
             homes[pair].append(split)
     seen = _Sum({split: np.zeros(256, np.int64) for split in splits})
     with ThreadPoolExecutor(threads) as workers:
-        looks = iter(watch(workers.map(one, sorted(chosen)), len(chosen)))
+        looks = iter(watch(workers.map(one, order, before), len(order)))
         for index, (pair, header) in enumerate(zip(pool, headers, strict=True)):
             undecoded = Look([header.problem] if header.problem else [], _turned(header))
             seen.add(pair, next(looks) if index in chosen else undecoded, homes[pair])
@@ -239,7 +239,7 @@ def _divide(dataset: Dataset, scheme: str, seed: int) -> tuple[Splits, list[Prob
     except UsageError:
         raise
     except FastsegError as error:
-        if scheme != "auto":
+        if scheme != "auto" or dataset.splits:
             return {}, [Problem(root, str(error).removeprefix(f"{root}: "))]
         splits = {}
     lacks = [does for split, does in (("train", "train on"), ("val", "validate on")) if not splits.get(split)]
@@ -252,7 +252,7 @@ def _absent(dataset: Dataset, pixels: dict[str, np.ndarray], part: str) -> list[
     Args:
         part: which images were looked at, if not all.
     """
-    meant = {"train": "its loss weight is 0, and it is never learnt", "val": "it has no IoU, and mIoU leaves it out"}
+    meant = {"train": "the loss weight is 0", "val": "how well that is learnt is not measured"}
     found = []
     for split, follows in meant.items():
         if pixels.get(split, np.zeros(1)).any():

@@ -40,7 +40,7 @@ class Remembered:
             name = hashlib.sha256(os.path.abspath(root).encode()).hexdigest()[:16]
             self.path = home() / "digests" / f"{name}.json"
             known = json.loads(self.path.read_text("utf-8"))
-            self._known = {p: k for p, k in known.items() if isinstance(k, list) and len(k) == 3}
+            self._known = {p: k for p, k in dict(known).items() if isinstance(k, list) and len(k) == 3}
 
     def of(self, image: str) -> str:
         """The digest of an image that is as it was, or ""."""

@@ -83,7 +83,7 @@ def summary(tally: Tally, classes: ClassMap) -> str:
 
 
 def _many(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+    return f"{count:,} {noun}{'s' * int(count != 1)}"
 
 
 def _nearest(values: np.ndarray, classes: ClassMap) -> tuple[np.ndarray, list[str]]:

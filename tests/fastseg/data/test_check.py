@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastseg.data.check import check, check_pair, off_map
+from fastseg.data.check import check, look, off_map
 from fastseg.data.classes import camvid_colored, camvid_indexed
+from fastseg.data.headers import read_header
 from fastseg.data.layouts import Pair, find
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) % 12
@@ -18,6 +19,11 @@ def pair(png):
         return Pair(stem, str(png(f"train/{stem}.png", image)), str(png(f"trainannot/{stem}.png", label)))
 
     return write
+
+
+def check_pair(pair, classes):
+    found = look(pair, read_header(pair), classes)
+    return list(found.errors), list(found.warnings)
 
 
 def cut(path):
@@ -119,15 +125,18 @@ def test_a_data_set_is_checked_whole_orphans_first_then_the_pairs_in_order(pair,
     )
     orphan = png("train/z.png", PHOTO)
     lonely = png("trainannot/a.png", GREY)
-    errors, warnings = check(find(tmp_path), threads=3)
+    report = check(find(tmp_path), threads=3)
+    no_val, *errors = report.errors
+    assert no_val.problem.startswith("has no images to validate on; `val = 0.2` in dataset.toml ")
     assert [error.file for error in errors] == [str(orphan), str(lonely), bad.label, worse.label]
-    assert [warning.file for warning in warnings] == [empty.label]
-    assert sound.label not in {problem.file for problem in (*errors, *warnings)}
+    assert report.warnings[0].file == empty.label
+    assert sound.label not in {problem.file for problem in (*errors, *report.warnings)}
 
 
 def test_a_drawn_data_set_is_sound(street):
-    errors, warnings = check(find(street), threads=2)
-    assert (list(errors), list(warnings)) == ([], [])
+    report = check(find(street), threads=2)
+    assert (report.errors, report.warnings, report.notes) == ([], [], [])
+    assert {split: len(pairs) for split, pairs in report.splits.items()} == {"train": 8, "val": 4}
 
 
 @pytest.mark.camvid
