@@ -99,9 +99,8 @@ def _split(path: Path, part: object, key: str) -> tuple[dict[Pair, Key], list[Pr
     pairs, problems = pair_up(*files)
     for side, found in zip(_SIDES, files, strict=True):
         if not found:
-            problems.append(
-                Problem(str(path), f"splits: {side} = {given[side]!r} matches no file{_literally(given[side])}")
-            )
+            name = f"{key.removeprefix(f'{path}: ')}.{side}"
+            problems.append(Problem(str(path), f"{name} = {given[side]!r} matches no file{_literally(given[side])}"))
     names, unnamed = {pair: name for name, pair in pairs.items()}, []
     if "list" in given:
         chosen, unnamed = lists.choose(pairs, path.parent / given["list"], path.parent, anywhere=False)

@@ -18,9 +18,9 @@ from fastseg.data.layouts import Pair, Problem
 # Modes (see `raw_mode`) that DALI's decoders turn into the same bytes as we do: images as RGB, labels as they are.
 _DALI_IMAGES = {"RGB", "L"}
 _DALI_INDEX_LABELS, _DALI_COLOR_LABELS = {"L"}, {"RGB"}
-# Kinds of file (see `_kind`) of which DALI 2.4 decodes the first picture to the very pixels that Pillow does (its decoder on the CPU, which
-# has no say of nvJPEG's). Of the others it reads no GIF, AVIF, TGA, PCX, SGI, QOI or DDS at all. JPEG 2000 is equal too,
-# but on a GPU another decoder reads it, which nobody has compared.
+# Kinds of file (see `_kind`) whose first picture DALI 2.4 decodes to the very pixels of Pillow, by its decoders on
+# the CPU (nvJPEG's pixels differ a little, as its choice says). GIF, AVIF, TGA, PCX, SGI, QOI and DDS it does not read
+# at all. JPEG 2000 is equal too, but a GPU has another decoder for it, which nobody has compared.
 _DALI_KINDS = {"PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP", "PPM"}
 _LOSSLESS = {"PNG", "BMP", "TIFF", "GIF", "PPM"}
 _JPEG = {"JPEG", "MPO"}  # the second is several JPEGs in a file, of which the first counts

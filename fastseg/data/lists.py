@@ -4,30 +4,21 @@ Names may hold blanks, commas, dots and brackets. A line is one name where there
 its tab, or at the first blank or comma where both sides are there.
 """
 
+import functools
 import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-from fastseg.data.pairs import Key, Pair, Problem, entries, fault, is_image, key_text, order
+from fastseg.data.pairs import IMAGE_SUFFIXES, Key, Pair, Problem, entries, fault, key_text, order
 from fastseg.texts import brief, read_text, shown
 
 # No path has more parts, and no pair of paths more blanks and commas.
 CUTS = PARTS = 100
 
-
-class _Called(NamedTuple):
-    """One of the things that a pair is called: folders, and the pair."""
-
-    folders: tuple[str, ...]
-    pair: Pair
-
-
-def _split(text: str) -> tuple[tuple[str, ...], str]:
-    *folders, name = text.split("/")
-    return tuple(folder for folder in folders if folder not in ("", ".")), name
+# What the last part of a path or key is -> all of it, and its pair.
+_Called = dict[str, list[tuple[str, Pair]]]
 
 
 class Names:
@@ -41,34 +32,46 @@ class Names:
         """
         self.anywhere = anywhere
         # The most exact come first.
-        self.images: tuple[dict[str, list[_Called]], ...] = ({}, {}, {})
-        self.labels: tuple[dict[str, list[_Called]], ...] = ({}, {})
+        self.images: tuple[_Called, ...] = ({}, {}, {})
+        self.labels: tuple[_Called, ...] = ({}, {})
         start = f"{root}/"
         for key, pair in pairs.items():
             for side, path in ((self.images, pair.image), (self.labels, pair.label)):
-                folders, name = _split(path.removeprefix(start))
-                side[0].setdefault(name, []).append(_Called(folders, pair))
-                side[1].setdefault(os.path.splitext(name)[0], []).append(_Called(folders, pair))
-            folders, name = _split(key_text(key))
-            self.images[2].setdefault(name, []).append(_Called(folders, pair))
+                below = path.removeprefix(start)
+                name = below.rpartition("/")[2]
+                side[0].setdefault(name, []).append((below, pair))
+                side[1].setdefault(os.path.splitext(name)[0], []).append((below, pair))
+            text = key_text(key)
+            self.images[2].setdefault(text.rpartition("/")[2], []).append((text, pair))
 
     def find(self, text: str, label: bool = False) -> set[Pair]:
         """The pairs whose image (or label) a text may name: one, unless it leaves open which."""
-        for form in (text, text.replace("\\", "/")):
-            folders, name = _split(form)
-            stem = os.path.splitext(name)[0] if is_image(name) else name
-            for names in self.labels if label else self.images:
-                for called in (name, stem):
-                    known = names.get(called, [])
-                    # As far as both say where it is, they must agree: the folders nearest to the file.
-                    near = {
-                        pair
-                        for own, pair in known
-                        if all(a == b for a, b in zip(reversed(own), reversed(folders), strict=False))
-                    }
-                    if near or (known and self.anywhere):
-                        return near or {pair for _, pair in known}
+        for form in _forms(text):
+            folder, _, name = form.rpartition("/")
+            stem, suffix = os.path.splitext(name)
+            ways = (name, stem) if suffix.lower() in IMAGE_SUFFIXES else (name,)
+            for names, way in itertools.product(self.labels if label else self.images, ways):
+                known = names.get(way, ())
+                is_key = names is self.images[2]  # which lies in no folder that a list could tell
+                near = {pair for own, pair in known if not folder or _agree(folder, own.rpartition("/")[0], is_key)}
+                if near or (known and self.anywhere):
+                    return near or {pair for _, pair in known}
         return set()
+
+
+def _forms(text: str) -> tuple[str, ...]:
+    """A path as it stands, and as Windows means it."""
+    return (text, text.replace("\\", "/")) if "\\" in text else (text,)
+
+
+def _agree(told: str, own: str, whole: bool) -> bool:
+    """Whether two folders may be the same, as far as both are told: the longer ends in the shorter.
+
+    Args:
+        whole: `own` is told whole, so that no longer one is meant.
+    """
+    told, own = f"/{told}".removesuffix("/."), f"/{own}"
+    return told in ("", "/") or own.endswith(told) or (not whole and (own == "/" or told.endswith(own)))
 
 
 def _lines(path: Path) -> list[str]:
@@ -96,12 +99,13 @@ def choose(pairs: Mapping[Key, Pair], path: Path, root: Path, *, anywhere: bool)
     names = Names(root, pairs, anywhere=anywhere)
 
     def both(left: str, right: str) -> set[Pair]:
-        return names.find(left) & names.find(right, label=True)
+        found = names.find(left)
+        return found & names.find(right, label=True) if found else found
 
     chosen: set[Pair] = set()
     problems = {}
     for line in _lines(path):
-        found = names.find(line) or next(filter(None, (both(*cut) for cut in _cuts(line))), set())
+        found = names.find(line) or next(filter(None, itertools.starmap(both, _cuts(line))), set())
         if len(found) == 1:
             chosen |= found
         elif found:
@@ -119,18 +123,25 @@ def pairs_in(path: Path, root: Path) -> tuple[dict[Key, Pair], list[Problem]]:
     Raises:
         FastsegError: the list cannot be read.
     """
-    folders: dict[str, dict[str, os.DirEntry[str]]] = {}
+
+    @functools.cache
+    def inside(folder: str) -> dict[str, os.DirEntry[str]]:
+        return {entry.name: entry for entry in entries(folder)} if os.path.isdir(folder) else {}
+
+    @functools.cache
+    def folders(told: str) -> list[dict[str, os.DirEntry[str]]]:
+        """What is in the folders that a told one may be, the likeliest first."""
+        parts = told.split("/", PARTS)
+        ends = [told, *("/".join(parts[first:]) for first in range(1, len(parts) + 1))]
+        found = [os.path.normpath(os.path.join(base, end)) for end in ends for base in (root, path.parent)]
+        return [inside(folder) for folder in dict.fromkeys(found)]
 
     def entry_of(text: str) -> os.DirEntry[str] | None:
-        for form in dict.fromkeys((text, text.replace("\\", "/"))):
-            parts = form.split("/", PARTS)
-            for base, first in itertools.product(dict.fromkeys((root, path.parent)), range(len(parts))):
-                whole = os.path.join(base, *parts[first:]) if first else os.path.join(base, form)
-                folder, name = os.path.split(os.path.normpath(whole))
-                if folder not in folders:
-                    folders[folder] = {entry.name: entry for entry in entries(folder)} if os.path.isdir(folder) else {}
-                if name in folders[folder]:
-                    return folders[folder][name]
+        for form in _forms(text):
+            told, _, name = form.rpartition("/")
+            for folder in folders(told):
+                if name in folder:
+                    return folder[name]
         return None
 
     pairs: dict[Key, Pair] = {}

@@ -1,3 +1,4 @@
+import io
 import struct
 import zlib
 
@@ -123,3 +124,56 @@ def test_a_tiff_that_is_to_be_turned_is_refused_as_pillow_would_turn_it(pair, tm
         picture.save(made.image, format="TIFF", exif=exif)
         found = read_header(made).problem
         assert found is None if problem is None else found.problem.startswith(problem)
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
+
+
+def kinds_of_image():
+    """Name -> (the bytes of a picture, the tier that `auto` shall choose)."""
+    image = Image.fromarray(PIXELS)
+    ways = {
+        **dict.fromkeys(("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "MPO"), "dali"),
+        **dict.fromkeys(("GIF", "AVIF", "JPEG2000", "TGA", "PCX", "SGI", "QOI", "DDS"), "reference"),
+    }
+    Image.init()
+    for kind, loader in ways.items():
+        if kind in Image.SAVE:  # Pillow may lack a library
+            yield kind, saved(image, kind), loader
+    yield "WEBP, lossless", saved(image, "WEBP", lossless=True), "dali"
+    yield "WEBP, animated", saved(image, "WEBP", save_all=True, append_images=[Image.new("RGB", image.size)]), "dali"
+    yield "TIFF, packed", saved(image, "TIFF", compression="tiff_lzw"), "dali"
+    yield "PPM, in digits", f"P3\n36 24\n255\n{' '.join(map(str, PIXELS.ravel().tolist()))}".encode(), "reference"
+    yield "PPM, 4 bits", b"P6\n36 24\n15\n" + (PIXELS >> 4).tobytes(), "reference"
+    bits = np.arange(24 * 36, dtype="<u2")
+    head = struct.pack(
+        "<2sIHHIIiiHHIIiiII", b"BM", 54 + bits.nbytes, 0, 0, 54, 40, 36, 24, 1, 16, 0, bits.nbytes, 0, 0, 0, 0
+    )
+    yield "BMP, 15 bits", head + bits.tobytes(), "reference"
+
+
+def saved(image, kind, **how):
+    file = io.BytesIO()
+    image.save(file, kind, **how)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("data", "loader"), [pytest.param(*rest, id=name) for name, *rest in kinds_of_image()])
+def test_a_format_goes_to_the_tier_that_reads_it(png, tmp_path, data, loader):
+    pytest.importorskip("nvidia.dali")
+    from fastseg.pipelines.source import choose_loader, make_tier
+    from fastseg.specs import open_specs
+
+    for name, pixels in (("train/a", PIXELS), ("train/b", PIXELS), ("trainannot/a", PIXELS[..., 0] % 11)):
+        png(f"{name}.png", pixels)
+    png("trainannot/b.png", PIXELS[..., 0] % 11)
+    (tmp_path / "train" / "b.png").write_bytes(data)
+    spec = open_specs(str(tmp_path), splits=("train",), size=(24, 36), threads=1)[1]["train"]
+    spec, choice = choose_loader("auto", spec)
+    assert choice.value == loader
+    if loader == "reference":
+        assert f"DALI would not read {tmp_path}/train/b.png to its values (it is a " in choice.why
+    images, _ = next(make_tier(spec).decode([np.array([0, 1])], 2, resize_labels=False))
+    with Image.open(tmp_path / "train" / "b.png") as image:
+        wanted = np.array(image.convert("RGB"))
+    np.testing.assert_array_equal(images[1].numpy(), wanted)

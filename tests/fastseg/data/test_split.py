@@ -123,7 +123,8 @@ def test_a_sequence_is_what_stands_before_the_last_underscore(stem, video):
 
 def test_an_unknown_scheme_is_refused_with_the_choices():
     with pytest.raises(
-        UsageError, match=r"^--split-scheme fair: choose one of auto, tutorial, segnet, random-60-40, video$"
+        UsageError,
+        match=r"^--split-scheme fair: choose one of auto, tutorial, segnet, random-60-40, random:80-20, video$",
     ):
         split.apply(dataset(["a_1"]), "fair")
 
