@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -83,33 +84,47 @@ def synth(
 
 @data.command()
 @data_path
+@split_scheme
+@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@click.option("--unknown-colours", default="error", show_default=True, help="error or void.")
 @exif
+@click.option("--all", "every", is_flag=True, help="Decode every file of a set of more than 2000 pairs too.")
 @as_json
 @click.pass_context
-def check(ctx: click.Context, path: str, exif: str, as_json: bool) -> None:
-    """Read every pair of the data set at PATH and name each file that is missing, unreadable or off the class map."""
-    from dataclasses import asdict
+def check(ctx: click.Context, path: str, as_json: bool, split_scheme: str, exif: str, **options: Any) -> None:
+    """Look for what is wrong with the data set at PATH: its files, its classes and its splits."""
+    from rich.console import Console
+    from rich.progress import track
 
     from fastseg.data import resolve
     from fastseg.data.check import check as check_files
+    from fastseg.data.findings import lines
     from fastseg.data.layouts import find
     from fastseg.environment import cores
 
+    def watch(looks: Iterable[Any], total: int) -> Iterable[Any]:
+        return track(looks, "decoding", total, console=Console(stderr=True), transient=True)
+
     dataset = find(resolve(path))
-    errors, warnings = check_files(dataset, cores(), upright=exif == "apply")
+    report = check_files(dataset, cores(), scheme=split_scheme, upright=exif == "apply", watch=watch, **options)
+    found = {"errors": report.errors, "warnings": report.warnings, "notes": report.notes}
     if as_json:
-        found = {"errors": [asdict(p) for p in errors], "warnings": [asdict(p) for p in warnings]}
-        print_json({"pairs": len(dataset.pool), **found})
+        told = {
+            what: [{"kind": p.kind, "file": p.file, "problem": p.problem} for p in problems]
+            for what, problems in found.items()
+        }
+        splits = {split: len(pairs) for split, pairs in report.splits.items()}
+        print_json({"pairs": len(dataset.pool), "splits": splits, **told})
     else:
-        for kind, problems in (("error", errors), ("warning", warnings)):
-            for problem in problems:
-                click.echo(f"{kind}: {problem.file}: {problem.problem}")
-        sizes = ", ".join(f"{len(pairs)} {name}" for name, pairs in dataset.splits.items())
+        for what, problems in found.items():
+            for line in lines(problems, dataset.root):
+                click.echo(f"{what.removesuffix('s')}: {line}")
+        sizes = ", ".join(f"{len(pairs)} {name}" for name, pairs in report.splits.items())
         click.echo(
             f"{dataset.root}: {dataset.layout} layout, {len(dataset.pool)} pairs{f' ({sizes})' if sizes else ''}, "
-            f"{len(errors)} errors, {len(warnings)} warnings"
+            f"{len(report.errors)} errors, {len(report.warnings)} warnings"
         )
-    ctx.exit(1 if errors else 0)
+    ctx.exit(1 if report.errors else 0)
 
 
 @data.command()

@@ -91,15 +91,17 @@ def read_header(pair: Pair, upright: bool = False) -> Header:
         try:
             found.append(_look(path, is_label, upright))
         except READING_ERRORS as error:
-            return Header(problem=Problem(path, f"cannot be read: {reason(path, error)}"))
+            why = reason(path, error)
+            return Header(problem=Problem(path, f"cannot be read: {why}", "unreadable", why))
     (image_size, image_mode, image_turned, _, image_kind), (label_size, label_mode, label_turned, lossy, kind) = found
     turned = (*[pair.image] * image_turned, *[pair.label] * label_turned)
-    problem = Problem(pair.label, lossy) if lossy else None
+    problem = Problem(pair.label, lossy, "lossy") if lossy else None
     if not lossy and image_size != label_size:
         image, label = (f"{w}x{h}" for h, w in (image_size, label_size))
+        sizes = f"image {image}, label {label}"
         ignored = turned and not upright
         cure = "; an EXIF orientation is not applied: --exif apply, or save both upright" if ignored else ""
-        problem = Problem(pair.label, f"image {image}, label {label} (width x height): they must be equal{cure}")
+        problem = Problem(pair.label, f"{sizes} (width x height): they must be equal{cure}", "sizes", sizes)
     return Header(
         image_size, label_size, image_mode, label_mode, turned, problem, image_kind in _JPEG, (image_kind, kind)
     )

@@ -112,7 +112,7 @@ def choose(pairs: Mapping[Key, Pair], path: Path, root: Path, *, anywhere: bool)
             problems[line] = f"names {_quoted(line)}, which stands for {len(found)} images here: write more of its path"
         else:
             problems[line] = f"names {_quoted(line)}, which has no image and label here"
-    return sorted(chosen, key=order), [Problem(shown(path), problems[line]) for line in sorted(problems)]
+    return sorted(chosen, key=order), [Problem(shown(path), problems[line], "listed") for line in sorted(problems)]
 
 
 def pairs_in(path: Path, root: Path) -> tuple[dict[Key, Pair], list[Problem]]:
@@ -149,7 +149,8 @@ def pairs_in(path: Path, root: Path) -> tuple[dict[Key, Pair], list[Problem]]:
     for line in _lines(path):
         image, label = next(filter(all, (tuple(map(entry_of, cut)) for cut in _cuts(line))), (None, None))
         if image is None or label is None:
-            problems.append(Problem(shown(path), f"has the line {_quoted(line)}, which is no image and label here"))
+            told = f"has the line {_quoted(line)}, which is no image and label here"
+            problems.append(Problem(shown(path), told, "listed"))
         elif wrong := [(entry, said) for entry in (image, label) if (said := fault(entry))]:
             problems += [Problem(shown(entry.path), said) for entry, said in wrong]
         else:

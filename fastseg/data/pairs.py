@@ -41,10 +41,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one file of a data set."""
+    """Something wrong with one file of a data set.
+
+    Attributes:
+        kind: what `data check` counts together, of `fastseg.data.findings.KINDS`; without one, what begins alike.
+        detail: what differs from file to file, where one line names several.
+    """
 
     file: str
     problem: str
+    kind: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fastseg.data.layouts import Pair
 from fastseg.errors import FastsegError
 
 WEIGHTINGS = ("median-frequency", "sqrt-median-frequency", "none")
-REMEMBERED = 100  # counts that are kept at most; those of several processes' shares are as many
+REMEMBERED = 100  # files of a kind that are kept at most; the counts of several processes' shares are as many
 UNUSABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError)  # what reading a file of any content may raise
 
 
@@ -73,8 +73,6 @@ def count_once(pairs: Sequence[Pair], classes: ClassMap, threads: int, *, unknow
     Raises:
         FastsegError: as `count`.
     """
-    from fastseg.runs import write_json
-
     path = None
     with contextlib.suppress(OSError, RuntimeError):  # a label that is gone, which `count` names; nobody's home
         path = home() / "counts" / f"{_digest(pairs, classes, unknown)}.json"
@@ -83,11 +81,18 @@ def count_once(pairs: Sequence[Pair], classes: ClassMap, threads: int, *, unknow
     found = count(pairs, classes, threads, unknown=unknown)
     if path:
         arrays = {"pixels": found.pixels.tolist(), "image_pixels": found.image_pixels.tolist()}
-        with contextlib.suppress(OSError):
-            write_json(path, dataclasses.asdict(found) | arrays)
-            for old in sorted(path.parent.glob("*.json*"), key=os.path.getmtime)[:-REMEMBERED]:
-                old.unlink(missing_ok=True)
+        keep(path, dataclasses.asdict(found) | arrays)
     return found
+
+
+def keep(path: Path, document: object) -> None:
+    """Write what was found to a file in `home()`, if that can be written to, in place of the oldest of its folder."""
+    from fastseg.runs import write_json
+
+    with contextlib.suppress(OSError):
+        write_json(path, document)
+        for old in sorted(path.parent.glob("*.json*"), key=os.path.getmtime)[:-REMEMBERED]:
+            old.unlink(missing_ok=True)
 
 
 def _digest(pairs: Sequence[Pair], classes: ClassMap, unknown: int) -> str:

@@ -48,6 +48,8 @@ def files(run: Run) -> str:
     turned = sum(len(header.turned) for spec in (run.spec, run.val_spec) for header in spec.headers)
     if run.left_out:
         said += f"; {run.left_out} files left out, see `fastseg data check`"
+    if run.in_both:
+        said += f"; {run.in_both} of those to validate are trained on too, see `fastseg data check`"
     if turned:
         said += f"; EXIF orientations ({turned}) are {'' if run.spec.upright else 'not '}applied"
     return said

@@ -71,6 +71,7 @@ class Run:
         choices: what fastseg chose, by the name of its line in the start block.
         trained_on: "stems" and "contents" of the training images; of rank 0 alone.
         left_out: files of the data set that have no partner.
+        in_both: images that are both trained on and validated, as far as that is cheap to tell; of rank 0 alone.
         loss: this process's, summed since the last log line, on the device.
         void: steps whose labels were all void, int64 on the device.
         skipped_in_a_row: steps that the gradient scaler left out since the last that it let pass.
@@ -91,6 +92,7 @@ class Run:
     choices: dict[str, Choice]
     trained_on: dict[str, list[str]]
     left_out: int
+    in_both: int
     loss: torch.Tensor
     void: torch.Tensor
     progress: Progress = field(default_factory=Progress)

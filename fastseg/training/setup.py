@@ -12,6 +12,7 @@ from torch import nn
 from fastseg import network as networks
 from fastseg.choice import Choice
 from fastseg.config import Config, Train
+from fastseg.data.duplicates import validated_too
 from fastseg.data.split import choose as choose_split
 from fastseg.data.split import contents
 from fastseg.data.stats import Counts, class_weights, count_once
@@ -93,6 +94,7 @@ def _assemble(
         step, optimizer = make_step(model, train, world, dtype, weights, micro_batch)
     ahead = [DECODED_AHEAD, decoded_at_once(plan.batch // world.size)]
     facts = loader.facts | {"threads": spec.threads, "ahead": ahead, "keeps": spec.tier.keeps}
+    trained = trained_on(spec) if world.is_main else {}
     run = Run(
         config=config,
         world=world,
@@ -112,8 +114,11 @@ def _assemble(
             "capture": capture,
             "optimizer": optimizer,
         },
-        trained_on=trained_on(spec) if world.is_main else {},
+        trained_on=trained,
         left_out=len(dataset.problems),
+        in_both=validated_too(dataset.root, spec.pairs, trained["contents"], val_spec.pairs, spec.threads)
+        if trained
+        else 0,
         loss=torch.zeros((), device=device),
         void=torch.zeros((), dtype=torch.int64, device=device),
     )

@@ -93,7 +93,9 @@ def test_the_default_run_folder_is_named_after_data_recipe_and_time(call, street
 
 def test_data_check_names_each_bad_file_and_fails(call, tmp_path):
     assert call("data", "synth", "d", "--train", "3", "--val", "1", "--size", "32x48")[0] == 0
-    assert strict(call("data", "check", "d", "--json")[1]) == {"pairs": 4, "errors": [], "warnings": []}
+    found = strict(call("data", "check", "d", "--json")[1])
+    assert found.keys() == {"pairs", "splits", "errors", "warnings", "notes"}
+    assert (found["pairs"], found["splits"], found["errors"]) == (4, {"train": 3, "val": 1}, [])
     bad = sorted((tmp_path / "d" / "train").iterdir())[1]
     bad.write_bytes(bad.read_bytes()[:-200])
     code, out, _ = call("data", "check", "d", "--json")
@@ -102,7 +104,7 @@ def test_data_check_names_each_bad_file_and_fails(call, tmp_path):
     code, out, _ = call("data", "check", "d")
     assert code == 1
     assert f"error: d/train/{bad.name}: cannot be decoded" in out
-    assert "1 errors, 0 warnings" in out
+    assert "4 pairs (3 train, 1 val), 1 errors, " in out
 
 
 @pytest.mark.parametrize("layout", ["segnet", "original", "kaggle", "fastai"])
@@ -110,7 +112,8 @@ def test_data_check_finds_nothing_wrong_with_scenes_in_jpeg(call, layout):
     counts = ("--train", "3", "--val", "2", "--size", "48x64")
     assert call("data", "synth", "d", "--format", "jpeg", "--layout", layout, *counts) == (0, "d\n", "")
     found = strict(call("data", "check", "d", "--json")[1])
-    assert found == {"pairs": 5, "errors": [], "warnings": []}
+    assert (found["pairs"], found["splits"], found["errors"]) == (5, {"train": 3, "val": 2}, [])
+    assert [warning["file"] for warning in found["warnings"]] in ([], ["d"])  # of classes that no scene has, if any
 
 
 def test_data_stats_prints_weights_whose_median_class_weighs_1(call):

@@ -36,7 +36,7 @@ import tomli_w
 from PIL import Image
 
 from fastseg import config as configs
-from fastseg.data.check import check_pair
+from fastseg.data.check import look
 from fastseg.data.classes import CAMVID_32, UNKNOWN, camvid_colored, camvid_indexed
 from fastseg.data.decode import decode_image, decode_label
 from fastseg.data.download import FILES, MAX_MEMBER, download_camvid
@@ -392,10 +392,11 @@ def labels(rng: random.Random, folder: Path) -> None:
         paths.append(str(folder / name))
     pair = Pair("label", *paths)
     classes = rng.choice((camvid_indexed, camvid_colored))()
-    tell(read_header(pair).problem)
-    for problems in check_pair(pair, classes):
-        for problem in problems:
-            tell(problem)
+    header = read_header(pair)
+    tell(header.problem)
+    found = look(pair, header, classes)
+    for problem in (*found.errors, *found.warnings):
+        tell(problem)
     attempt(lambda: decode_image(pair.image))
     decode_label(pair.label, classes, UNKNOWN)
 

@@ -103,7 +103,7 @@ def test_exif_orientation(copy_of, call, read_by, row):
     code, out, _ = call("data", "check", folder)
     says = f"{path}: has an EXIF orientation, which is not applied: see --exif"
     assert code == 0
-    assert f"warning: {says}\n" in out
+    assert f"warning: {says}: --exif apply turns it, or save it and its label upright\n" in out
     assert "; EXIF orientations (1) are not applied" in call("train", "--data", folder, *TINY)[2]
     cure = "label what is stored; or label what viewers show, and give `--exif apply`; or save the picture upright"
     row("JPEG with EXIF orientation", says, cure)
