@@ -318,16 +318,17 @@ class _OnGpu:
         store, shape = self.store, self.store.shape
         with annotate("copy"):
             if self.copies is None:
-                parts = [box.slices for box in windows] if windows else [...] * len(indices)
+                whole = (slice(None), slice(None))
+                parts = [box.slices for box in windows] if windows else [whole] * len(indices)
                 cut = [(store.image(i)[part], store.label(i)[part]) for i, part in zip(indices, parts, strict=True)]
                 sizes = (tuple(pixels.shape[:2] for pixels in of) for of in zip(*cut, strict=True))
                 images, labels = (
                     to_device(torch.from_numpy(np.concatenate([pixels.ravel() for pixels in of])), self.device)
                     for of in zip(*cut, strict=True)
                 )
-                part = Shape(*sizes)
-                widths = [width for _, width in part.sizes]
-                return images, labels, np.column_stack([part.offsets[:-1], part.label_offsets[:-1], widths])
+                held = Shape(*sizes)
+                own = [width for _, width in held.sizes]
+                return images, labels, np.column_stack([held.offsets[:-1], held.label_offsets[:-1], own])
             for index in indices[~self.copied[indices]]:
                 for copy, kept, ends in (
                     (self.copies[0], self.store.image(index), shape.offsets),

@@ -65,10 +65,11 @@ def _kind(file: Image.Image) -> str:
     "PPM;plain" is written in digits, "PPM;scaled" has another range than 0..255, "BMP;BGR;15" five bits a colour.
     """
     kind = file.format or ""
+    tiles = getattr(file, "tile", [])
     if kind == "PPM":
-        codec = file.tile[0].codec_name
+        codec = tiles[0].codec_name
         return kind if codec == "raw" else "PPM;plain" if codec == "ppm_plain" else "PPM;scaled"
-    raw = file.tile[0].args if kind == "BMP" else ""
+    raw = tiles[0].args if kind == "BMP" else ""
     return f"BMP;{raw[0]}" if raw and str(raw[0]).startswith("BGR;") else kind
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from fastseg.data import annotations
 from fastseg.data.annotations import Annotated, Annotations
 from fastseg.data.classes import VOID
-from fastseg.data.decode import READING_ERRORS, is_turned, opened, reason
+from fastseg.data.decode import READING_ERRORS, opened, orientation, reason
 from fastseg.data.folders import by_words, files_below, left_of
 from fastseg.data.names import BACKGROUNDS, IGNORED
 from fastseg.data.pairs import IMAGE_SUFFIXES
@@ -195,7 +195,7 @@ def _size(path: Path, image: Annotated) -> tuple[int, int]:
     """(height, width) of an image file, which its annotation must agree with."""
     try:
         with opened(str(path)) as file:
-            size, turned = (file.height, file.width), is_turned(file)
+            size, turned = (file.height, file.width), orientation(file) > 1
     except READING_ERRORS as error:
         raise FastsegError(f"{shown(path)}: cannot be read: {reason(str(path), error)}") from None
     if image.size not in (None, size):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
-from fastseg.data.decode import MAX_PIXELS, READING_ERRORS, is_turned, reason, rgb_of
+from fastseg.data.decode import MAX_PIXELS, READING_ERRORS, orientation, reason, rgb_of
 from fastseg.errors import FastsegError
 from fastseg.texts import shown
 
@@ -81,7 +81,7 @@ class TiffRows:
         self.path = path
         try:
             with open(path, "rb") as file, TiffImageFile(file) as image:
-                if is_turned(image):
+                if orientation(image) > 1:
                     raise ValueError(
                         "a TIFF that is to be turned, which Pillow does and others do not: save it upright"
                     )
