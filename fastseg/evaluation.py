@@ -19,7 +19,7 @@ from torch import nn
 from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
 from fastseg.boundary import boundary_f1
-from fastseg.config import Config, Size
+from fastseg.config import Config
 from fastseg.data.split import choose as choose_split
 from fastseg.data.split import digest, overlap
 from fastseg.distributed import World, choose_dtype, join
@@ -108,7 +108,7 @@ def _pictures(spec: Spec, labels: dict[int, torch.Tensor]) -> Iterator[Picture]:
     for batch in evaluation_batches(dataclasses.replace(spec, resized=False), 1, resize_labels=False):
         index, image = int(batch.indices[0]), batch.images[0]
         labels[index] = batch.labels[0]
-        yield Picture(index, Size(*image.shape[1:]), lambda top, bottom, image=image: image[:, top:bottom])
+        yield Picture.of(index, image)
 
 
 def score(

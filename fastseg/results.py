@@ -103,7 +103,7 @@ class PngWriter:
         if self.step > 1:  # differences pack better where values change gradually
             lines[:, 0] = 1
             lines[:, 1 + self.step :] -= pixels[:, : -self.step]
-        if data := self.packer.compress(lines):
+        if data := self.packer.compress(lines.data):
             self._chunk(b"IDAT", data)
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ class NpyWriter:
         """The next rows, [C, h, W]."""
         for number, plane in enumerate(rows):
             self.file.seek(self.start + 2 * self.size.width * (number * self.size.height + self.top))
-            self.file.write(np.ascontiguousarray(plane, "<f2"))
+            self.file.write(np.ascontiguousarray(plane, "<f2").data)
         self.top += rows.shape[1]
 
     def close(self) -> None:

@@ -82,6 +82,11 @@ class Picture(NamedTuple):
     size: Size
     rows: Callable[[int, int], torch.Tensor]
 
+    @classmethod
+    def of(cls, key: int, image_CHW: torch.Tensor) -> "Picture":
+        """An image that is in memory, [3, H, W]."""
+        return cls(key, Size(*image_CHW.shape[1:]), lambda top, bottom: image_CHW[:, top:bottom])
+
 
 class _Tile(NamedTuple):
     picture: Picture

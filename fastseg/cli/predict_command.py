@@ -66,7 +66,7 @@ def predict(
     model = load(checkpoint, device=device, dtype=dtype, tile=tile, tile_overlap=overlap)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     start, bad = time.perf_counter(), []
-    wanted = [*(kinds or KINDS), *["confidence"] * confidence, *[probabilities] * (probabilities is not None)]
+    wanted = [*(kinds or KINDS), *["confidence"] * confidence, *([probabilities] if probabilities else [])]
     results = run(model, jobs, out, wanted, overwrite=overwrite, csv_path=csv_path)
     for job, problem in track(results, total=len(jobs), description="predict", console=console, transient=True):
         if problem:

@@ -25,8 +25,7 @@ class Edgy(nn.Module):
 
 
 def picture(pixels: np.ndarray, key: int = 0) -> Picture:
-    image = torch.from_numpy(pixels)
-    return Picture(key, Size(*pixels.shape[1:]), lambda top, bottom: image[:, top:bottom])
+    return Picture.of(key, torch.from_numpy(pixels))
 
 
 def together(pixels: np.ndarray, tiling: Tiling, network: nn.Module, batch: int = 3) -> np.ndarray:
