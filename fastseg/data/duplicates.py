@@ -22,7 +22,7 @@ PEEK = 4096  # bytes in the middle of a file, read before all of it is
 def pixel_digest(pixels: np.ndarray) -> str:
     """16 hex digits of uint8[H, W, 3]: equal for a picture and its copy in another lossless format."""
     state = hashlib.sha256(repr(pixels.shape).encode())
-    state.update(np.ascontiguousarray(pixels))
+    state.update(np.ascontiguousarray(pixels).data)
     return state.hexdigest()[:16]
 
 
