@@ -116,15 +116,25 @@ def maybe(rng: random.Random, data: bytes, tokens: Sequence[bytes] = (b"",)) -> 
 # Folders
 
 STEMS = [b"a", b"b", b"a_L", b"a_P", b"0016E5_07959", b"0001TP_006690", b"s_1", "s_\u00fc".encode(), b"caf\xe9", b"x y"]
-STEMS += [b"a\nb", b".a", b"._a", b"a" * 240, b"\x1b[31mred", b"a.b", b"\xff\xfe", "\u2028".encode(), b"*", b"[a]"]
+STEMS += [b"a\nb", b".a", b"._a", b"a" * 230, b"\x1b[31mred", b"a.b", b"\xff\xfe", "\u2028".encode(), b"*", b"[a]"]
 SUFFIXES = [b".png"] * 6 + [b".jpg", b".PNG", b".tiff", b".bmp", b"", b".txt", b".png.png"]
 TREES = {
     "segnet": (("train", "trainannot", "val", "valannot", "test", "testannot"), ("train.txt", "val.txt"), b""),
     "kaggle": (("train", "train_labels", "val", "val_labels"), ("class_dict.csv", "val.txt"), b"_L"),
     "original": (("701_StillsRaw_full", "LabeledApproved_full"), ("train.txt", "val.txt"), b"_L"),
     "fastai": (("images", "labels"), ("codes.txt", "valid.txt"), b"_P"),
+    "voc": (
+        ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"),
+        ("ImageSets/Segmentation/train.txt", "ImageSets/Segmentation/val.txt"),
+        b"",
+    ),
+    "cityscapes": (
+        tuple(f"{side}/{split}/ulm" for split in ("train", "val", "test") for side in ("leftImg8bit", "gtFine")),
+        (),
+        b"_gtFine_labelIds",
+    ),
 }
-LISTED = b"a.png\n/x/s_1.png /y/s_1.png\r\nC:\\b.png\n\nghost\n"
+LISTED = b"a.png\nx y, s_1.png\n/x/s_1.png /y/s_1.png\r\nC:\\b.png\n\nghost\n"
 TEXTS = {
     "codes.txt": ("\n".join(CAMVID_32).encode(), b"road\nlake\nvoid\n", b"Void\n" * 300),
     "class_dict.csv": (
@@ -146,7 +156,7 @@ def pixel() -> bytes:
 
 def is_label(folder: str) -> bool:
     """Whether a folder of a layout holds labels."""
-    return any(word in folder.lower() for word in ("annot", "label"))
+    return any(word in folder.lower() for word in ("annot", "label", "gtfine"))
 
 
 def place(rng: random.Random, path: bytes, content: bytes) -> None:
@@ -175,9 +185,10 @@ def grow(rng: random.Random, root: Path, layout: str) -> None:
     stems = rng.choices(STEMS, k=rng.randrange(8))
     for folder in folders:
         if rng.random() < 0.02:
+            (root / folder).parent.mkdir(parents=True, exist_ok=True)
             place(rng, os.fsencode(root / folder), b"")
             continue
-        (root / folder).mkdir()
+        (root / folder).mkdir(parents=True)
         for stem in stems:
             for ending in rng.choices(SUFFIXES, k=rng.choice((0, 1, 1, 1, 1, 1, 1, 2))):
                 name = stem + (suffix if is_label(folder) and rng.random() < 0.9 else b"") + ending
@@ -216,7 +227,7 @@ def tell(problem: Problem | None) -> None:
 
 
 def layouts(rng: random.Random, folder: Path) -> None:
-    """Folders of the four layouts, with odd names and files."""
+    """Folders of the layouts, with odd names and files."""
     root = folder / rng.choice(("data", "data", "data", "d\udcffta", "d\nta"))
     root.mkdir()
     grow(rng, root, rng.choice(list(TREES)))
@@ -228,7 +239,7 @@ def lists(rng: random.Random, folder: Path) -> None:
     layout = rng.choice(list(TREES))
     folders, texts, suffix = TREES[layout]
     for name in folders:
-        (folder / name).mkdir()
+        (folder / name).mkdir(parents=True)
         for stem in ("a", "b", "s_1"):
             (folder / name / f"{stem}{suffix.decode() if is_label(name) else ''}.png").write_bytes(pixel())
     for name in texts:
@@ -237,12 +248,17 @@ def lists(rng: random.Random, folder: Path) -> None:
 
 
 DESCRIBED = b"""void = [0, 255]
+val = 0.5
+group = "{group}*"
 [splits.train]
 images = "in/*.png"
 labels = "out/*_gt.png"
-[splits.val]
-images = "in"
-labels = 'in'
+[splits.test]
+images = "**/{x}.png"
+labels = '**/{x}_gt.png'
+list = "list.txt"
+[splits.extra]
+list = "list.txt"
 [[classes]]
 name = "road"
 index = [1, 7]
@@ -253,7 +269,7 @@ index = 2
 MARKS = [b"[", b"]", b"[" * 3000, b"{", b"=", b'"', b"\n", b"*", b"..", b"/", b"nan", b"inf", b"true", b"1e999", b"-1"]
 MARKS += [b"0x" + b"f" * 5000, b"9" * 5000, b"1979-05-27", b"\\u0000", b"\\n", b"\xff", b"\0", b"x" * 300]
 MARKS += [b"a." * 3000, b"a." * 90, b"color = [1, 2, 3]\n", b"index = 3\n", b"[[classes]]\n", b"[splits.'\\n']\n"]
-MARKS += [b'["a\\nb"]\n', b"\xef\xbb\xbf"]
+MARKS += [b'["a\\nb"]\n', b"\xef\xbb\xbf", b"**", b"{x}", b"{group}", b"fold = '1/2'\n", b"?", b"*" * 9]
 ODD: list[Any] = [None, True, -1, 0, 1, 256, 2**31, 2**63 - 1, 10**400, -0.5, float("nan"), float("inf"), 1e300]
 ODD += ["", "a", "0x0", "1x1", "9" * 5000 + "x1", "\u0663x\u0663", "a\nb", "\u2028", "*", "../sentinel", "/", "x" * 300]
 ODD += ["\0", [], {}, [1, 2, 3], [[1, 2, 3], [4, 5, 6]], [300, 0, 0], {"a": {"b": 1}}, [[[[[[[[1]]]]]]]], ["a"] * 300]
@@ -295,6 +311,7 @@ def toml(rng: random.Random, folder: Path) -> None:
     for name in ("in/a.png", "in/b.png", "out/a_gt.png", "out/b_gt.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(pixel())
+    (folder / "list.txt").write_bytes(maybe(rng, b"a\nin/b.png,out/b_gt.png\n", WORDS))
     (folder / "dataset.toml").write_bytes(document(rng, DESCRIBED))
     examine(rng.choice((folder, folder / "dataset.toml")))
 

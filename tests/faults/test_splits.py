@@ -37,7 +37,7 @@ def test_a_validation_list_that_names_what_is_not_there(tmp_path, call, train, r
     says = train("data")
     assert f"data/{path.name}: names Synth04_f0001.png, which has no image and label here; add the files" in says
     assert call("data", "check", "data")[0] == 1
-    row(f"a name in {path.name} ({layout}) that is not there", says, "correct the name: else it would be trained on")
+    row(f"a name in {path.name} ({layout}) that is not there", says, "correct the name")
     # A scheme that does not ask the list does not mind.
     code, _, err = call("train", "--data", "data", "--run", "run", "--device", "cpu", *TINY, "--split-scheme", "video")
     assert code == 0, err
@@ -51,21 +51,31 @@ def described(tmp_path, head):
 @pytest.mark.parametrize(
     ("fault", "head", "words", "cure"),
     [
-        ("dataset.toml without validation images", "", "no val split; it has train (4 pairs); `val = 0.2` at", "val"),
+        (
+            "dataset.toml without validation images",
+            "",
+            "no val split; it has train (4 pairs); `val = 0.2` at",
+            "`val = 0.2`",
+        ),
         (
             "val = 0.2 of a single group",
             "val = 0.2\ngroup = '{group}th*'",
             "two groups or more to divide",
-            "no `group`",
+            "another `group`, or none",
         ),
         (
             "group that an image does not fit",
             "group = '{group}-*'",
             "does not match Synth00_f00000 and 3 more",
-            "another",
+            "another `group`",
         ),
-        ("val = 20", "val = 20", "wants a share of the images between 0 and 1, such as 0.2", "0.2"),
-        ("fold of more folds than groups", "fold = '2/9'", "no group is left for this fold; give fewer folds", "fewer"),
+        ("val = 20", "val = 20", "wants a share of the images between 0 and 1, such as 0.2", "`val = 0.2`"),
+        (
+            "fold of more folds than groups",
+            "fold = '2/9'",
+            "no group is left for this fold; give fewer folds",
+            "fewer folds",
+        ),
     ],
 )
 def test_a_description_that_holds_nothing_out(tmp_path, train, row, fault, head, words, cure):
