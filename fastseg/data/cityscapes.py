@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fastseg.data.classes import VOID, ClassMap, Color
-from fastseg.data.pairs import Dataset, Problem, named_splits, pair_up, pooled
+from fastseg.data.pairs import Dataset, Problem, fault, named_splits, pair_up, pooled
 from fastseg.data.patterns import parse
 from fastseg.errors import FastsegError
 
@@ -66,9 +66,8 @@ def _is_public(folder: Path) -> bool:
 
     if not folder.is_dir():
         return False
-    labels = [
-        entry.path for files in parse(folder, "*/*_labelIds.png", str(folder)).find(("*1",)).values() for entry in files
-    ]
+    found = parse(folder, "*/*_gtFine_labelIds.png", str(folder)).find(("*1", "*2")).values()
+    labels = [entry.path for files in found for entry in files if not fault(entry)]
     if not labels:
         return False
     try:

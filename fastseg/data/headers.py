@@ -60,12 +60,11 @@ def _kind(file: Image.Image) -> str:
 
     "PPM;plain" is written in digits, "PPM;scaled" has another range than 0..255, "BMP;BGR;15" five bits a colour.
     """
-    kind = file.format or ""
-    if kind == "PPM":
-        codec = file.tile[0].codec_name
-        return kind if codec == "raw" else "PPM;plain" if codec == "ppm_plain" else "PPM;scaled"
-    raw = file.tile[0].args if kind == "BMP" else ""
-    return f"BMP;{raw[0]}" if raw and str(raw[0]).startswith("BGR;") else kind
+    kind, tiles = file.format or "", getattr(file, "tile", None)
+    if kind == "PPM" and tiles and tiles[0].codec_name != "raw":
+        return "PPM;plain" if tiles[0].codec_name == "ppm_plain" else "PPM;scaled"
+    raw = str(tiles[0].args[0]) if kind == "BMP" and tiles else ""
+    return f"BMP;{raw}" if raw.startswith("BGR;") else kind
 
 
 def _lossy(file: Image.Image) -> str | None:

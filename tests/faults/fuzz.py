@@ -194,7 +194,7 @@ def grow(rng: random.Random, root: Path, layout: str) -> None:
                 name = stem + (suffix if is_label(folder) and rng.random() < 0.9 else b"") + ending
                 place(rng, os.fsencode(root / folder) + b"/" + name, pixel())
     for text in texts:
-        if rng.random() < 0.9:
+        if rng.random() < 0.9 and (root / text).parent.is_dir():
             content = rng.choice(TEXTS.get(text, (LISTED,)))
             place(rng, os.fsencode(root / text), maybe(rng, content, WORDS))
 

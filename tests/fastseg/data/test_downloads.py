@@ -56,7 +56,7 @@ def make_voc(root, *, test=False):
             save(root / "SegmentationObject" / f"{stem}.png", [[0, 1], [2, 255]])
     for folder, stems in (("Segmentation", names), ("Main", {"train": ["2012_000999"]})):
         (root / "ImageSets" / folder).mkdir(parents=True)
-        for part, listed in [*stems.items(), ("trainval", stems["train"] + stems["val"])]:
+        for part, listed in [*stems.items(), ("trainval", [stem for group in stems.values() for stem in group])]:
             (root / "ImageSets" / folder / f"{part}.txt").write_text("".join(f"{stem}\n" for stem in listed))
     (root / "Annotations").mkdir()
     return root
