@@ -49,7 +49,7 @@ def orientation(file: Image.Image) -> int:
     elif "exif" in file.info:
         tags.load(file.info["exif"])  # alone: Pillow would look for others, and decode a PNG to look behind its pixels
     found = tags.get(Base.Orientation)
-    return found if found in range(2, 9) else 1
+    return found if isinstance(found, int) and 2 <= found <= 8 else 1
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
