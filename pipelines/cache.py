@@ -25,7 +25,7 @@ from fastseg.errors import FastsegError
 from fastseg.kernels.augment import augment
 from fastseg.pipelines.fit import Box, View, fitted, views_of
 from fastseg.pipelines.plan import BatchPlan, Plan
-from fastseg.pipelines.prepared import Shape, Store, check_of, key_of, locate, open_store, shape_of
+from fastseg.pipelines.prepared import Store, check_of, key_of, locate, open_store, shape_of
 from fastseg.pipelines.resize import resize_image, resize_label
 from fastseg.pipelines.source import (
     AT_ONCE,
@@ -315,20 +315,10 @@ class _OnGpu:
         Args:
             windows: what is wanted of each; None: all of it.
         """
-        store, shape = self.store, self.store.shape
+        if self.copies is None:
+            return self._cut(indices, windows)
+        shape = self.store.shape
         with annotate("copy"):
-            if self.copies is None:
-                whole = (slice(None), slice(None))
-                parts = [box.slices for box in windows] if windows else [whole] * len(indices)
-                cut = [(store.image(i)[part], store.label(i)[part]) for i, part in zip(indices, parts, strict=True)]
-                sizes = (tuple(pixels.shape[:2] for pixels in of) for of in zip(*cut, strict=True))
-                images, labels = (
-                    to_device(torch.from_numpy(np.concatenate([pixels.ravel() for pixels in of])), self.device)
-                    for of in zip(*cut, strict=True)
-                )
-                held = Shape(*sizes)
-                own = [width for _, width in held.sizes]
-                return images, labels, np.column_stack([held.offsets[:-1], held.label_offsets[:-1], own])
             for index in indices[~self.copied[indices]]:
                 for copy, kept, ends in (
                     (self.copies[0], self.store.image(index), shape.offsets),
@@ -337,11 +327,26 @@ class _OnGpu:
                     copy[ends[index] : ends[index + 1]] = to_device(torch.from_numpy(kept.ravel()), self.device)
                 self.copied[index] = True
         widths = np.array([shape.sizes[i][1] for i in indices], np.int64)
-        into = (
-            np.array([box.top * width + box.left for box, width in zip(windows, widths, strict=True)]) if windows else 0
-        )
-        places = np.column_stack([shape.offsets[indices] + 3 * into, shape.label_offsets[indices] + into, widths])
+        first = 0 * widths  # pixel of each window
+        if windows is not None:
+            first = np.array([box.top for box in windows]) * widths + np.array([box.left for box in windows])
+        places = np.column_stack([shape.offsets[indices] + 3 * first, shape.label_offsets[indices] + first, widths])
         return self.copies[0], self.copies[1], places
+
+    def _cut(self, indices: np.ndarray, windows: Sequence[Box] | None) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+        """As `_holding`, of copies of these windows alone."""
+        parts = [box.slices for box in windows] if windows else [(slice(None), slice(None))] * len(indices)
+        images, labels = (
+            [kept(index)[part] for index, part in zip(indices, parts, strict=True)]
+            for kept in (self.store.image, self.store.label)
+        )
+        with annotate("copy"):
+            copies = [
+                to_device(torch.from_numpy(np.concatenate([pixels.ravel() for pixels in cut])), self.device)
+                for cut in (images, labels)
+            ]
+        ends = [np.cumsum([0, *(pixels.size for pixels in cut)])[:-1] for cut in (images, labels)]
+        return copies[0], copies[1], np.column_stack([*ends, [image.shape[1] for image in images]])
 
     def batch(self, part: BatchPlan, spec: "Spec") -> tuple[torch.Tensor, torch.Tensor]:
         """A training batch."""
