@@ -682,3 +682,19 @@ def test_the_script_for_a_gpu_machine_goes_on_after_a_failure_and_ends_in_time(t
     assert len(outcomes) == 23
     assert rows[3][3].startswith("asked: -m pytest -m gpu")
     assert (tmp_path / "out" / "model-batch-4.json").read_text().startswith("asked: bench model ")
+
+
+def test_a_network_of_ones_own_has_a_ladder_and_nothing_of_segnets(street, tmp_path, monkeypatch, threads):
+    (tmp_path / "ladder_net.py").write_text(
+        "from torch import nn\n\n\ndef build(num_classes, size):\n    return nn.Conv2d(3, num_classes, 3, 2, 1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    how = {"data": str(street), "size": (32, 48), "batch": 2, "rounds": 3, "device": "cpu", "quick": True}
+    monkeypatch.setattr(bench_ladder, "SECONDS", 0.05)
+    document = bench.run("ladder", network="ladder_net:build", **how)
+    assert document["protocol"]["network"] == "ladder_net:build"
+    assert [row["value"] > 0 for row in document["results"] if row["name"] == "ladder + optimiser 32x48"] == [True]
+    with pytest.raises(
+        UsageError, match=r"--network ladder_net:build: bench model measures SegNet; ladder and scaling"
+    ):
+        bench.run("model", network="ladder_net:build", **how)
