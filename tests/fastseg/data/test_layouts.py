@@ -68,7 +68,9 @@ def test_a_listed_name_without_files_is_a_problem_of_the_list(make):
     root = make(*segnet("a"), texts={"train.txt": "a.png\nghost.png\n"})
     data = find(root)
     assert stems(data.splits["train"]) == ["a"]
-    assert data.problems == (Problem(f"{root}/train.txt", "names ghost.png, which has no image and label here"),)
+    assert data.problems == (
+        Problem(f"{root}/train.txt", "names ghost.png, which has no image and label here", "listed"),
+    )
 
 
 def test_orphans_are_reported_by_name_and_left_out(make):
@@ -470,7 +472,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(make):
 def test_a_listed_name_with_control_characters_is_quoted(make):
     root = make(*segnet("a"), texts={"train.txt": "a\n\x1b[2Jghost\n"})
     assert find(root).problems == (
-        Problem(f"{root}/train.txt", r"names '\x1b[2Jghost', which has no image and label here"),
+        Problem(f"{root}/train.txt", r"names '\x1b[2Jghost', which has no image and label here", "listed"),
     )
 
 
