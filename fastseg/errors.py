@@ -26,6 +26,6 @@ class StoppedError(FastsegError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: come back later
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Kind and first line of an error that is not ours, for one line of our own."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".removesuffix(": ")

@@ -23,10 +23,12 @@ from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import ladder as bench_ladder
 from fastseg.bench import model as bench_model
 from fastseg.bench.peers import plain_step
+from fastseg.config import Model
 from fastseg.data.synth import write
 from fastseg.distributed import Precision, choose_dtype
 from fastseg.errors import FastsegError, UsageError
 from fastseg.model import SegNet
+from fastseg.network import build
 
 KEYS = {"name", "unit", "value", "n", "p20", "p80"}
 SCHEMA = json.loads((Path(bench.__file__).parent / "records" / "schema.json").read_text())
@@ -386,6 +388,7 @@ def small(monkeypatch) -> None:
         monkeypatch.setattr(module, "choose_dtype", precision)
     for module in (bench_model, drill):
         monkeypatch.setattr(module, "SegNet", lambda classes, **options: SegNet(classes, depth=1, **options))
+    monkeypatch.setattr(drill, "build", lambda model, *size, **options: build(Model(depth=1), *size, **options))
     monkeypatch.setattr(bench_model, "layers", functools.partial(roofline.layers, depth=1))
 
 
@@ -682,3 +685,19 @@ def test_the_script_for_a_gpu_machine_goes_on_after_a_failure_and_ends_in_time(t
     assert len(outcomes) == 23
     assert rows[3][3].startswith("asked: -m pytest -m gpu")
     assert (tmp_path / "out" / "model-batch-4.json").read_text().startswith("asked: bench model ")
+
+
+def test_a_network_of_ones_own_has_a_ladder_and_nothing_of_segnets(street, tmp_path, monkeypatch, threads):
+    (tmp_path / "ladder_net.py").write_text(
+        "from torch import nn\n\n\ndef build(num_classes, size):\n    return nn.Conv2d(3, num_classes, 3, 2, 1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    how = {"data": str(street), "size": (32, 48), "batch": 2, "rounds": 3, "device": "cpu", "quick": True}
+    monkeypatch.setattr(bench_ladder, "SECONDS", 0.05)
+    document = bench.run("ladder", network="ladder_net:build", **how)
+    assert document["protocol"]["network"] == "ladder_net:build"
+    assert [row["value"] > 0 for row in document["results"] if row["name"] == "ladder + optimiser 32x48"] == [True]
+    with pytest.raises(
+        UsageError, match=r"--network ladder_net:build: bench model measures SegNet; ladder and scaling"
+    ):
+        bench.run("model", network="ladder_net:build", **how)
