@@ -23,10 +23,12 @@ from fastseg.bench import kernels as bench_kernels
 from fastseg.bench import ladder as bench_ladder
 from fastseg.bench import model as bench_model
 from fastseg.bench.peers import plain_step
+from fastseg.config import Model
 from fastseg.data.synth import write
 from fastseg.distributed import Precision, choose_dtype
 from fastseg.errors import FastsegError, UsageError
 from fastseg.model import SegNet
+from fastseg.network import build
 
 KEYS = {"name", "unit", "value", "n", "p20", "p80"}
 SCHEMA = json.loads((Path(bench.__file__).parent / "records" / "schema.json").read_text())
@@ -386,6 +388,7 @@ def small(monkeypatch) -> None:
         monkeypatch.setattr(module, "choose_dtype", precision)
     for module in (bench_model, drill):
         monkeypatch.setattr(module, "SegNet", lambda classes, **options: SegNet(classes, depth=1, **options))
+    monkeypatch.setattr(drill, "build", lambda model, *size, **options: build(Model(depth=1), *size, **options))
     monkeypatch.setattr(bench_model, "layers", functools.partial(roofline.layers, depth=1))
 
 
