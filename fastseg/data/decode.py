@@ -84,8 +84,8 @@ def opened(path: str) -> Iterator[Image.Image]:
 def _decode(path: str, convert: Callable[[Image.Image], np.ndarray], upright: bool) -> np.ndarray:
     try:
         with opened(path) as file:
-            pixels = convert(file)
-            return turned(pixels, orientation(file)) if upright else pixels
+            turn = orientation(file) if upright else 1  # as headers have it: Pillow may find another behind the pixels
+            return turned(convert(file), turn)
     except READING_ERRORS as error:
         raise FastsegError(f"{path}: cannot be decoded: {reason(path, error)}") from None
 
