@@ -101,7 +101,7 @@ def test_exif_orientation(copy_of, call, read_by, row):
     turned(path, SIZE)
     read_alike(folder, read_by, np.array(Image.open(path)))  # Pillow turns nothing
     code, out, _ = call("data", "check", folder)
-    says = f"{path}: has an EXIF orientation, which is not applied: see --exif"
+    says = f"{path}: has an EXIF orientation, which is not applied"
     assert code == 0
     assert f"warning: {says}: --exif apply turns it, or save it and its label upright\n" in out
     assert "; EXIF orientations (1) are not applied" in call("train", "--data", folder, *TINY)[2]
