@@ -116,6 +116,8 @@ def test_other_data_than_the_runs_is_refused_with_what_differs(street, tmp_path)
     gone = sorted((other / "val").iterdir())[0]
     gone.unlink()
     (other / "valannot" / gone.name).unlink()
+    names = other / "val.txt"  # which would be missed first
+    names.write_text("".join(line for line in names.read_text().splitlines(True) if gone.stem not in line))
     two = f"{images[2].stem}, {labels[5].stem}"
     says = f"the files of {other} are not those that {run} began with: train differs by 2 of 8 ({two}); "
     with pytest.raises(FastsegError) as error:
