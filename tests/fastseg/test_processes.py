@@ -433,6 +433,7 @@ def test_a_terminal_that_closes_saves(street, tmp_path, processes):
     command += ["--nproc", processes, "--run", run]
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
         os.execv(sys.executable, [sys.executable, "-m", "fastseg", *map(str, command)])
     while not events(run, "train"):
         with contextlib.suppress(BlockingIOError):
