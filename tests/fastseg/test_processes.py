@@ -45,10 +45,17 @@ def sets(**changes: object) -> list[str]:
     return [part for key, value in named.items() for part in ("--set", f"{key}={value}")]
 
 
+def as_from_a_terminal() -> None:
+    """What these tests were started by may ignore signals: nohup, or a shell with its & (as the Makefile has it)."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def fastseg(*words: object, launcher: tuple[str, ...] = (), **options) -> subprocess.Popen:
     """A running fastseg command, by `launcher` where one is given."""
     command = [*(launcher or (sys.executable, "-m")), "fastseg", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
+    pipes["preexec_fn"] = as_from_a_terminal
     return subprocess.Popen(command, **(pipes | options))
 
 
@@ -433,7 +440,7 @@ def test_a_terminal_that_closes_saves(street, tmp_path, processes):
     command += ["--nproc", processes, "--run", run]
     pid, terminal = pty.fork()
     if pid == 0:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+        as_from_a_terminal()
         os.execv(sys.executable, [sys.executable, "-m", "fastseg", *map(str, command)])
     while not events(run, "train"):
         with contextlib.suppress(BlockingIOError):
