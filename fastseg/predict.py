@@ -17,6 +17,7 @@ from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
 from fastseg.config import Size
 from fastseg.data.decode import decode_image, orientation, rgb_of, turned
+from fastseg.data.pairs import is_companion, is_image
 from fastseg.data.tiff import TiffRows, is_large
 from fastseg.distributed import choose_device, choose_dtype
 from fastseg.errors import FastsegError, UsageError
@@ -28,7 +29,6 @@ from fastseg.results import refuse_overwriting, strip_of, targets, write_counts,
 from fastseg.tiles import Picture, blended, tiling_of
 
 BATCH = 8  # images, or tiles, that the network sees at once
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}  # of files that a folder gives
 
 
 class Rows(Protocol):
@@ -229,8 +229,9 @@ def find_images(inputs: Sequence[str]) -> list[Job]:
     for text in map(os.path.expanduser, inputs):
         path = Path(text)
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            found = [Job(p, str(p.relative_to(path).with_suffix(""))) for p in files]
+            below = sorted(p.relative_to(path) for p in path.rglob("*") if is_image(p.name) and p.is_file())
+            own = [p for p in below if not any(map(is_companion, p.parts))]
+            found = [Job(path / p, str(p.with_suffix(""))) for p in own]
         elif path.exists():
             found = [Job(path, path.stem)]
         else:

@@ -45,6 +45,12 @@ def nearest_whole(numerator: int, denominator: int) -> int:
     return max(1, (2 * numerator + denominator) // (2 * denominator))
 
 
+def centred(size: Sequence[int], into: Shape) -> Box:
+    """Where an image of `size` lies in the middle of one of size `into`, rounded up and to the left."""
+    height, width = size[:2]
+    return Box((into[0] - height) // 2, (into[1] - width) // 2, height, width)
+
+
 def fitted(size: Shape, into: Shape, fit: str) -> Box:
     """Where an image of `size` lies in a network's input of size `into`.
 
@@ -57,7 +63,7 @@ def fitted(size: Shape, into: Shape, fit: str) -> Box:
             columns = nearest_whole(width * rows, height)
         else:
             rows = nearest_whole(height * columns, width)
-    return Box((into[0] - rows) // 2, (into[1] - columns) // 2, rows, columns)
+    return centred((rows, columns), into)
 
 
 class View(NamedTuple):

@@ -26,7 +26,7 @@ from fastseg.data.layouts import Pair
 from fastseg.environment import install
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels.augment import augment, augment_by_slices, normalise_in_place
-from fastseg.pipelines.fit import Box, View
+from fastseg.pipelines.fit import View, centred
 from fastseg.pipelines.plan import Plan, in_order
 from fastseg.ranges import annotate
 
@@ -227,7 +227,7 @@ def normalise(
             pixels, image = out[number].numpy(), images[number].numpy()
             if image.shape[:2] != size:
                 pixels.fill(0)
-            pixels[centred(image.shape, size)] = image
+            pixels[centred(image.shape, size).slices] = image
             normalise_in_place(pixels, *MEAN_AND_STD)
 
         for _ in runs_on(threads)(one, range(len(images))):
@@ -236,15 +236,9 @@ def normalise(
         mean, std = mean_and_std(images[0].device)
         stacked = torch.stack(list(images)) if whole else images[0].new_zeros(len(images), *size, 3)
         for pixels, image in zip(stacked, images, strict=True) if not whole else ():
-            pixels[centred(image.shape, size)] = image
+            pixels[centred(image.shape, size).slices] = image
         out = stacked.to(torch.float32).sub_(mean).div_(std)
     return out.to(dtype).permute(0, 3, 1, 2)
-
-
-def centred(shape: Sequence[int], size: Size) -> tuple[slice, slice]:
-    """Rows and columns of a batch of `size` in whose middle an image of that shape lies."""
-    height, width = shape[:2]
-    return Box((size[0] - height) // 2, (size[1] - width) // 2, height, width).slices
 
 
 def unknown_in(labels: torch.Tensor) -> torch.Tensor | int:

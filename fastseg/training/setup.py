@@ -67,10 +67,8 @@ def _assemble(
             for s in ("train", "val")
         )
         spec, loader = choose_loader(runtime.loader, spec, epochs=True, grows=train.grow_from < 1)
-        # Validation sees whole images.
-        val_spec, _ = choose_loader(
-            runtime.loader, dataclasses.replace(val_spec, window=None), epochs=True, resize_labels=False
-        )
+        val_spec = dataclasses.replace(val_spec, window=None)  # validation sees whole images
+        val_spec, _ = choose_loader(runtime.loader, val_spec, epochs=True, resize_labels=False)
     plan = make_plan(config, spec, world.size)
     # What was batch x processes becomes a number: the run keeps its batches when it goes on with other processes.
     config = dataclasses.replace(config, train=dataclasses.replace(train, batch=0, global_batch=plan.batch))
@@ -94,7 +92,10 @@ def _assemble(
         step, optimizer = make_step(model, train, world, dtype, weights, micro_batch)
     ahead = [DECODED_AHEAD, decoded_at_once(plan.batch // world.size)]
     facts = loader.facts | {"threads": spec.threads, "ahead": ahead, "keeps": spec.tier.keeps}
-    trained = trained_on(spec) if world.is_main else {}
+    trained, in_both = {}, 0
+    if world.is_main:
+        trained = trained_on(spec)
+        in_both = validated_too(dataset.root, spec.pairs, trained["contents"], val_spec.pairs, spec.threads)
     run = Run(
         config=config,
         world=world,
@@ -116,9 +117,7 @@ def _assemble(
         },
         trained_on=trained,
         left_out=len(dataset.problems),
-        in_both=validated_too(dataset.root, spec.pairs, trained["contents"], val_spec.pairs, spec.threads)
-        if trained
-        else 0,
+        in_both=in_both,
         loss=torch.zeros((), device=device),
         void=torch.zeros((), dtype=torch.int64, device=device),
     )
@@ -129,17 +128,22 @@ def _assemble(
             f"processes see checkpoints of different steps ({', '.join(f'{step:g}' for step in sorted(steps))}): "
             "give --run in a folder that all machines share"
         )
-    if capture.value == "off":
-        step.wrapped = world.wrap(model, train.accumulate, runtime.bucket_mib, runtime.compress)
-    else:
-        capture_passes(step, must=capture.facts["must"])
-        if world.size > 1:
-            # DistributedDataParallel's hooks run on the host: they and a graph go together in some versions only.
-            world.sync_weights(model)
-            step.exchange = functools.partial(
-                sum_gradients, learning(model), world, runtime.bucket_mib, runtime.compress
-            )
+    _let_gradients_meet(step, config, capture)
     return run
+
+
+def _let_gradients_meet(step: Step, config: Config, capture: Choice) -> None:
+    """Have the processes' gradients summed: during the backward pass, or after it where passes are replayed."""
+    world, runtime = step.world, config.runtime
+    if capture.value == "off":
+        step.wrapped = world.wrap(step.model, config.train.accumulate, runtime.bucket_mib, runtime.compress)
+        return
+    capture_passes(step, must=capture.facts["must"])
+    if world.size > 1:
+        # DistributedDataParallel's hooks run on the host: they and a graph go together in some versions only.
+        world.sync_weights(step.model)
+        parameters = learning(step.model)
+        step.exchange = functools.partial(sum_gradients, parameters, world, runtime.bucket_mib, runtime.compress)
 
 
 def warm_up(run: Run, *, later: bool = False) -> int:

@@ -179,6 +179,13 @@ def test_inputs_are_files_folders_and_globs(street, tmp_path):
         find_images([str(files[0]), str(street / "val")])
 
 
+def test_a_folder_gives_what_pillow_reads_and_no_companions(tmp_path):
+    for name in ("a.png", "sub/b.AVIF", "._a.png", ".hidden/c.png", ".ipynb_checkpoints/a-checkpoint.png", "notes.txt"):
+        (tmp_path / ".data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".data" / name).write_bytes(b"")
+    assert [job.name for job in find_images([str(tmp_path / ".data")])] == ["a", "sub/b"]
+
+
 def test_scores_are_those_whose_highest_is_the_class(model, street):
     path = sorted((street / "val").iterdir())[0]
     scores = model.scores(path)

@@ -33,6 +33,7 @@ from fastseg.kernels.augment import Move, augment_by_slices, torch_augment
 from fastseg.pipelines import cache, prepared
 from fastseg.pipelines.cache import Filling, first_uses, open_once, prepare
 from fastseg.pipelines.fit import rooms_of
+from fastseg.pipelines.gpu_copy import GpuCopy, copy_on_gpu
 from fastseg.pipelines.plan import Plan, Rooms
 from fastseg.pipelines.prepared import Shape, key_of, locate, open_store, shape_of
 from fastseg.pipelines.source import Spec, TrainSource, choose_loader, evaluation_batches, make_tier, normalise
@@ -458,7 +459,7 @@ def test_a_gpus_pixels_are_those_of_the_cpu_whether_its_memory_holds_them_or_not
         list(evaluation_batches(mine, 3, resize_labels=False))
         for resize_labels in (False, True):
             store = open_once(mine, resize_labels=resize_labels)
-            on_device = cache._OnGpu(store, mine.device)
+            on_device = GpuCopy(store, mine.device)
             assert (on_device.copies is None) != room
             batches = itertools.islice(TrainSource(mine, plan_of(mine)), 3) if resize_labels else ()
             for step, batch in enumerate(batches):
@@ -487,7 +488,7 @@ def test_windows_and_letterboxed_samples_on_a_gpu_are_those_of_the_cpu(spec, mon
         rooms = Rooms(rooms_of(mine.headers, mine.window, mine.size))
         plan = dataclasses.replace(plan, max_shift=(0, 0), max_crop=rooms)
     batches = list(itertools.islice(TrainSource(mine, plan), 3))
-    on_device = cache._OnGpu(open_once(mine, resize_labels=True), mine.device)
+    on_device = GpuCopy(open_once(mine, resize_labels=True), mine.device)
     for step, batch in enumerate(batches):
         images, labels = on_device.batch(plan.shard(step, 0, 1), mine)
         assert torch.equal(labels, batch.labels)
@@ -507,10 +508,10 @@ def test_upright_pictures_are_kept_apart_from_stored_ones(spec):
 def test_all_sizes_and_validations_share_one_copy_on_a_gpu(spec, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
     store = open_once(spec, resize_labels=True)
-    first = cache.copy_on_gpu(store, torch.device("cpu"))
-    assert cache.copy_on_gpu(open_once(spec, resize_labels=True), torch.device("cpu")) is first
+    first = copy_on_gpu(store, torch.device("cpu"))
+    assert copy_on_gpu(open_once(spec, resize_labels=True), torch.device("cpu")) is first
     cache.forget()
-    assert cache.copy_on_gpu(open_once(spec, resize_labels=True), torch.device("cpu")) is not first
+    assert copy_on_gpu(open_once(spec, resize_labels=True), torch.device("cpu")) is not first
     cache.forget()
 
 
