@@ -11,17 +11,18 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastseg import config as configs
+from fastseg.config import Config
 from fastseg.data.classes import UNKNOWN
-from fastseg.errors import FastsegError, first_line
-from fastseg.model import load_weights, read_tensors
-from fastseg.network import Network, admit, build
+from fastseg.errors import FastsegError, UsageError, first_line
+from fastseg.model import load_weights, plain_names, read_tensors
+from fastseg.network import Network, admit, build, weights_of_scores
 from fastseg.pipelines.source import MEAN, STD
 from fastseg.runs import whole
 from fastseg.texts import brief
@@ -123,8 +124,17 @@ def read(path: Path) -> dict[str, Any]:
         state = read_tensors(path, str(path))
     except FileNotFoundError:
         raise FastsegError(f"{path}: no such checkpoint; a run keeps them in RUN/checkpoints/") from None
-    if not isinstance(state, dict) or "schema" not in state:
+    if not _is_checkpoint(state):
         raise FastsegError(f"{path}: not a checkpoint of fastseg (for a torchvision VGG's weights use --init FILE)")
+    return _checked(state, str(path))
+
+
+def _is_checkpoint(state: Any) -> bool:
+    return isinstance(state, dict) and "schema" in state
+
+
+def _checked(state: dict[str, Any], path: str) -> dict[str, Any]:
+    """A checkpoint that holds what each use of one relies on."""
     if type(state["schema"]) is not int or state["schema"] != SCHEMA:
         raise FastsegError(f"{path}: checkpoint schema {brief(state['schema'])}, this fastseg reads {SCHEMA}")
     wrong = [key for key, fits in _CONTENTS.items() if key not in state or not fits(state[key])]
@@ -181,6 +191,45 @@ def build_model(
     built = build(config.model, len(state["classes"]), config.data.size)
     load_weights(built, state["ema"] or state["model"], str(source))
     return built.to(memory_format=torch.channels_last).eval()
+
+
+def first_weights(init: str) -> dict[str, Any] | None:
+    """The checkpoint that `--init` names, for a new run to begin with; None where it names something else.
+
+    Raises:
+        FastsegError: it is damaged, or of another schema.
+    """
+    path = Path(os.path.expanduser(init))
+    state = read_tensors(path, f"--init {init}") if path.is_file() else None
+    return _checked(state, f"--init {init}") if _is_checkpoint(state) else None
+
+
+def begin_with(network: Network, config: Config, classes: Sequence[str], state: Mapping[str, Any]) -> str:
+    """Give a new run's network a checkpoint's weights, the averaged ones where it has them; which, in words.
+
+    Where the classes are others, what makes their scores keeps its first weights.
+
+    Args:
+        config: of the new run, whose `model.init` names the checkpoint.
+
+    Raises:
+        UsageError: the checkpoint is of another network. FastsegError: its weights are not its network's.
+    """
+    source = f"--init {config.model.init}"
+    before = configs.from_dict(state["config"], source).model
+    for key in ("network", "backbone", "depth"):
+        old, new = getattr(before, key), getattr(config.model, key)
+        if old != new:
+            raise UsageError(f"{source}: its model.{key} is {old}, this run's is {new}; add --set model.{key}={old}")
+    weights = plain_names(state["ema"] or state["model"])
+    steps = f"its weights after {state['progress']['step']} steps"
+    if state["classes"] == list(classes):
+        load_weights(network, weights, source)
+        return steps
+    own, new = network.state_dict(), weights_of_scores(network, weights)
+    load_weights(network, weights | {name: own[name] for name in new}, source)
+    begins = f"the last layer is new ({', '.join(new)})" if new else "all of them, since there are as many"
+    return f"{steps}; for other classes, {begins}"
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

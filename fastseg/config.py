@@ -128,8 +128,8 @@ class Model(_Checked):
     depth: int = _option(5, "SegNet: encoder stages, 1 to 5", least=1)
     init: str = _option(
         "none",
-        "first weights: none (SegNet: He et al.; else the network's own), a file, or for SegNet identity or a "
-        "torchvision VGG (encoder)",
+        "first weights: none (SegNet: He et al.; else the network's own), a checkpoint, a file, or for SegNet identity "
+        "or a torchvision VGG (encoder)",
     )
 
 

@@ -188,6 +188,22 @@ def begin(network: Network, init: str) -> None:
     load_weights(network.network, weights, f"--init {init}")
 
 
+def weights_of_scores(network: Network, before: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names of the tensors that make the scores of classes: SegNet's last layer's.
+
+    Of another network nobody knows which they are; they show where its tensors and those of `before`, which are of
+    another number of classes, differ in their first dimension alone.
+    """
+    if isinstance(network, SegNet):
+        last = f"decoder.{len(network.decoder) - 1}.{len(network.decoder[-1]) - 1}"
+        return [name for name in network.state_dict() if name.startswith(f"{last}.")]
+    return [
+        name
+        for name, own in network.state_dict().items()
+        if name in before and own.shape[1:] == before[name].shape[1:] and own.shape[:1] != before[name].shape[:1]
+    ]
+
+
 def rehearse(network: Network, sizes: Sequence[Size], batch: int, device: torch.device, dtype: torch.dtype) -> None:
     """Try a user's network on empty images of a run's sizes, validating and training, before anything depends on it.
 

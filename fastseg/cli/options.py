@@ -94,7 +94,10 @@ def train_options(command: Command) -> Command:
         click.option("--global-batch", type=int, help="Images per step of all devices together, instead of --batch."),
         click.option("--lr", type=float, help="Learning rate; the highest of the schedule."),
         click.option("--network", help="segnet, or PACKAGE.MODULE:FUNCTION of your own.  [default: segnet]"),
-        click.option("--init", help="First weights: none, identity, vgg16, vgg16_bn, vgg19, vgg19_bn, or a file."),
+        click.option(
+            "--init",
+            help="First weights: none, identity, vgg16, vgg16_bn, vgg19, vgg19_bn, a checkpoint, or a file.",
+        ),
         click.option("--split-scheme", help="auto, tutorial, segnet, video, random-60-40, random:A-B."),
         click.option("--unknown-colours", help="error or void: label values outside the class map."),
         click.option("--exif", help="ignore or apply: EXIF orientations of images and labels."),

@@ -68,7 +68,8 @@ def network(run: Run) -> str:
             f"trains on {run.spec.window} windows of the files' own pixels, as {size}, not moved; "
             f"validates on whole images, {seen}"
         )
-    return f"{networks.describe(run.config.model, run.step.model)}, {seen}"
+    begun = f" ({run.begun})" if run.begun else ""
+    return f"{networks.describe(run.config.model, run.step.model)}{begun}, {seen}"
 
 
 def decoding(loader: Choice) -> str:

@@ -70,6 +70,8 @@ class Run:
         pixels: labelled in the training images, by class.
         choices: what fastseg chose, by the name of its line in the start block.
         trained_on: "stems" and "contents" of the training images; of rank 0 alone.
+        seen: the same, with the images that its first weights were trained on.
+        begun: what a run that begins with a checkpoint's weights took of it, in words.
         left_out: files of the data set that have no partner.
         in_both: images that are both trained on and validated, as far as that is cheap to tell; of rank 0 alone.
         loss: this process's, summed since the last log line, on the device.
@@ -91,6 +93,8 @@ class Run:
     pixels: list[int]
     choices: dict[str, Choice]
     trained_on: dict[str, list[str]]
+    seen: dict[str, list[str]]
+    begun: str
     left_out: int
     in_both: int
     loss: torch.Tensor

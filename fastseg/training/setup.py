@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastseg import checkpoint as checkpoints
 from fastseg import network as networks
 from fastseg.choice import Choice
 from fastseg.config import Config, Train
@@ -83,7 +84,8 @@ def _assemble(
         counts = count_together(spec, world)
 
     with startup.part("network"):
-        model = _network(config, spec, fused=kernels == "fused", new=state is None)
+        first = checkpoints.first_weights(config.model.init) if state is None else None
+        model, begun = _network(config, spec, first, fused=kernels == "fused", new=state is None)
         micro_batch = plan.batch // (world.size * train.accumulate)
         sizes = [spec.crop or spec.size, *(phase.size for phase in phases), spec.size]
         networks.rehearse(model, sizes, micro_batch, device, dtype)
@@ -92,9 +94,10 @@ def _assemble(
         step, optimizer = make_step(model, train, world, dtype, weights, micro_batch)
     ahead = [DECODED_AHEAD, decoded_at_once(plan.batch // world.size)]
     facts = loader.facts | {"threads": spec.threads, "ahead": ahead, "keeps": spec.tier.keeps}
-    trained, in_both = {}, 0
+    trained, seen, in_both = {}, {}, 0
     if world.is_main:
         trained = trained_on(spec)
+        seen = joined(trained, (state or first or {}).get("trained_on", trained))
         in_both = validated_too(dataset.root, spec.pairs, trained["contents"], val_spec.pairs, spec.threads)
     run = Run(
         config=config,
@@ -116,6 +119,8 @@ def _assemble(
             "optimizer": optimizer,
         },
         trained_on=trained,
+        seen=seen,
+        begun=begun,
         left_out=len(dataset.problems),
         in_both=in_both,
         loss=torch.zeros((), device=device),
@@ -173,15 +178,26 @@ def learning(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _network(config: Config, spec: Spec, *, fused: bool, new: bool) -> Network:
-    """The network on its device, with the first weights of its seed; those of a file only where it is new."""
+def _network(
+    config: Config, spec: Spec, first: dict[str, Any] | None, *, fused: bool, new: bool
+) -> tuple[Network, str]:
+    """The network on its device, with the first weights of its seed; those of a file only where it is new.
+
+    Args:
+        first: the checkpoint whose weights a new network begins with.
+
+    Returns:
+        The network, and what of the checkpoint it began with.
+    """
     torch.manual_seed(config.runtime.seed)
-    model = networks.build(config.model, len(spec.classes.names), config.data.size, fused=fused)
-    if new:
+    model, begun = networks.build(config.model, len(spec.classes.names), config.data.size, fused=fused), ""
+    if new and first:
+        begun = checkpoints.begin_with(model, config, spec.classes.names, first)
+    elif new:
         networks.begin(model, config.model.init)
     if config.runtime.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model.to(spec.device).to(memory_format=torch.channels_last)
+    return model.to(spec.device).to(memory_format=torch.channels_last), begun
 
 
 def make_step(
@@ -207,6 +223,12 @@ def make_step(
 def trained_on(spec: Spec) -> dict[str, list[str]]:
     """The names of a split's images and what is in their files: `overlap` finds them again, wherever they are."""
     return {"stems": [pair.stem for pair in spec.pairs], "contents": contents(spec.pairs, spec.threads)}
+
+
+def joined(*parts: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Several of what `trained_on` gives as one, each image once."""
+    rows = dict.fromkeys(row for part in parts for row in zip(part["stems"], part["contents"], strict=True))
+    return {"stems": [stem for stem, _ in rows], "contents": [content for _, content in rows]}
 
 
 def count_together(spec: Spec, world: World) -> Counts:

@@ -34,7 +34,7 @@ def state_of(run: Run, *, whole: bool = True) -> dict[str, Any]:
         "classes": list(run.spec.classes.names),
         "colors": [list(color) for color in run.spec.classes.colors],
         "digest": digest(run.spec.pairs),
-        "trained_on": run.trained_on,
+        "trained_on": run.seen,
     }
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastseg.checkpoint import Writer, build_model, load_optimizer, read, save
+from fastseg.checkpoint import Writer, begin_with, build_model, first_weights, load_optimizer, read, save
 from fastseg.config import Config, Train, override
-from fastseg.errors import FastsegError
+from fastseg.errors import FastsegError, UsageError
 from fastseg.model import SegNet
 from fastseg.training.optim import make_optimizer
 
@@ -203,3 +203,58 @@ def test_the_averaged_weights_predict_where_there_are_any(tmp_path, averaged):
         assert network.encoder[0][0].weight.is_contiguous(memory_format=torch.channels_last)
         images = torch.randn(1, 3, 8, 8)
         assert torch.equal(network(images), wanted(images))
+
+
+# A run that begins with a checkpoint's weights
+
+
+def begun_with(model: SegNet, state: dict, classes: list[str], **changes) -> str:
+    config = override(Config(), {"model.depth": 1, "model.init": "best.pt", **changes})
+    return begin_with(model, config, classes, state)
+
+
+def test_a_run_of_the_same_classes_begins_with_all_weights_the_averaged_ones_where_there_are_any():
+    trained, averaged, model = (channels_last_segnet(seed) for seed in (1, 2, 3))
+    assert begun_with(model, state_of(trained), ["a", "b", "c"]) == "its weights after 7 steps"
+    assert equal_states(model.state_dict(), trained.state_dict())
+    begun_with(model, state_of(trained, ema=averaged.state_dict()), ["a", "b", "c"])
+    assert equal_states(model.state_dict(), averaged.state_dict())
+
+
+@pytest.mark.parametrize("classes", [["a", "b", "d"], ["a", "c", "b"], ["a", "b"], ["a", "b", "c", "d"]])
+def test_for_other_classes_the_last_layer_is_new_and_said(classes):
+    trained = channels_last_segnet(1)
+    torch.manual_seed(5)
+    model = SegNet(len(classes), depth=1)
+    own = {key: value.clone() for key, value in model.state_dict().items()}
+    told = begun_with(model, state_of(trained), classes)
+    assert told == (
+        "its weights after 7 steps; for other classes, the last layer is new (decoder.0.3.weight, decoder.0.3.bias)"
+    )
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, own[key] if key.startswith("decoder.0.3") else trained.state_dict()[key])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model.depth": 2}, r"^--init best\.pt: its model\.depth is 1, this run's is 2; add --set model\.depth=1$"),
+        ({"model.backbone": "vgg19"}, r"its model\.backbone is vgg16, this run's is vgg19"),
+        ({"model.network": "own:build"}, r"its model\.network is segnet, this run's is own:build"),
+    ],
+)
+def test_a_run_of_another_network_says_what_differs(changes, told):
+    with pytest.raises(UsageError, match=told):
+        begun_with(channels_last_segnet(), state_of(channels_last_segnet()), ["a", "b", "c"], **changes)
+
+
+def test_what_init_names_is_a_checkpoint_by_what_it_holds(tmp_path):
+    model = channels_last_segnet()
+    save(tmp_path / "ours.pth", state_of(model))
+    torch.save(model.state_dict(), tmp_path / "plain.pt")
+    assert equal_states(first_weights(str(tmp_path / "ours.pth"))["model"], model.state_dict())
+    assert first_weights(str(tmp_path / "plain.pt")) is None
+    assert first_weights("identity") is None
+    torch.save({"schema": 1}, tmp_path / "old.pt")
+    with pytest.raises(FastsegError, match=r"^--init .*old\.pt: checkpoint schema 1, this fastseg reads 2"):
+        first_weights(str(tmp_path / "old.pt"))

@@ -19,6 +19,7 @@ from fastseg import checkpoint, runs, training
 from fastseg import config as configs
 from fastseg.checkpoint import Writer, read
 from fastseg.config import Config
+from fastseg.data.synth import write
 from fastseg.errors import FastsegError, StoppedError, UsageError
 from fastseg.evaluation import Counted, evaluate
 from fastseg.pipelines.source import TrainSource
@@ -66,6 +67,32 @@ def test_without_a_folder_a_run_has_a_new_one_and_one_that_never_began_leaves_no
     assert set(Path("runs").iterdir()) == {first, second}
     with pytest.raises(UsageError, match=r"^train: give the run folder; to go on takes it"):
         train(config, resume=True)
+
+
+def test_a_run_begins_with_a_checkpoint_for_other_classes_and_remembers_what_that_was_trained_on(
+    street, tmp_path, capsys
+):
+    train(tiny(street, train__epochs=1), tmp_path / "first")
+    trained = tmp_path / "first" / "checkpoints" / "last.pt"
+    folder = tmp_path / "two"  # other images, road and all else
+    write(folder, counts={"train": 4, "val": 2}, size=(64, 96), seed=7)
+    rest = sorted(set(range(11)) - {3})
+    (folder / "dataset.toml").write_text(
+        f'void = [11]\nclasses = [{{name = "Road", index = 3}}, {{name = "rest", index = {rest}}}]\n'
+        '[splits]\ntrain = {images = "train/*.png", labels = "trainannot/*.png"}\n'
+        'val = {images = "val/*.png", labels = "valannot/*.png"}\n'
+    )
+    second = tmp_path / "second"
+    options = {"model__init": str(trained), "train__schedule": "constant"}
+    train(tiny(folder, train__epochs=1, **options), second)
+    model = next(line for line in capsys.readouterr().err.splitlines() if f"init {trained}" in line)
+    assert "(its weights after 4 steps; for other classes, the last layer is new (decoder.0.3.weight, " in model
+    train(runs.reopen(second, lambda old: configs.override(old, {"train.epochs": 2}))[0], second, resume=True)
+    state = read(second / "checkpoints" / "last.pt")
+    own = sorted(path.stem for path in (folder / "train").iterdir())
+    assert sorted(state["trained_on"]["stems"]) == sorted(own + read(trained)["trained_on"]["stems"])
+    # Its split is its own: what it goes on with, and what a repetition asks for.
+    assert sorted(json.loads((second / "split.json").read_text())["train"]) == own
 
 
 def test_two_epochs_and_two_more_give_the_bits_of_four(street, tmp_path):
