@@ -5,43 +5,37 @@ time counts, validation does not. The plain loop is what a tutorial would write 
 torchvision's transforms in a DataLoader, SGD at 1e-3 with momentum 0.9 and weight decay 5e-4, weights by median
 frequency, batches of 4. It trains until it has reached all targets or its time is up; what it did not reach is told,
 and the ratio is a lower bound then.
+
+What of a ratio is whose (`shares`): the same loop is given the recipe's hyperparameters, then its first weights too,
+then mixed precision; each takes a share of the time, and the rest is the software's: data path, sizes that grow,
+kernels, memory. And a U-Net in that last loop says what another network would do.
 """
 
+import importlib.util
+import itertools
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from fastseg.bench.harness import Found, Result, exact, ratio, result
-from fastseg.bench.peers.plain_step import PlainSegNet, take
-from fastseg.bench.peers.torchvision_loader import batches
+from fastseg.bench.peers import plain_loop
+from fastseg.bench.peers.plain_loop import Loop, Point, UNet, begun_as
+from fastseg.bench.peers.plain_step import PlainSegNet
 from fastseg.config import Size, load_recipe
-from fastseg.data.classes import VOID
-from fastseg.data.stats import class_weights, count
-from fastseg.distributed import World
-from fastseg.environment import cores
-from fastseg.errors import FastsegError, UsageError
-from fastseg.evaluation import score
+from fastseg.distributed import choose_dtype
+from fastseg.environment import install
+from fastseg.errors import FastsegError
 from fastseg.pipelines.source import choose_loader
 from fastseg.runs import read_log
 from fastseg.specs import open_specs
 
-BATCH = 4  # of the plain loop
 RANDOM = ("none", "identity")  # values of model.init that know of no other images
-
-
-class Point(NamedTuple):
-    """A validation: seconds of training before it, and its mIoU."""
-
-    seconds: float
-    miou: float
+PLAIN, UNET = "plain PyTorch loop", "U-Net, ResNet-34, in the loop before it"
 
 
 def points(run: Path) -> list[Point]:
@@ -79,36 +73,29 @@ def train_recipe(recipe: str, data: str, size: str, seed: int, device: str) -> l
         return points(run)
 
 
-def train_plainly(data: str, size: Size, seed: int, device: torch.device, target: float, cap: float) -> list[Point]:
-    """The curve of the plain loop, until it reaches the target or has trained for `cap` seconds.
+def loops(recipe: str, device: str) -> dict[str, Loop]:
+    """By what each has beyond the one before it: the plain loop, and its steps towards a recipe; a U-Net where it is.
 
-    Raises:
-        UsageError: labels of colours, which the plain loop's loader does not know.
+    Where the recipe's precision is fp32, or fp16, which wants a scaler of gradients, there is no step of precision.
     """
-    _, specs = open_specs(data, size=size, device=device.type)
-    spec, (val, _) = specs["train"], choose_loader("auto", specs["val"], epochs=True, resize_labels=False)
-    if spec.classes.is_color:
-        raise UsageError(f"bench accuracy: {data} has labels of colours; the plain loop reads indices alone")
-    table = torch.from_numpy(spec.classes.index_table(VOID)).long().to(device)
-    weights = class_weights(count(spec.pairs, spec.classes, spec.threads), "median-frequency")
-    torch.manual_seed(seed)
-    model = PlainSegNet(len(weights)).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
-    loss_of = nn.CrossEntropyLoss(weight=torch.tensor(weights, dtype=torch.float32, device=device), ignore_index=VOID)
-    alone = World(0, 1, device)
-    stream = batches(spec.pairs, size, BATCH, workers=cores())
-    steps, seconds, curve = max(1, len(spec.pairs) // BATCH), 0.0, list[Point]()
-    while seconds < cap and not any(point.miou >= target for point in curve):
-        start = time.perf_counter()
-        for _ in range(steps):
-            images, labels = next(stream)
-            images, labels = images.to(device).contiguous(), table[labels.to(device).long()]
-            loss = take(model, optimizer, loss_of, images, labels)
-        loss.item()  # waits for a GPU
-        seconds += time.perf_counter() - start
-        curve.append(Point(seconds, score(model, val, alone).scores.miou))
-    stream.close()  # type: ignore[attr-defined]
-    return curve
+    config = load_recipe(recipe)
+    train, init = config.train, config.model.init if config.model.init in RANDOM else "none"
+    found = {PLAIN: Loop(PlainSegNet, load_recipe("baseline").train)}
+    found |= {"hyperparameters": Loop(PlainSegNet, train, ends=True)}
+    found |= {"first weights": Loop(begun_as(init), train, ends=True)}
+    dtype = choose_dtype(config.runtime.dtype, device).dtype
+    if dtype == torch.bfloat16:
+        found |= {"mixed precision": Loop(begun_as(init), train, dtype, ends=True)}
+    if importlib.util.find_spec("segmentation_models_pytorch"):
+        found |= {UNET: Loop(UNet, train, dtype if dtype == torch.bfloat16 else torch.float32, ends=True)}
+    return found
+
+
+def train_plainly(data: str, size: Size, device: str, loop: Loop, target: float, cap: float) -> list[Point]:
+    """The curve of a plain loop on a data set: see `plain_loop.train`."""
+    _, specs = open_specs(data, size=size, device=device)
+    val, _ = choose_loader("auto", specs["val"], epochs=True, resize_labels=False)
+    return plain_loop.train(loop, specs["train"], val, 0, target, cap)
 
 
 def measure(
@@ -120,39 +107,36 @@ def measure(
     recipes: Sequence[str],
     seeds: int,
     cap: float,
+    shares: bool,
 ) -> Found:
     """Seconds to each target, and ratios `time_to_T_vs_plain` of the first recipe.
 
     Args:
         targets: mIoU, 0 to 1.
-        seeds: runs of each recipe, with seeds 0, 1, ...; the plain loop runs once.
-        cap: seconds of training after which the plain loop ends.
+        seeds: runs of each recipe, with seeds 0, 1, ...; plain loops run once.
+        cap: seconds of training after which a plain loop ends.
+        shares: what of these ratios is whose, too: see above.
     """
-    shown = str(size)
-    curves = {recipe: [train_recipe(recipe, data, shown, seed, device) for seed in range(seeds)] for recipe in recipes}
-    plain = train_plainly(data, size, 0, torch.device(device), max(targets), cap)
-    rows: list[Result] = []
-    for name, runs in (*curves.items(), ("plain PyTorch loop", [plain])):
-        for target in sorted(targets):
-            times = [seconds for run in runs if (seconds := time_to(run, target)) is not None]
-            if times:
-                rows.append(result(f"{name}: training to mIoU {target:g}", "s", times))
-            if len(times) < len(runs):
-                ended = max(run[-1].seconds for run in runs)
-                rows.append(exact(f"{name}: not at mIoU {target:g} after", "s", ended))
-                rows.append(exact(f"{name}: runs that did not reach {target:g}", "runs", len(runs) - len(times)))
-        best = [max(point.miou for point in run) for run in runs]
-        rows.append(result(f"{name}: best mIoU", "%", [100 * value for value in best]))
-        rows.append(result(f"{name}: whole run", "s", [run[-1].seconds for run in runs]))
-    ratios = []
-    for target in sorted(targets):
-        mine = [time_to(run, target) for run in curves[recipes[0]]]
-        reached = [seconds for seconds in mine if seconds is not None]
-        theirs = time_to(plain, target)
-        if reached:
-            bound = "" if theirs is not None else " (lower bound)"
-            least = plain[-1].seconds if theirs is None else theirs
-            ratios.append(ratio(f"time_to_{target:.2f}_vs_plain{bound}", [least] * len(reached), reached))
+    plain = loops(recipes[0], device)
+    curves = {
+        recipe: [train_recipe(recipe, data, str(size), seed, device) for seed in range(seeds)] for recipe in recipes
+    }
+    taken = list(plain if shares else [PLAIN])
+    plainly = {name: train_plainly(data, size, device, plain[name], max(targets), cap) for name in taken}
+    steps = [name for name in plainly if name != UNET]
+    shown = curves | {
+        name if name in (PLAIN, UNET) else f"plain loop with {recipes[0]}'s {' and '.join(steps[1 : place + 1])}": [
+            curve
+        ]
+        for place, (name, curve) in enumerate(plainly.items())
+    }
+    rows = [row for name, runs in shown.items() for row in _rows(name, runs, targets)]
+    ratios = [
+        found for target in sorted(targets) for found in _versus_plain(target, curves[recipes[0]], plainly[PLAIN])
+    ]
+    if shares:
+        ladder = {name: [plainly[name]] for name in steps} | {"the rest": curves[recipes[0]]}
+        ratios += [found for target in sorted(targets) for found in _shares(target, ladder)]
     series = [
         {
             "name": "validation mIoU",
@@ -163,7 +147,48 @@ def measure(
                 ]
             },
         }
-        for name, runs in (*curves.items(), ("plain PyTorch loop", [plain]))
+        for name, runs in shown.items()
         for seed, run in enumerate(runs)
     ]
-    return Found(rows, ratios, series)
+    left_out = {"left_out": f"{UNET}: not installed: {install('peers')}"} if shares and UNET not in plainly else {}
+    return Found(rows, ratios, series, left_out)
+
+
+def _rows(name: str, runs: Sequence[Sequence[Point]], targets: Sequence[float]) -> list[Result]:
+    rows = []
+    for target in sorted(targets):
+        times = _times(runs, target)
+        if times:
+            rows.append(result(f"{name}: training to mIoU {target:g}", "s", times))
+        if len(times) < len(runs):
+            ended = max(run[-1].seconds for run in runs)
+            rows.append(exact(f"{name}: not at mIoU {target:g} after", "s", ended))
+            rows.append(exact(f"{name}: runs that did not reach {target:g}", "runs", len(runs) - len(times)))
+    best = [max(point.miou for point in run) for run in runs]
+    rows.append(result(f"{name}: best mIoU", "%", [100 * value for value in best]))
+    rows.append(result(f"{name}: whole run", "s", [run[-1].seconds for run in runs]))
+    return rows
+
+
+def _times(runs: Sequence[Sequence[Point]], target: float) -> list[float]:
+    """Seconds to the target, of the runs that reached it."""
+    return [seconds for run in runs if (seconds := time_to(run, target)) is not None]
+
+
+def _versus_plain(target: float, mine: Sequence[Sequence[Point]], plain: Sequence[Point]) -> list[Result]:
+    reached, theirs = _times(mine, target), time_to(plain, target)
+    if not reached:
+        return []
+    bound = "" if theirs is not None else " (lower bound)"
+    least = plain[-1].seconds if theirs is None else theirs
+    return [ratio(f"time_to_{target:.2f}_vs_plain{bound}", [least] * len(reached), reached)]
+
+
+def _shares(target: float, ladder: Mapping[str, Sequence[Sequence[Point]]]) -> list[Result]:
+    """What each step of the ladder divides the seconds to a target by; none across one that did not get there."""
+    found = []
+    for (_, before), (name, after) in itertools.pairwise(ladder.items()):
+        slower, faster = _times(before, target), _times(after, target)
+        if slower and faster:
+            found.append(ratio(f"time_to_{target:.2f}_by_{name.replace(' ', '_')}", slower * len(faster), faster))
+    return found

@@ -40,6 +40,7 @@ from fastseg.errors import UsageError
     show_default=True,
     help="accuracy: seconds that the plain loop trains.",
 )
+@click.option("--shares", is_flag=True, help="accuracy: what of the ratio is the recipe's, and what the software's.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="data: that measuring may take.  [default: 3]")
 @click.option(
     "--format", "image_format", help="data: of the scenes, png, or jpeg of 1024x2048, drawn once.  [default: png]"
@@ -61,6 +62,7 @@ def bench(
     recipes: tuple[str, ...],
     seeds: int,
     cap: float,
+    shares: bool,
     plan: bool,
     plot_path: Path | None,
     fail_over: float,
@@ -113,7 +115,7 @@ def bench(
             check_gpus(max(gpus))
         options |= {"counts": gpus or nproc, "device": "cuda" if gpus else "cpu"}
     if what == "accuracy":
-        options["accuracy"] = {"targets": targets, "recipes": recipes, "seeds": seeds, "cap": cap}
+        options["accuracy"] = {"targets": targets, "recipes": recipes, "seeds": seeds, "cap": cap, "shares": shares}
     document = run_bench(what, data=data_name, **options)
     if plot_path:
         plot(document, plot_path)
