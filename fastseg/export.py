@@ -1,11 +1,13 @@
 """`fastseg export`: a trained network for other programs, as ONNX or as a torch.export program, checked as it is made.
 
-What goes in are pixels, uint8[B, 3, H, W] at the network's size; what comes out are scores, float32[B, C, H, W]. The
-normalisation is inside; SegNet's batch norms are folded into the convolutions before them, and its unpooling is a
-gather in standard operators. Another network is exported as it is. All of it is fp32.
+What goes in are pixels, uint8[B, 3, H, W]; what comes out are scores, float32[B, C, H, W]. The normalisation is inside;
+SegNet's batch norms are folded into the convolutions before them, and its unpooling is a gather in standard operators,
+for images of any size. Another network is exported as it is, for images of its own size: nobody knows
+which others it takes. All of it is fp32.
 """
 
 import copy
+import functools
 import io
 import itertools
 import json
@@ -21,6 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
+from fastseg.config import Size
 from fastseg.environment import install
 from fastseg.errors import FastsegError, UsageError, first_line
 from fastseg.kernels.pool import torch_pool
@@ -30,10 +33,12 @@ from fastseg.pipelines.source import MEAN, STD
 from fastseg.runs import whole
 
 FORMATS = {".onnx": "onnx", ".pt2": "torch"}
-OPSET = 20
+OPSETS = 13, 23  # of ONNX: the lowest that has the operators, and the highest that torch writes
+WRITTEN = 18  # the lowest that torch writes; lower ones are made of it
+SHAPES = 15  # the first whose `Shape` and `Reshape` are as torch writes them
 # Of the exported program against the network: equal classes, and scores as fp32 allows in another order of sums.
 AGREEMENT, TOLERANCE = 0.9999, 1e-3
-CHECKED = (1, 3)  # batches of noise
+CHECKED = (1, 3)  # images of noise in a batch
 TURNS = 5
 
 
@@ -46,6 +51,7 @@ class Exportable(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network, self.batch_norms = for_export(network, Folded)
+        self.any_size = isinstance(self.network, Folded)
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
 
@@ -96,30 +102,50 @@ def fold(network: SegNet) -> SegNet:
     return network
 
 
-def export(checkpoint: Path, out: Path, *, network: str | Collection[str] = ()) -> dict[str, Any]:
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    network: str | Collection[str] = (),
+    opset: int | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
     """Write a checkpoint's network as OUT.onnx or OUT.pt2, run it, and return what `fastseg export --json` prints.
+
+    The file has the names of the classes and their colours as JSON, and the size that the network was trained on.
 
     Args:
         network: of the checkpoint where that is not SegNet, "package.module:function", whose module is imported.
+        opset: of ONNX; None: 13, which most programs read.
+        overwrite: replace what is there.
 
     Raises:
-        UsageError: another suffix, or a file that is there; a network that is not SegNet and not `network`, or that
-            torch cannot export. FastsegError: what was exported computes something else. Nothing is left then.
+        UsageError: another suffix, or a file that is there; an opset that cannot be had; a network that is not SegNet
+            and not `network`, or that torch cannot export. FastsegError: what was exported computes something else.
+            Nothing is left then.
     """
     if out.suffix not in FORMATS:
         raise UsageError(f"--out {out}: a name that ends in {' or '.join(FORMATS)} says what to write")
-    if out.exists():
-        raise UsageError(f"--out {out} exists: give another name")
+    if out.exists() and not overwrite:
+        raise UsageError(f"--out {out} exists: give another name, or --overwrite")
+    if opset is not None and (out.suffix != ".onnx" or not OPSETS[0] <= opset <= OPSETS[1]):
+        raise UsageError(f"--opset {opset}: from {OPSETS[0]} to {OPSETS[1]}, and of ONNX alone")
     state = checkpoints.read(checkpoint)
-    height, width = configs.from_dict(state["config"], str(checkpoint)).data.size
+    size = configs.from_dict(state["config"], str(checkpoint)).data.size
     model = checkpoints.build_model(state, checkpoint, network).to(memory_format=torch.contiguous_format)
     module = Exportable(model).eval()
+    other = Size(size[0] // 2 + 1, size[1] + 3)
     generator = torch.Generator().manual_seed(0)
-    batches = [torch.randint(256, (b, 3, height, width), dtype=torch.uint8, generator=generator) for b in CHECKED]
-    facts = {"classes": ",".join(state["classes"]), "colors": str(state["colors"]), "size": f"{height}x{width}"}
+    batches = [
+        torch.randint(256, (number, 3, *each), dtype=torch.uint8, generator=generator)
+        for each in ([size, other] if module.any_size else [size])
+        for number in CHECKED
+    ]
+    facts = {name: json.dumps(state[name]) for name in ("classes", "colors")} | {"size": str(size)}
+    write = functools.partial(_onnx, opset=opset or OPSETS[0]) if out.suffix == ".onnx" else _torch
     with whole(out) as partial:
         try:
-            run = (_onnx if FORMATS[out.suffix] == "onnx" else _torch)(module, batches[1], facts, partial)
+            run = write(module, batches[1], facts, partial)
         except (FastsegError, OSError):
             raise
         except Exception as error:  # torch's exporters fail in many ways on what a network of the user's may do
@@ -133,8 +159,10 @@ def export(checkpoint: Path, out: Path, *, network: str | Collection[str] = ()) 
                 f"export: {checked['agreement']:.4%} of the pixels agree with the network, scores differ by "
                 f"{checked['difference']:.2g} of their range: nothing was written"
             )
-        size = partial.stat().st_size
-    return {"out": str(out), "format": FORMATS[out.suffix], "bytes": size, "batch_norms": module.batch_norms, **checked}
+        nbytes = partial.stat().st_size
+    sizes = "any" if module.any_size else str(size)
+    made = {"out": str(out), "format": FORMATS[out.suffix], "bytes": nbytes, "sizes": sizes}
+    return made | {"batch_norms": module.batch_norms} | checked
 
 
 def check(
@@ -163,7 +191,13 @@ def check(
     return {"agreement": float(torch.cat(equal).float().mean()), "difference": difference, "speed_vs_network": ratio}
 
 
-def _onnx(module: Exportable, example: torch.Tensor, facts: dict[str, str], path: Path) -> Callable:
+def dynamic(module: Exportable) -> dict[int, Any]:
+    """The dimensions of the input that may be any number: of a SegNet images', rows and columns, else images' alone."""
+    names = ["batch", None, "height", "width"] if module.any_size else ["batch"]
+    return {place: torch.export.Dim(name, min=1) for place, name in enumerate(names) if name}
+
+
+def _onnx(module: Exportable, example: torch.Tensor, facts: dict[str, str], path: Path, *, opset: int) -> Callable:
     """Write ONNX; returns what runs it in ONNX Runtime on the CPU."""
     try:
         import onnx
@@ -174,21 +208,63 @@ def _onnx(module: Exportable, example: torch.Tensor, facts: dict[str, str], path
             f"export to ONNX needs onnx, onnxscript and onnxruntime ({error}): {install('onnx')}"
         ) from None
     program = torch.onnx.export(
-        module, (example,), dynamo=True, input_names=["images"], output_names=["scores"], opset_version=OPSET,
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False,
+        module, (example,), dynamo=True, input_names=["images"], output_names=["scores"],
+        opset_version=max(WRITTEN, opset), dynamic_shapes=(dynamic(module),), verbose=False,
     )  # fmt: skip
     assert program is not None
-    program.save(str(path))
-    model = onnx.load(path)
+    model = lowered(program.model_proto, opset)
     onnx.helper.set_model_props(model, facts)
     onnx.save(model, path)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
+def lowered(model: Any, opset: int) -> Any:
+    """An ONNX model with the operators of an older set.
+
+    ONNX's own converter goes down to 15. There `Shape` may give a part of a shape, which before was a `Slice` of it,
+    and `Reshape` may keep a 0, which no image here has.
+
+    Raises:
+        UsageError: it has operators that are not in that set.
+    """
+    import onnx
+    from onnx import version_converter
+
+    try:
+        if opset < WRITTEN:
+            model = version_converter.convert_version(model, max(SHAPES, opset))
+        if opset < SHAPES:
+            _without_newer_attributes(model.graph)
+            model.opset_import[0].version = opset
+        onnx.checker.check_model(model, full_check=True)
+    except (RuntimeError, onnx.checker.ValidationError) as error:
+        raise UsageError(f"--opset {opset}: this network wants a newer one ({first_line(error)})") from None
+    return model
+
+
+def _without_newer_attributes(graph: Any) -> None:
+    from onnx import helper, numpy_helper
+
+    nodes = list(graph.node)
+    del graph.node[:]
+    for number, node in enumerate(nodes):
+        given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if node.op_type == "Reshape":
+            del node.attribute[:]
+        if node.op_type != "Shape" or not given:
+            graph.node.append(node)
+            continue
+        whole_shape, ends = f"shape_{number}", [f"shape_{number}_{side}" for side in ("start", "end")]
+        for name, value in zip(ends, (given.get("start", 0), given.get("end", np.iinfo(np.int64).max)), strict=True):
+            graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+        graph.node.append(helper.make_node("Shape", list(node.input), [whole_shape]))
+        graph.node.append(helper.make_node("Slice", [whole_shape, *ends], list(node.output)))
+
+
 def _torch(module: Exportable, example: torch.Tensor, facts: dict[str, str], path: Path) -> Callable:
     """Write a torch.export program; returns what runs the file."""
-    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    program = torch.export.export(module, (example,), dynamic_shapes=(dynamic(module),))
     # By way of memory: torch wants names that end in .pt2, and this one gets its name when it has been checked.
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={"facts.json": json.dumps(facts)})

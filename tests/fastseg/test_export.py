@@ -12,7 +12,7 @@ from fastseg import export as exporting
 from fastseg.cli import main
 from fastseg.config import load_recipe, override
 from fastseg.environment import install
-from fastseg.errors import FastsegError
+from fastseg.errors import FastsegError, UsageError
 from fastseg.export import Exportable, fold, gathered
 from fastseg.kernels.pool import torch_pool, torch_unpool
 from fastseg.model import SegNet
@@ -76,28 +76,64 @@ def test_an_exported_file_computes_the_networks_classes_for_any_batch(trained, t
     assert (document["format"], document["bytes"]) == ("onnx" if suffix == ".onnx" else "torch", out.stat().st_size)
     assert document["agreement"] >= 0.9999
     assert document["difference"] < 1e-3
-    # Independently: the file alone, another batch than it was made with.
-    images = np.random.default_rng(3).integers(0, 256, (2, 3, 44, 62), dtype=np.uint8)
+    assert document["sizes"] == "any"
+    # Independently: the file alone, another batch than it was made with, at its size and two others.
+    sizes = [(44, 62), (45, 71), (9, 16)]
+    images = [np.random.default_rng(3).integers(0, 256, (2, 3, *size), dtype=np.uint8) for size in sizes]
     if suffix == ".onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-        scores = session.run(None, {"images": images})[0]
+        scores = [session.run(None, {"images": each})[0] for each in images]
         facts = session.get_modelmeta().custom_metadata_map
-        assert facts["classes"].split(",")[:2] == ["Sky", "Building"]
+        assert json.loads(facts["classes"])[:2] == ["Sky", "Building"]
+        assert json.loads(facts["colors"])[0] == [128, 128, 128]
         assert facts["size"] == "44x62"
+        import onnx
+
+        assert [(part.domain, part.version) for part in onnx.load(out).opset_import] == [("", 13)]
     else:
-        scores = torch.export.load(out).module()(torch.from_numpy(images)).detach().numpy()
+        loaded = torch.export.load(out).module()
+        scores = [loaded(torch.from_numpy(each)).detach().numpy() for each in images]
     state = torch.load(trained, weights_only=True)
     network = SegNet(11, depth=3).eval()
     network.load_state_dict(state["ema"] or state["model"])
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-    with torch.inference_mode():
-        wanted = network((torch.from_numpy(images) - mean) / std).numpy()
-    assert scores.shape == (2, 11, 44, 62)
-    np.testing.assert_allclose(scores, wanted, atol=1e-3 * np.abs(wanted).max())
+    for size, each, found in zip(sizes, images, scores, strict=True):
+        with torch.inference_mode():
+            wanted = network((torch.from_numpy(each) - mean) / std).numpy()
+        assert found.shape == (2, 11, *size)
+        np.testing.assert_allclose(found, wanted, atol=1e-3 * np.abs(wanted).max())
     code, _, err = invoke(trained, "--out", out)
-    assert (code, err) == (2, f"fastseg: --out {out} exists: give another name\n")
+    assert (code, err) == (2, f"fastseg: --out {out} exists: give another name, or --overwrite\n")
+
+
+def test_older_operators_say_the_same(tmp_path):
+    pytest.importorskip("onnxruntime")
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    # The last two sides of an image as a shape, times the first: `Shape` with ends, `Reshape` with its attribute.
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sides"], start=-2),
+        helper.make_node("Shape", ["x"], ["first"], end=1),
+        helper.make_node("ReduceProd", ["sides"], ["product"], keepdims=1),
+        helper.make_node("Concat", ["first", "product"], ["flat"], axis=0),
+        helper.make_node("Reshape", ["x", "flat"], ["y"], allowzero=1),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["a", "b", "c"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["a", "d"])
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 17)])
+    lower = exporting.lowered(model, 13)
+    assert [part.version for part in lower.opset_import] == [13]
+    session = onnxruntime.InferenceSession(lower.SerializeToString(), providers=["CPUExecutionProvider"])
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    assert session.run(None, {"x": values})[0].tolist() == values.reshape(2, 12).tolist()
+    nodes = [helper.make_node("GroupNormalization", ["x", "s", "s"], ["y"], num_groups=1)]  # of 18
+    s = helper.make_tensor_value_info("s", TensorProto.FLOAT, [3])
+    newer = helper.make_model(helper.make_graph(nodes, "g", [x, s], [y]), opset_imports=[helper.make_opsetid("", 18)])
+    with pytest.raises(UsageError, match=r"^--opset 13: this network wants a newer one \("):
+        exporting.lowered(newer, 13)
 
 
 def test_a_program_that_computes_something_else_is_not_kept(trained, tmp_path, monkeypatch):
