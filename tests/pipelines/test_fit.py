@@ -66,7 +66,7 @@ def spec_of(*sizes, size, window=None, fit="squeeze"):
 
 def part_of(*rows):
     """A batch of (index, mirror, shift, crop)."""
-    return BatchPlan(*(np.array(values) for values in zip(*rows, strict=True)))
+    return BatchPlan(*(np.array(values) for values in zip(*rows, strict=True)), *np.empty((2, len(rows), 0)))
 
 
 def test_windows_lie_at_their_crops_and_small_files_at_theirs_in_the_input():
@@ -75,9 +75,9 @@ def test_windows_lie_at_their_crops_and_small_files_at_theirs_in_the_input():
     still = (0, 0)
     part = part_of((0, True, still, (60, 3)), (1, False, still, (7, 40)), (2, True, still, (20, 19)))
     assert views_of(part, spec) == [
-        (Box(60, 3, 40, 50), (40, 50), (True, 0, 0)),
-        (Box(0, 40, 20, 50), (20, 50), (False, 7, 0)),
-        (Box(0, 0, 20, 30), (20, 30), (True, 20, 19)),
+        (Box(60, 3, 40, 50), (40, 50), (True, 0, 0), None),
+        (Box(0, 40, 20, 50), (20, 50), (False, 7, 0), None),
+        (Box(0, 0, 20, 30), (20, 30), (True, 20, 19), None),
     ]
 
 
@@ -88,8 +88,8 @@ def test_windows_of_another_scale_become_the_networks_size_and_small_files_as_mu
     assert rooms_of(spec.headers, spec.window, spec.size).tolist() == [[60, 10], [60, 5]]
     part = part_of((0, False, (0, 0), (1, 2)), (1, False, (0, 0), (1, 2)))
     assert views_of(part, spec) == [
-        (Box(1, 2, 40, 80), (20, 25), (False, 0, 0)),
-        (Box(1, 0, 40, 63), (20, 20), (False, 0, 2)),
+        (Box(1, 2, 40, 80), (20, 25), (False, 0, 0), None),
+        (Box(1, 0, 40, 63), (20, 20), (False, 0, 2), None),
     ]
 
 
@@ -97,8 +97,8 @@ def test_letterboxed_samples_are_moved_from_the_middle_and_cropped():
     spec = spec_of((30, 10), (20, 40), size=(20, 20), fit="letterbox")
     part = part_of((0, True, (3, -2), (0, 0)), (1, False, (-1, 0), (4, 9)))
     assert views_of(part, spec) == [
-        (Box(0, 0, 30, 10), (20, 7), (True, 3, 4)),
-        (Box(0, 0, 20, 40), (10, 20), (False, 0, -9)),
+        (Box(0, 0, 30, 10), (20, 7), (True, 3, 4), None),
+        (Box(0, 0, 20, 40), (10, 20), (False, 0, -9), None),
     ]
 
 
@@ -121,7 +121,7 @@ def test_what_a_crop_shows_of_a_view_is_all_that_is_decoded_of_it(data):
     shift = data.draw(st.tuples(*[st.integers(-12, 12)] * 2), "shift")
     mirror = data.draw(st.booleans(), "mirror")
     image = np.arange(height * width).reshape(size)
-    window, cut, move = seen(View(Box(0, 0, *size), size, Move(mirror, *shift)), crop)
+    window, cut, move, _ = seen(View(Box(0, 0, *size), size, Move(mirror, *shift)), crop)
     assert min(window.top, window.left) >= 0
     assert image[window.slices].shape == cut == crop  # within the image
     found = shown(image[window.slices], move.mirror, move[1:], crop)

@@ -446,10 +446,15 @@ def test_tiers_agree_on_camvid(camvid, size):
     assert_tiers_agree(spec, make_plan(16, 8), steps=2)
 
 
+def no_jitter(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """A batch's rows of zooms and of colours where neither is jittered."""
+    return np.empty((count, 0)), np.empty((count, 0))
+
+
 class Given:
     """A plan of one batch that is written out: [(mirror, dy, dx), ...], all of file 0, cropped alike."""
 
-    num_samples = 1
+    num_samples, scale = 1, 1.0
 
     def __init__(self, draws, crop=(0, 0)):
         self.part = BatchPlan(
@@ -457,6 +462,7 @@ class Given:
             np.array([mirror for mirror, _, _ in draws]),
             np.array([[dy, dx] for _, dy, dx in draws], np.int32),
             np.array([crop] * len(draws), np.int32),
+            *no_jitter(len(draws)),
         )
 
     def shard(self, step, rank, world):
