@@ -134,7 +134,7 @@ def recoloured(image_HW3: np.ndarray, matrix_12: np.ndarray) -> np.ndarray:
     return out
 
 
-LINES = 32  # rows that are recoloured at once: what they take stays in a core's own cache
+LINES = 64  # rows that are recoloured at once: what they take stays in a core's own cache
 
 
 def recolour_into(out_HW3: np.ndarray, image_HW3: np.ndarray, matrix_12: np.ndarray) -> None:
@@ -153,8 +153,7 @@ def recolour_into(out_HW3: np.ndarray, image_HW3: np.ndarray, matrix_12: np.ndar
             sums += np.multiply(green, m1, out=term)
             sums += np.multiply(blue, m2, out=term)
             sums += m3
-            np.maximum(sums, 0, out=sums)
-            np.minimum(sums, 255, out=out_HW3[lines, :, channel])
+            np.clip(sums, 0, 255, out=out_HW3[lines, :, channel])
 
 
 def mirrored(image_HW3: np.ndarray) -> np.ndarray:

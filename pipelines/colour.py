@@ -27,9 +27,8 @@ def colour_matrices(colours_B4: np.ndarray, mean: Sequence[float]) -> np.ndarray
     brightness, contrast, saturation, degrees = colours_B4.T[..., None, None]
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     grey, identity, turned = YIQ[0], np.eye(3), np.zeros((len(colours_B4), 3, 3))
-    turned[:, 0, 0] = 1
-    turned[:, 1:, 1:] = cosine * np.eye(2) + sine * np.array([[0, -1], [1, 0]])
-    hue = np.linalg.inv(YIQ) @ turned @ YIQ
+    turned[:, 1:, 1:] = (cosine - 1) * np.eye(2) + sine * np.array([[0, -1], [1, 0]])  # less what was there
+    hue = identity + np.linalg.inv(YIQ) @ turned @ YIQ
     saturate = saturation * identity + (1 - saturation) * grey
     linear = hue @ saturate * (contrast * brightness)
     # Of a grey both matrices make the same grey.
