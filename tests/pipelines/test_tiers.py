@@ -433,6 +433,7 @@ def test_tiers_agree_on_pictures_that_are_turned_upright(tmp_path, size, how, ki
     assert [header.problem for header in spec.headers] == [None] * 16
     room = rooms(spec) if spec.window else (0, 0)
     assert_tiers_agree(spec, make_plan(16, 16, max_shift=(0, 0), max_crop=room), steps=2)
+    assert_tiers_agree_jittered(spec, make_plan(16, 16, max_shift=(0, 0), max_crop=room, scale=2.0), steps=1)
     ((images, _),) = take(
         "reference",
         replace(spec, size=Size(61, 45), fit="squeeze", window=None),
@@ -470,15 +471,31 @@ def test_the_gpu_turns_pictures_as_the_reference_does(tmp_path, window):
     ],
 )
 @pytest.mark.parametrize("tier", ["dali", "cache"])
-def test_windows_and_letterboxed_images_on_the_gpu_agree_with_the_reference(tmp_path, tier, size, how):
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_windows_and_letterboxed_images_on_the_gpu_agree_with_the_reference(tmp_path, tier, size, how, scale):
     if tier == "dali":
         pytest.importorskip("nvidia.dali")
     spec = make_spec(make_pairs(tmp_path, MIXED), camvid_indexed(), Size(*size), **how)
-    plan = make_plan(6, 6, max_shift=(0, 0), max_crop=rooms(spec) if spec.window else (0, 0))
+    plan = make_plan(6, 6, max_shift=(0, 0), max_crop=rooms(spec) if spec.window else (0, 0), scale=scale)
     batches = make_tier(replace(spec, loader=tier, device=torch.device("cuda"))).train(plan, 0, 0, 1)
     for (images, labels), (wanted, wanted_labels) in zip(batches, take("reference", spec, plan, steps=4), strict=False):
         np.testing.assert_array_equal(labels.cpu().numpy(), wanted_labels)
         assert np.abs(pixels(images.cpu()).astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tier", ["dali", "cache"])
+def test_colours_on_the_gpu_are_those_of_the_reference(tmp_path, tier):
+    if tier == "dali":
+        pytest.importorskip("nvidia.dali")
+    spec = make_spec(make_pairs(tmp_path, [(48, 64)] * 6), camvid_indexed(), Size(48, 64))
+    plan = make_plan(6, 6, colour=0.5)
+    found, wanted = (
+        next(make_tier(replace(spec, loader=loader, device=torch.device(device))).train(plan, 0, 0, 1))
+        for loader, device in ((tier, "cuda"), ("reference", "cpu"))
+    )
+    assert torch.equal(found[1].cpu(), wanted[1])
+    assert (found[0].cpu() - wanted[0]).abs().max() < 1e-3 / min(STD)  # a GPU may add without a rounding in between
 
 
 def test_the_number_of_threads_changes_no_pixel(loader, tmp_path):
