@@ -2,9 +2,9 @@
 
 Everyone reads the same files and makes the same tensors: normalised fp32 images in channels-last memory, mirrored and
 moved by chance, and uint8 labels. A peer is measured with as many workers as there are cores, half as many and none,
-and the best of them counts. Our tiers are measured on one thread, with larger batches, and with jittered scales and colours
-too. Memory is that of a fresh process and its workers, each shared page counted once (PSS), beyond what Python with
-torch takes.
+and the best of them counts. Our tiers are measured on one thread, with larger batches, and with jittered scales and
+colours too. Memory is that of a fresh process and its workers, each shared page counted once (PSS), beyond what Python
+with torch takes.
 
 It ends in a given time: what tells most comes first, and what was not reached is left out, and named.
 """
