@@ -2,8 +2,9 @@
 
 Everyone reads the same files and makes the same tensors: normalised fp32 images in channels-last memory, mirrored and
 moved by chance, and uint8 labels. A peer is measured with as many workers as there are cores, half as many and none,
-and the best of them counts. Our tiers are measured on one thread and with larger batches too. Memory is that of a
-fresh process and its workers, each shared page counted once (PSS), beyond what Python with torch takes.
+and the best of them counts. Our tiers are measured on one thread, with larger batches, and with jittered scales and
+colours too. Memory is that of a fresh process and its workers, each shared page counted once (PSS), beyond what Python
+with torch takes.
 
 It ends in a given time: what tells most comes first, and what was not reached is left out, and named.
 """
@@ -38,6 +39,7 @@ SECONDS = 1.0  # each measurement takes as many batches as last this long
 MINUTES = 3.0  # that all of it takes, unless told otherwise
 FILLING = 1 / 3  # of that time may go to decoding each image once, for the cache
 LARGER = 4  # times the batch, as a second batch size
+JITTER = {"scale": 2.0, "colour": 0.5}  # of the sample plan, as a case of its own
 SETTLED = 16  # batches after which the memory of what keeps nothing does not grow
 SLACK = 16 << 20  # bytes of /dev/shm that stay free for others
 
@@ -266,7 +268,7 @@ def compare(
             best = max(names, key=lambda name: measured[name])
             rows += [exact(f"data best peer: {best}", "img/s", measured[best])] if kind == "peer" else []
             ratios += [ratio(f"{tier}_vs_best_{kind}", samples[tier], samples[best]) for tier in tiers]
-    pairs = (("dali", "reference"), ("cache", "copying"))
+    pairs = [("dali", "reference"), ("cache", "copying"), *((f"{tier}, jittered", tier) for tier in tiers)]
     return rows, ratios + [
         ratio(f"data {a} / {b}", samples[a], samples[b]) for a, b in pairs if {a, b} <= samples.keys()
     ]
@@ -320,6 +322,8 @@ def measure(
     varied: dict[str, Case] = {}
     for tier, read in () if quick else tiers.items():
         one, more = dataclasses.replace(read, threads=1), dataclasses.replace(plan, batch=LARGER * batch)
+        jittered = dataclasses.replace(plan, **JITTER)
+        varied[f"{tier}, jittered"] = case(training, read, jittered, keeps=read.tier.keeps)
         varied[f"{tier}, 1 thread"] = case(training, one, plan, keeps=read.tier.keeps)
         varied[f"{tier}, batch {more.batch}"] = case(training, read, more, images=more.batch, keeps=read.tier.keeps)
 

@@ -109,11 +109,22 @@ class Augment(_Checked):
     crop: Size = _option(
         Size(0, 0), "train on random windows of this size, for large images; 0x0: whole images", least=0
     )
+    scale: float = _option(
+        1.0, "show images between 1/scale and scale times as large, log-uniformly; 1: as they are", least=1
+    )
+    colour: float = _option(
+        0.0,
+        "change brightness, contrast and saturation by up to this share each way, and hue by as much of 36 degrees; "
+        "0: none",
+        least=0,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.crop[0] > 0) != (self.crop[1] > 0):
             raise ValueError(f"crop = {self.crop}: two positive numbers, or 0x0 for whole images")
+        if self.colour > 1:
+            raise ValueError(f"colour = {self.colour!r}: 1 or less")
 
     def max_shift(self, size: Size) -> tuple[int, int]:
         """The largest shift (rows, columns) in pixels at this input size."""

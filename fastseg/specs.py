@@ -34,6 +34,8 @@ KEYS = {
     "exif": "data.exif",
     "fit": "data.fit",
     "scale": "train.scale",
+    "scale_jitter": "augment.scale",
+    "colour_jitter": "augment.colour",
 }
 
 
@@ -185,6 +187,8 @@ def make_plan(config: Config, spec: Spec, world: int) -> Plan:
         mirror=config.augment.mirror,
         max_shift=(0, 0) if spec.window else config.augment.max_shift(size),
         max_crop=max_crop,
+        scale=config.augment.scale,
+        colour=config.augment.colour,
         drop_remainder=config.train.drop_remainder,
     )
 

@@ -31,7 +31,7 @@ POINTERS = {
     **dict.fromkeys(MAPS, "*{dtype}"),
     **dict.fromkeys(("codes_ptr", "labels_ptr", "labels_out_ptr", "images_ptr", "predictions_ptr"), "*u8"),
     **dict.fromkeys(("weight_ptr", "weights_ptr", "bias_ptr", "mean_ptr", "variance_ptr", "std_ptr"), "*fp32"),
-    **dict.fromkeys(("upstream_ptr", "parts_ptr", "d_weight_ptr", "d_bias_ptr"), "*fp32"),
+    **dict.fromkeys(("upstream_ptr", "parts_ptr", "d_weight_ptr", "d_bias_ptr", "colours_ptr"), "*fp32"),
     **dict.fromkeys(("sum_ptr", "total_ptr", "loss_ptr", "running_mean_ptr", "running_var_ptr"), "*fp32"),
     **dict.fromkeys(("counts_ptr", "batches_ptr", "samples_ptr"), "*i64"),
     "arrived_ptr": "*i32",
@@ -121,17 +121,21 @@ def cases(dtype: str) -> dict[str, Case]:
     scores = {"pixels": pixels, "C": CLASSES, "PIXELS": rows, "CLASSES": columns, "H": HEIGHT, "W": WIDTH, "BINS": 128}
     whole = {**scores, "h": HEIGHT, "w": WIDTH, "RESIZE": 0, "KEEP": 0}
     resized = {**scores, "h": HEIGHT // 2, "w": WIDTH // 2, "RESIZE": 1, "KEEP": 1}
-    direct = {"height": HEIGHT, "width": WIDTH, "PIXELS": plan.AUGMENTED, "VOID": VOID, "RESIZE": False}
-    shrunk = {**direct, "PIXELS": plan.RESIZED, "RESIZE": True}
+    plain = {"height": HEIGHT, "width": WIDTH, "VOID": VOID, "COLOUR": False}
+    direct, shrunk = {"PIXELS": plan.AUGMENTED, "RESIZE": False}, {"PIXELS": plan.RESIZED, "RESIZE": True}
+    coloured = {**plain, "COLOUR": True}
     count, warps, tiles = confusion_triton.confusion_kernel, plan.STREAM_WARPS, plan.cdiv(pixels, rows)
     augment = augment_triton.augment_kernel
+    whole_tiles, small_tiles = (BATCH * plan.cdiv(HEIGHT * WIDTH, size) for size in (plan.AUGMENTED, plan.RESIZED))
     return {
         **level(BATCH, HEIGHT, WIDTH, CHANNELS, DTYPES[dtype]),
         **loss(BATCH, HEIGHT, WIDTH),
         "confusion": Case(count, whole, warps, tiles),
         "confusion, resized": Case(count, resized, warps, tiles),
-        "augment": Case(augment, direct, warps, BATCH * plan.cdiv(HEIGHT * WIDTH, plan.AUGMENTED)),
-        "augment, resized": Case(augment, shrunk, warps, BATCH * plan.cdiv(HEIGHT * WIDTH, plan.RESIZED)),
+        "augment": Case(augment, {**plain, **direct}, warps, whole_tiles),
+        "augment, resized": Case(augment, {**plain, **shrunk}, warps, small_tiles),
+        "augment, coloured": Case(augment, {**coloured, **direct}, warps, whole_tiles),
+        "augment, resized, coloured": Case(augment, {**coloured, **shrunk}, warps, small_tiles),
     }
 
 

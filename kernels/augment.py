@@ -1,9 +1,10 @@
-"""From decoded uint8 images and labels to a training batch in one pass: gather, resize, mirror, move, normalise, cast.
+"""From decoded uint8 pixels to a training batch in one pass: gather, resize, mirror, move, recolour, normalise, cast.
 
 Images and labels go together. A sample is a window of H x W pixels in an image that may be larger. It is resized to
 `rows` x `columns` where it has another size, mirrored left-right where `mirror`, then moved by (dy, dx) whole pixels,
 of which the top left `height` x `width` are kept; uncovered pixels are 0 (black, before normalisation) and VOID.
-Resizing is that of `fastseg.pipelines.resize`, and looks at no pixel beside the window.
+Resizing is that of `fastseg.pipelines.resize`, and looks at no pixel beside the window. Where a sample has a matrix of
+colours, covered pixels become `recoloured` ones.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,7 @@ def torch_augment(
     height: int,
     width: int,
     resize: bool,
+    colours_B12: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """With PyTorch's operations, and NumPy's to resize: as `augment`."""
     device, all_images, all_labels = images.device, images.flatten(), labels.flatten()
@@ -52,9 +54,19 @@ def torch_augment(
         top, bottom, left, right = max(dy, 0), min(height, rows + dy), max(dx, 0), min(width, columns + dx)
         if top < bottom and left < right:
             from_image = slice(top - dy, bottom - dy), slice(left - dx, right - dx)
-            out[number, top:bottom, left:right] = image[from_image].float()
+            pixels = image[from_image].float()
+            out[number, top:bottom, left:right] = (
+                pixels if colours_B12 is None else recolour(pixels, colours_B12[number])
+            )
             labels_out[number, top:bottom, left:right] = label[from_image]
     return ((out - mean_3) / std_3).to(dtype).permute(0, 3, 1, 2), labels_out
+
+
+def recolour(pixels_HW3: torch.Tensor, matrix_12: torch.Tensor) -> torch.Tensor:
+    """Each channel m0 red + m1 green + m2 blue + m3, summed in this order in fp32, and cut off at 0 and 255."""
+    red, green, blue = pixels_HW3.unbind(-1)
+    rows = matrix_12.view(3, 4)
+    return torch.stack([red * m0 + green * m1 + blue * m2 + m3 for m0, m1, m2, m3 in rows], -1).clamp(0, 255)
 
 
 def augment_by_slices(
@@ -66,6 +78,7 @@ def augment_by_slices(
     height: int,
     width: int,
     run: Callable[[Callable[..., None], Iterable[Any]], Iterable[None]] = map,
+    colours_B12: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `augment`, on a CPU: whole windows instead of a gather per pixel, sample by sample.
 
@@ -76,6 +89,7 @@ def augment_by_slices(
         sample: gives an image uint8[H, W, 3] and its label uint8[H, W] by number, resized already.
         moves: of the samples by number.
         run: `map`, or that of a pool of threads.
+        colours_B12: see `augment`.
     """
     images = torch.empty(len(moves), height, width, 3)
     labels = torch.empty(len(moves), height, width, dtype=torch.uint8)
@@ -93,10 +107,11 @@ def augment_by_slices(
             if mirror:
                 columns = slice(W - columns.stop, W - columns.start)
             image, label = image[rows, columns], label[rows, columns]
-            if mirror:
-                image, label = mirrored(image), label[:, ::-1]
-            out[top:bottom, left:right] = image
-            moved[top:bottom, left:right] = label
+            moved[top:bottom, left:right] = label[:, ::-1] if mirror else label
+            if colours_B12 is not None:
+                recolour_into(out[top:bottom, left:right], image[:, ::-1] if mirror else image, colours_B12[number])
+            else:
+                out[top:bottom, left:right] = mirrored(image) if mirror else image
         normalise_in_place(out, mean_3, std_3)
 
     for _ in run(one, range(len(moves))):
@@ -112,6 +127,35 @@ def normalise_in_place(pixels_HW3: np.ndarray, mean_3: np.ndarray, std_3: np.nda
     np.divide(lines, np.tile(std_3, width), out=lines)
 
 
+def recoloured(image_HW3: np.ndarray, matrix_12: np.ndarray) -> np.ndarray:
+    """float32[H, W, 3]: as `recolour`."""
+    out = np.empty(image_HW3.shape, np.float32)
+    recolour_into(out, image_HW3, matrix_12)
+    return out
+
+
+LINES = 64  # rows that are recoloured at once: what they take stays in a core's own cache
+
+
+def recolour_into(out_HW3: np.ndarray, image_HW3: np.ndarray, matrix_12: np.ndarray) -> None:
+    """As `recolour`, channel by channel, of an image of bytes into one of fp32."""
+    height, width, _ = image_HW3.shape
+    planes = np.empty((3, min(LINES, height), width), np.float32)
+    total, product = np.empty_like(planes[0]), np.empty_like(planes[0])
+    for top in range(0, height, LINES):
+        lines = slice(top, min(top + LINES, height))
+        count = lines.stop - lines.start
+        (red, green, blue), sums, term = planes[:, :count], total[:count], product[:count]
+        for channel in range(3):
+            planes[channel, :count] = image_HW3[lines, :, channel]
+        for channel, (m0, m1, m2, m3) in enumerate(matrix_12.reshape(3, 4)):
+            np.multiply(red, m0, out=sums)
+            sums += np.multiply(green, m1, out=term)
+            sums += np.multiply(blue, m2, out=term)
+            sums += m3
+            np.clip(sums, 0, 255, out=out_HW3[lines, :, channel])
+
+
 def mirrored(image_HW3: np.ndarray) -> np.ndarray:
     """An image left-right: channel by channel, five times as fast as by pixels of three bytes."""
     out = np.empty(image_HW3.shape, image_HW3.dtype)
@@ -120,14 +164,14 @@ def mirrored(image_HW3: np.ndarray) -> np.ndarray:
     return out
 
 
-def _fake_augment(images, labels, samples_B10, mean_3, std_3, dtype, height, width, resize):
+def _fake_augment(images, labels, samples_B10, mean_3, std_3, dtype, height, width, resize, colours_B12=None):
     batch = samples_B10.shape[0]
     return empty((batch, 3, height, width), images, dtype), labels.new_empty((batch, height, width))
 
 
 @operator(
     "augment(Tensor images, Tensor labels, Tensor samples, Tensor mean, Tensor std, ScalarType dtype, SymInt height, "
-    "SymInt width, bool resize) -> (Tensor, Tensor)",
+    "SymInt width, bool resize, Tensor? colours=None) -> (Tensor, Tensor)",
     fake=_fake_augment,
 )
 def augment(
@@ -140,6 +184,7 @@ def augment(
     height: int,
     width: int,
     resize: bool,
+    colours_B12: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Images `dtype`[B, 3, height, width], channels-last, and labels uint8[B, height, width].
 
@@ -151,5 +196,6 @@ def augment(
         dtype: of the images.
         height, width: of the batch.
         resize: some sample has another size than its `rows` x `columns`; False promises that none has.
+        colours_B12: fp32, the rows of a 3x4 matrix for each sample, see `recolour`; None leaves colours as they are.
     """
-    return torch_augment(images, labels, samples_B10, mean_3, std_3, dtype, height, width, resize)
+    return torch_augment(images, labels, samples_B10, mean_3, std_3, dtype, height, width, resize, colours_B12)

@@ -38,18 +38,44 @@ def triangle(out, tap, size_in, size_out):
 
 
 @triton.jit
+def value_of(images_ptr, y, x, channel, covered, H, W, pitch, rows, columns, RESIZE: tl.constexpr):
+    """One channel of pixels of the resized image, in counts of 0..255; 0 where it does not cover."""
+    if RESIZE:
+        total = tl.zeros(y.shape, tl.float32)
+        all_y = tl.zeros(y.shape, tl.float32)
+        all_x = tl.zeros(y.shape, tl.float32)
+        for tap_y in range(taps(H, rows)):
+            source_y, weight_y = triangle(y, tap_y, H, rows)
+            line_ptr = images_ptr + source_y * pitch * 3 + channel
+            line = tl.zeros(y.shape, tl.float32)
+            all_x = tl.zeros(y.shape, tl.float32)
+            for tap_x in range(taps(W, columns)):
+                source_x, weight_x = triangle(x, tap_x, W, columns)
+                line += weight_x * tl.load(line_ptr + source_x * 3, covered, 0).to(tl.float32)
+                all_x += weight_x
+            total += weight_y * line
+            all_y += weight_y
+        value = tl.floor(tl.where(covered, total / (all_y * all_x), 0.0) + 0.5)
+    else:
+        value = tl.load(images_ptr + (y * pitch + x) * 3 + channel, covered, 0).to(tl.float32)
+    return value
+
+
+@triton.jit
 def augment_kernel(
     images_ptr,
     labels_ptr,
     samples_ptr,
     mean_ptr,
     std_ptr,
+    colours_ptr,
     out_ptr,
     labels_out_ptr,
     height,
     width,
     VOID: tl.constexpr,
     RESIZE: tl.constexpr,
+    COLOUR: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
     sample = tl.program_id(1).to(tl.int64)
@@ -66,37 +92,34 @@ def augment_kernel(
 
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     y, x, covered = place(pixel, mirror, dy, dx, rows, columns, height, width)
+    label_y, label_x = y, x
     if RESIZE:  # to the nearest pixel, by the integer rule
-        y, x = (2 * y + 1) * H // (2 * rows), (2 * x + 1) * W // (2 * columns)
-    label = tl.load(labels_ptr + y * pitch + x, covered, VOID)
+        label_y, label_x = (2 * y + 1) * H // (2 * rows), (2 * x + 1) * W // (2 * columns)
+    label = tl.load(labels_ptr + label_y * pitch + label_x, covered, VOID)
     tl.store(labels_out_ptr + sample * height * width + pixel, label, pixel < height * width)
-    # The same pixels' channels as three runs of neighbours, so that stores are 16 bytes wide.
-    for part in tl.static_range(3):
-        element = (tl.program_id(0) * 3 + part) * PIXELS + tl.arange(0, PIXELS)
-        channel = element % 3
-        y, x, covered = place(element // 3, mirror, dy, dx, rows, columns, height, width)
-        if RESIZE:
-            total = tl.zeros([PIXELS], tl.float32)
-            all_y = tl.zeros([PIXELS], tl.float32)
-            all_x = tl.zeros([PIXELS], tl.float32)
-            for tap_y in range(taps(H, rows)):
-                source_y, weight_y = triangle(y, tap_y, H, rows)
-                line_ptr = images_ptr + source_y * pitch * 3 + channel
-                line = tl.zeros([PIXELS], tl.float32)
-                all_x = tl.zeros([PIXELS], tl.float32)
-                for tap_x in range(taps(W, columns)):
-                    source_x, weight_x = triangle(x, tap_x, W, columns)
-                    line += weight_x * tl.load(line_ptr + source_x * 3, covered, 0).to(tl.float32)
-                    all_x += weight_x
-                total += weight_y * line
-                all_y += weight_y
-            value = tl.floor(tl.where(covered, total / (all_y * all_x), 0.0) + 0.5)
-        else:
-            value = tl.load(images_ptr + (y * pitch + x) * 3 + channel, covered, 0).to(tl.float32)
-        # Correctly rounded, as torch divides: the same batch from every tier.
-        value = tl.div_rn(value - tl.load(mean_ptr + channel), tl.load(std_ptr + channel))
-        inside = element < height * width * 3
-        tl.store(out_ptr + sample * height * width * 3 + element, value.to(out_ptr.dtype.element_ty), inside)
+    out_ptr += sample * height * width * 3
+    if COLOUR:  # a channel is made of all three: each is gathered once
+        red = value_of(images_ptr, y, x, 0, covered, H, W, pitch, rows, columns, RESIZE)
+        green = value_of(images_ptr, y, x, 1, covered, H, W, pitch, rows, columns, RESIZE)
+        blue = value_of(images_ptr, y, x, 2, covered, H, W, pitch, rows, columns, RESIZE)
+        for channel in tl.static_range(3):
+            row_ptr = colours_ptr + sample * 12 + channel * 4
+            value = red * tl.load(row_ptr) + green * tl.load(row_ptr + 1) + blue * tl.load(row_ptr + 2)
+            value = tl.minimum(tl.maximum(value + tl.load(row_ptr + 3), 0.0), 255.0)
+            value = tl.where(covered, value, 0.0) - tl.load(mean_ptr + channel)
+            value = tl.div_rn(value, tl.load(std_ptr + channel)).to(out_ptr.dtype.element_ty)
+            tl.store(out_ptr + pixel * 3 + channel, value, pixel < height * width)
+    else:
+        # The same pixels' channels as three runs of neighbours, so that stores are 16 bytes wide.
+        for part in tl.static_range(3):
+            element = (tl.program_id(0) * 3 + part) * PIXELS + tl.arange(0, PIXELS)
+            channel = element % 3
+            y, x, covered = place(element // 3, mirror, dy, dx, rows, columns, height, width)
+            value = value_of(images_ptr, y, x, channel, covered, H, W, pitch, rows, columns, RESIZE)
+            # Correctly rounded, as torch divides: the same batch from every tier.
+            value = tl.div_rn(value - tl.load(mean_ptr + channel), tl.load(std_ptr + channel))
+            inside = element < height * width * 3
+            tl.store(out_ptr + element, value.to(out_ptr.dtype.element_ty), inside)
 
 
 def augment(
@@ -109,6 +132,7 @@ def augment(
     height: int,
     width: int,
     resize: bool,
+    colours_B12: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `fastseg.kernels.augment.augment`."""
     batch = len(samples_B10)
@@ -121,12 +145,14 @@ def augment(
         samples_B10.contiguous(),
         mean_3.contiguous(),
         std_3.contiguous(),
+        None if colours_B12 is None else colours_B12.contiguous(),
         out,
         labels_out,
         height,
         width,
         VOID=VOID,
         RESIZE=resize,
+        COLOUR=colours_B12 is not None,
         PIXELS=pixels,
         num_warps=plan.STREAM_WARPS,
     )

@@ -22,8 +22,8 @@ import torch
 
 from fastseg.data.classes import UNKNOWN
 from fastseg.errors import FastsegError
-from fastseg.pipelines.fit import View
-from fastseg.pipelines.gpu_copy import copy_on_gpu, forget_copies, kept_views, target
+from fastseg.pipelines.fit import View, kept_views
+from fastseg.pipelines.gpu_copy import copy_on_gpu, forget_copies, target
 from fastseg.pipelines.plan import BatchPlan, Plan
 from fastseg.pipelines.prepared import Store, check_of, key_of, locate, open_store, shape_of
 from fastseg.pipelines.resize import resize_image, resize_label
@@ -53,7 +53,7 @@ def find_room(spec: "Spec", *, resize_labels: bool = True, grows: bool = False) 
     takes half a millisecond to make a batch of it. It keeps what is resized.
 
     Args:
-        grows: the run wants images in several sizes.
+        grows: the run wants images in several sizes, or at several scales.
     """
     times = sum(h * w for h, w in (header.image_size for header in spec.headers)) / (
         len(spec.headers) * spec.size[0] * spec.size[1]

@@ -19,6 +19,7 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import DataNode, Pipeline
 from PIL import Image
 
+from fastseg.config import Size
 from fastseg.data.classes import ClassMap
 from fastseg.data.decode import READING_ERRORS, decode_image, reason
 from fastseg.errors import FastsegError
@@ -112,14 +113,14 @@ class Work(NamedTuple):
         windowed: decodes windows of files.
         resize: resizes images. resize_labels: labels too.
         each: to a size of each one's own, instead of the network's.
-        padded: puts what is smaller than the network's input into the top left of one of its size.
+        padded: (height, width) of what all are put into the top left of, where they may be smaller.
     """
 
     windowed: bool
     resize: bool
     resize_labels: bool
     each: bool
-    padded: bool
+    padded: Size | None
 
     @property
     def columns(self) -> list[str]:
@@ -128,17 +129,23 @@ class Work(NamedTuple):
         return ["image", "label", *(name for name, fed in wanted.items() if fed)]
 
 
-def work(spec: "Spec", *, resize_labels: bool = True, training: bool = False) -> Work:
-    """What there is to do for samples of a spec: for batches to train on, or for samples by themselves."""
+def work(spec: "Spec", *, resize_labels: bool = True, training: bool = False, zooms: bool = False) -> Work:
+    """What there is to do for samples of a spec: for batches to train on, or for samples by themselves.
+
+    Args:
+        zooms: samples are shown each at a scale of its own.
+    """
+    if zooms:
+        return Work(True, resize=True, resize_labels=True, each=True, padded=spec.crop or spec.size)
     if training and spec.window is not None:
         # A file may be smaller than a window, and what is made of it smaller than the network's input.
         smaller = any(side < least for h in spec.headers for side, least in zip(h.image_size, spec.window, strict=True))
         resize = spec.window != spec.size
-        return Work(True, resize, resize, each=resize and smaller, padded=smaller)
+        return Work(True, resize, resize, each=resize and smaller, padded=spec.size if smaller else None)
     resize, each = not spec.same_size, spec.fit == "letterbox" and not spec.same_size
     # What a sample does not show is not decoded, unless a resize comes between.
     windowed = training and spec.crop is not None and not resize
-    return Work(windowed, resize, resize and resize_labels, each, padded=each and training)
+    return Work(windowed, resize, resize and resize_labels, each, padded=spec.size if each and training else None)
 
 
 @pipeline_def
@@ -168,7 +175,7 @@ def graph(source: Any, spec: "Spec", todo: Work, *, gpu: bool) -> tuple[DataNode
         labels = nearest(labels, size, fed["size"], 3 if spec.classes.is_color else 1)
     labels = to_classes(labels, spec.classes, spec.unknown)
     if todo.padded:
-        images, labels = (fn.pad(pixels, axis_names="HW", shape=spec.size) for pixels in (images, labels))
+        images, labels = (fn.pad(pixels, axis_names="HW", shape=todo.padded) for pixels in (images, labels))
     return images, labels
 
 
@@ -266,13 +273,13 @@ class DaliTier:
         # DALI's threads wait for one another at the end of each batch, so that small ones are decoded together.
         together = decoded_at_once(local) // local
         ahead: deque[list[View]] = deque()
-        todo = work(self.spec, training=True)
+        todo = work(self.spec, training=True, zooms=plan.scale != 1)
 
         def wanted() -> Iterator[Wanted]:
             for first in itertools.count(start, together):
                 shards = [plan.shard(step, rank, world) for step in range(first, first + together)]
                 views = [view for part in shards for view in views_of(part, self.spec)]
-                if todo.windowed and self.spec.crop:
+                if todo.windowed and self.spec.crop and not todo.resize:
                     views = [seen(view, self.spec.crop) for view in views]
                 ahead.append(views)
                 indices = np.concatenate([part.indices for part in shards])

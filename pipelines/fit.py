@@ -2,9 +2,11 @@
 
 `squeeze` resizes all of a file to the network's input, whatever its shape. `letterbox` keeps its shape: it is resized
 by the smaller of the two ratios and lies in the middle, with black and void around it. Windows of a file's own pixels
-(`train.scale`) show a part of it at a time. Whatever it is, it is resized, mirrored, and then moved to its place.
+(`train.scale`) show a part of it at a time. At a scale of its own (`augment.scale`) a sample shows a part of its file
+too, or lies smaller in black and void. Whatever it is, it is resized, mirrored, and then moved to its place.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -67,19 +69,81 @@ def fitted(size: Shape, into: Shape, fit: str) -> Box:
 
 
 class View(NamedTuple):
-    """What a training sample shows: a window of its file, resized to `size`, then moved in the batch."""
+    """What a training sample shows: a window of its file, resized to `size`, then moved in the batch.
+
+    `colour` is its row of `EpochPlan.colour`, or None.
+    """
 
     window: Box
     size: Shape
     move: Move
+    colour: np.ndarray | None = None
 
     def resized(self) -> "View":
         """The same of pixels that are cut out and resized already, and lie by themselves."""
-        return View(Box(0, 0, *self.size), self.size, self.move)
+        return self._replace(window=Box(0, 0, *self.size))
 
 
-def views_of(part: "BatchPlan", spec: "Spec") -> list[View]:
+def views_of(part: "BatchPlan", spec: "Spec", *, kept: bool = False) -> list[View]:
     """The views of a batch.
+
+    Args:
+        kept: they are of what has the network's size already, as a cache keeps it.
+    """
+    found = _zoomed(part, spec, kept) if part.zoom.size else _whole(part, spec, kept)
+    if not part.colour.size:
+        return found
+    return [view._replace(colour=colour) for view, colour in zip(found, part.colour, strict=True)]
+
+
+def kept_views(part: "BatchPlan", spec: "Spec") -> list[View]:
+    """The views of a batch, of what a cache keeps: files' own pixels, or what they have been resized to."""
+    return views_of(part, spec, kept=spec.keep is not None)
+
+
+def _own(index: int, spec: "Spec", kept: bool) -> Shape:
+    """(height, width) of what there is of a file."""
+    own = spec.headers[index].image_size
+    return fitted(own, spec.size, spec.fit).size if kept else own
+
+
+def zoomed(own: int, box: float, into: int, scale: float, place: float) -> tuple[int, int, int, int]:
+    """Along one axis: where what is taken of a file's side begins, its pixels, what they become, and where that lies.
+
+    All of the file would be scale x `box` pixels. Where that is no more than `into`, it is, somewhere in there; else it
+    is as much of the file as `into` pixels show.
+
+    Args:
+        own: pixels of the file.
+        box: that all of it becomes at a scale of 1.
+        into: of the input.
+        place: from 0 to below 1, among all that are possible.
+    """
+    full = max(1, math.floor(scale * box + 0.5))
+    if full <= into:
+        return 0, own, full, math.floor(place * (into - full + 1))
+    taken = nearest_whole(own * into, full)
+    return math.floor(place * (own - taken + 1)), taken, into, 0
+
+
+def _zoomed(part: "BatchPlan", spec: "Spec", kept: bool) -> list[View]:
+    """Where scales are jittered: see `zoomed`. Crops are part of that."""
+    found, into = [], spec.crop or spec.size
+    draws = part.indices.tolist(), part.mirror.tolist(), part.shift.tolist(), part.zoom.tolist()
+    for index, mirror, shift, (scale, *places) in zip(*draws, strict=True):
+        own = _own(index, spec, kept)
+        box: Sequence[float] = fitted(own, spec.size, spec.fit).size
+        if spec.window is not None:
+            box = [o * i / w for o, i, w in zip(own, into, spec.window, strict=True)]
+        axes = (zoomed(*sides, scale, place) for *sides, place in zip(own, box, into, places, strict=True))
+        (top, height, rows, down), (left, width, columns, right) = axes
+        move = Move(mirror, shift[0] + down, shift[1] + right)
+        found.append(View(Box(top, left, height, width), (rows, columns), move))
+    return found
+
+
+def _whole(part: "BatchPlan", spec: "Spec", kept: bool) -> list[View]:
+    """Where all are shown at one scale.
 
     To crop the network's input is to move up and left, and to end sooner. Where `spec.window` is taken from a file that
     is larger, the crop is the window's place; from a smaller one all is taken, and the crop is its place in the input.
@@ -87,7 +151,7 @@ def views_of(part: "BatchPlan", spec: "Spec") -> list[View]:
     found = []
     moves = zip(part.indices.tolist(), part.mirror.tolist(), part.shift.tolist(), part.crop.tolist(), strict=True)
     for index, mirror, (dy, dx), (y, x) in moves:
-        own = spec.headers[index].image_size
+        own = _own(index, spec, kept)
         if spec.window is None:
             box = fitted(own, spec.size, spec.fit)
             found.append(View(Box(0, 0, *own), box.size, Move(mirror, box.top + dy - y, box.left + dx - x)))
@@ -105,11 +169,11 @@ def seen(view: View, crop: Shape) -> View:
 
     A window stays within the image, whatever a move uncovers.
     """
-    _, (height, width), (mirror, dy, dx) = view
+    (height, width), (mirror, dy, dx) = view.size, view.move
     room_y, room_x = height - crop[0], width - crop[1]
     y, x = min(max(-dy, 0), room_y), min(max(-dx, 0), room_x)
     window = Box(y, room_x - x if mirror else x, *crop)
-    return View(window, crop, Move(mirror, dy + y, dx + x))
+    return View(window, crop, Move(mirror, dy + y, dx + x), view.colour)
 
 
 def window_of(own: Shape, window: Shape, into: Shape) -> tuple[Shape, Shape]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fastseg.kernels.augment import augment
-from fastseg.pipelines.fit import Box, View, fitted, views_of
+from fastseg.pipelines.fit import Box, fitted, kept_views
 from fastseg.pipelines.plan import BatchPlan
 from fastseg.pipelines.prepared import Store
 from fastseg.pipelines.source import on_gpu, to_device
@@ -24,13 +24,6 @@ GPU_SHARE = 0.4
 def target(spec: "Spec", index: int) -> tuple[int, int]:
     """(height, width) that a sample is resized to."""
     return fitted(spec.headers[index].image_size, spec.size, spec.fit).size
-
-
-def kept_views(part: BatchPlan, spec: "Spec") -> list[View]:
-    """The views of a batch, of what is kept: of all of it, where it has been resized."""
-    if spec.keep is None:
-        return views_of(part, spec)
-    return [view.resized() for view in views_of(part, spec)]
 
 
 class GpuCopy:

@@ -33,7 +33,7 @@ def parity(spec: Spec, plan: Plan) -> list[dict]:
     own = {header.image_size for header in spec.headers}
     for tier in TIERS:
         try:
-            found, choice = choose_loader(tier, spec)
+            found, choice = choose_loader(tier, spec, grows=plan.scale != 1)
         except UsageError as error:
             rows.append({"tier": tier, "skipped": str(error)})
             continue

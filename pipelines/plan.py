@@ -1,8 +1,8 @@
 """The sample plan: everything random about the data, as a pure function of seed and epoch.
 
-Which file is the k-th sample of an epoch, whether it is mirrored, its two shifts and its crop come from here and from
-nowhere else. The plan knows nothing of workers, threads, GPUs or cache tiers, so shards are slices, resuming is "start
-at step s", and all tiers can be compared pixel by pixel.
+Which file is the k-th sample of an epoch, whether it is mirrored, its two shifts, its crop, its scale and its colours
+come from here and from nowhere else. The plan knows nothing of workers, threads, GPUs or cache tiers, so shards are
+slices, resuming is "start at step s", and all tiers can be compared pixel by pixel.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,10 @@ from functools import lru_cache
 import numpy as np
 
 # One counter range of the Philox generator for each quantity, so that a new one never shifts the draws of the others.
-STREAMS = {"order": 0, "mirror": 1, "shift_y": 2, "shift_x": 3, "crop_y": 4, "crop_x": 5}
+MOVES = ("order", "mirror", "shift_y", "shift_x", "crop_y", "crop_x")
+ZOOM, COLOURS = ("scale", "place_y", "place_x"), ("brightness", "contrast", "saturation", "hue")
+STREAMS = {name: number for number, name in enumerate((*MOVES, *ZOOM, *COLOURS))}
+HUE = 36.0  # degrees that a whole share turns hues by
 
 
 def draw(seed: int, epoch: int, stream: str, count: int) -> np.ndarray:
@@ -22,17 +25,27 @@ def draw(seed: int, epoch: int, stream: str, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One epoch, a field per quantity: order int64[N], mirror bool[N], shift int32[N, 2], crop int32[N, 2].
+    """One epoch, a field per quantity, whose row k belongs to its k-th sample, that is to file `order[k]`.
 
-    Row k belongs to the k-th sample of the epoch, that is file `order[k]`. A sample is mirrored first, then moved by
-    shift = (dy, dx) pixels (positive values move the content down and to the right), and cropped to a window whose top
-    left corner is crop = (y, x).
+    A sample is mirrored first, then moved, and cropped.
+
+    Attributes:
+        order: int64[N].
+        mirror: bool[N].
+        shift: int32[N, 2], (dy, dx) in pixels; positive values move the content down and to the right.
+        crop: int32[N, 2], (y, x) of the top left corner of a window.
+        zoom: float64[N, 3]: how many times as large it is shown, and in what part of the room that is left, from 0 to
+            below 1, downwards and to the right; [N, 0] where scales are not jittered.
+        colour: float64[N, 4]: what brightness, contrast and saturation are multiplied by, and degrees that hues are
+            turned by; [N, 0] where colours are not jittered.
     """
 
     order: np.ndarray
     mirror: np.ndarray
     shift: np.ndarray
     crop: np.ndarray
+    zoom: np.ndarray
+    colour: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +60,19 @@ class Rooms:
 
 @lru_cache(maxsize=4)
 def epoch_plan(
-    seed: int, epoch: int, num_samples: int, mirror: bool, max_shift: tuple[int, int], max_crop: tuple[int, int] | Rooms
+    seed: int,
+    epoch: int,
+    num_samples: int,
+    mirror: bool,
+    max_shift: tuple[int, int],
+    max_crop: tuple[int, int] | Rooms,
+    scale: float = 1.0,
+    colour: float = 0.0,
 ) -> EpochPlan:
     """The plan of one epoch; shifts are uniform in -max_shift .. max_shift (rows, columns), crops in 0 .. max_crop.
+
+    Logarithms of scales are uniform between those of 1 / scale and scale, the factors of colours in 1 - colour ..
+    1 + colour, and turns of hues in HUE times -colour .. colour.
 
     The order sorts raw words rather than calling NumPy's `permutation`, whose result NumPy may change (NEP 19).
     """
@@ -63,7 +86,19 @@ def epoch_plan(
     rooms = max_crop.of_files[order].T if isinstance(max_crop, Rooms) else max_crop
     shift = np.stack([between(f"shift_{axis}", -most, most) for axis, most in zip("yx", max_shift, strict=True)], 1)
     crop = np.stack([between(f"crop_{axis}", 0, most) for axis, most in zip("yx", rooms, strict=True)], 1)
-    return EpochPlan(order, flips, shift, crop)
+    zoom, colours = np.empty((num_samples, 0)), np.empty((num_samples, 0))
+
+    def uniform(stream: str) -> np.ndarray:
+        """In 0 .. 1, without 1: the 53 highest bits."""
+        return (draw(seed, epoch, stream, num_samples) >> np.uint64(11)) * 2.0**-53
+
+    if scale != 1:
+        factor, *places = map(uniform, ZOOM)
+        zoom = np.stack([scale ** (2 * factor - 1), *places], 1)
+    if colour:
+        each = np.stack([uniform(stream) for stream in COLOURS], 1)
+        colours = (1, 1, 1, 0) + colour * (2 * each - 1) * (1, 1, 1, HUE)
+    return EpochPlan(order, flips, shift, crop, zoom, colours)
 
 
 @dataclass(frozen=True)
@@ -74,6 +109,8 @@ class BatchPlan:
     mirror: np.ndarray
     shift: np.ndarray
     crop: np.ndarray
+    zoom: np.ndarray
+    colour: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +119,8 @@ class Plan:
 
     Step s takes positions s*B .. s*B+B-1 of the epochs laid end to end (B is the batch of all devices together), so
     batches are always full and none of the images is left out; with `drop_remainder` each epoch ends with its last
-    full batch, as in the published baseline. `max_crop` is by how much images are larger than their crops.
+    full batch, as in the published baseline. `max_crop` is by how much images are larger than their crops; `scale` and
+    `colour` are those of `epoch_plan`.
     """
 
     num_samples: int
@@ -91,6 +129,8 @@ class Plan:
     mirror: bool
     max_shift: tuple[int, int]
     max_crop: tuple[int, int] | Rooms = (0, 0)
+    scale: float = 1.0
+    colour: float = 0.0
     drop_remainder: bool = False
 
     @property
@@ -112,11 +152,12 @@ class Plan:
         per_epoch = self.num_samples // self.batch * self.batch if self.drop_remainder else self.num_samples
         positions = np.arange(step * self.batch, (step + 1) * self.batch)
         epochs, offsets = np.divmod(positions, per_epoch)
+        limits = self.mirror, self.max_shift, self.max_crop, self.scale, self.colour
         parts = []
         for epoch in np.unique(epochs):
-            plan = epoch_plan(self.seed, int(epoch), self.num_samples, self.mirror, self.max_shift, self.max_crop)
+            plan = epoch_plan(self.seed, int(epoch), self.num_samples, *limits)
             take = offsets[epochs == epoch]
-            parts.append((plan.order[take], plan.mirror[take], plan.shift[take], plan.crop[take]))
+            parts.append([values[take] for values in vars(plan).values()])
         return BatchPlan(*(np.concatenate(pieces) for pieces in zip(*parts, strict=True)))
 
     def shard(self, step: int, rank: int, world: int) -> BatchPlan:

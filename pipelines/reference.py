@@ -15,10 +15,11 @@ import torch
 
 from fastseg.data.classes import VOID
 from fastseg.data.decode import decode_image, decode_label
-from fastseg.pipelines.fit import View, fitted, views_of
+from fastseg.kernels.augment import recoloured
+from fastseg.pipelines.fit import View, fitted, kept_views
 from fastseg.pipelines.plan import Plan
 from fastseg.pipelines.resize import resize_image, resize_label
-from fastseg.pipelines.source import DECODED_AHEAD, MEAN_AND_STD, decoded_at_once
+from fastseg.pipelines.source import DECODED_AHEAD, MEAN_AND_STD, colours_of, decoded_at_once
 from fastseg.ranges import annotate
 
 if TYPE_CHECKING:
@@ -64,9 +65,13 @@ class ReferenceTier:
         return resize_image(image, size), resize_label(label, size) if resize_labels else label
 
     def _augmented(self, index: int, view: View) -> tuple[np.ndarray, np.ndarray]:
-        image, label = (pixels[view.window.slices] for pixels in self._decoded(index))
+        # Of samples that a cache keeps resized, with which this is compared, views are of what it keeps.
+        whole = self._decoded(index) if self.spec.keep is None else self._sample(index, True)
+        image, label = (pixels[view.window.slices] for pixels in whole)
         image, label = resize_image(image, view.size), resize_label(label, view.size)
         (mirror, *shift), size = view.move, self.spec.crop or self.spec.size
+        if (colours := colours_of([view])) is not None:
+            image = recoloured(image, colours[0])
         image = mirror_and_move(image, mirror, shift, 0, size)
         label = mirror_and_move(label[..., None], mirror, shift, VOID, size)
         mean, std = MEAN_AND_STD
@@ -81,7 +86,7 @@ class ReferenceTier:
             while True:
                 while len(ahead) <= most:
                     part = plan.shard(step, rank, world)
-                    samples = zip(part.indices.tolist(), views_of(part, self.spec), strict=True)
+                    samples = zip(part.indices.tolist(), kept_views(part, self.spec), strict=True)
                     ahead.append([pool.submit(self._augmented, *sample) for sample in samples])
                     step += 1
                 pixels = zip(*(future.result() for future in ahead.popleft()), strict=True)

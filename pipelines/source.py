@@ -26,6 +26,7 @@ from fastseg.data.layouts import Pair
 from fastseg.environment import install
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels.augment import augment, augment_by_slices, normalise_in_place
+from fastseg.pipelines.colour import colour_matrices
 from fastseg.pipelines.fit import View, centred
 from fastseg.pipelines.plan import Plan, in_order
 from fastseg.ranges import annotate
@@ -154,7 +155,7 @@ def choose_loader(
     Args:
         epochs: the split is read many times, so that keeping it pays.
         resize_labels: labels are wanted at the network's size.
-        grows: the run wants images in several sizes.
+        grows: the run wants images in several sizes, or at several scales.
 
     Returns:
         A fact of the choice is `obstacle`: why nothing is kept where that was wanted, or None.
@@ -249,6 +250,12 @@ def unknown_in(labels: torch.Tensor) -> torch.Tensor | int:
     return (labels == UNKNOWN).sum()
 
 
+def colours_of(views: Sequence[View]) -> np.ndarray | None:
+    """float32[B, 12]: what becomes of the colours of each view, see `colour_matrices`; None where they stay."""
+    colours = [view.colour for view in views if view.colour is not None]
+    return colour_matrices(np.array(colours), MEAN) if colours else None
+
+
 def on_cpu(
     sample: Callable[[int], tuple[np.ndarray, np.ndarray]], views: Sequence[View], spec: Spec
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -261,7 +268,8 @@ def on_cpu(
     with annotate("augment"):
         mean, std = MEAN_AND_STD
         height, width = spec.crop or spec.size
-        return augment_by_slices(sample, moves, mean, std, spec.dtype, height, width, runs_on(spec.threads))
+        given = sample, moves, mean, std, spec.dtype, height, width, runs_on(spec.threads)
+        return augment_by_slices(*given, colours_of(views))
 
 
 def on_gpu(
@@ -277,11 +285,13 @@ def on_gpu(
     sizes, targets, moves = (
         np.array(each, np.int64) for each in zip(*((v.window.size, v.size, v.move) for v in views), strict=True)
     )
+    colours = colours_of(views)
     samples = torch.from_numpy(np.column_stack([places_B3[:, :2], sizes, places_B3[:, 2], targets, moves]))
     mean, std = mean_and_std(spec.device)
     with annotate("augment"):
         given = images, labels, to_device(samples, spec.device), mean, std, spec.dtype
-        return augment(*given, *(spec.crop or spec.size), bool((sizes != targets).any()))
+        matrices = None if colours is None else to_device(torch.from_numpy(colours), spec.device)
+        return augment(*given, *(spec.crop or spec.size), bool((sizes != targets).any()), matrices)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -33,6 +33,12 @@ crop = click.option("--crop", default="0x0", help="As of augment.crop: windows, 
 scale = click.option(
     "--scale", default=0.0, help="As of train.scale: windows of the files' own pixels.  [default: none]"
 )
+scale_jitter = click.option(
+    "--scale-jitter", default=1.0, help="As of augment.scale: up to so many times as large, or as small.  [default: 1]"
+)
+colour_jitter = click.option(
+    "--colour-jitter", default=0.0, help="As of augment.colour: by up to this share each way.  [default: 0]"
+)
 
 
 @click.group()
@@ -214,6 +220,8 @@ def prepare(path: str, cache_dir: str, verify: bool, as_json: bool, **options: A
 @click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
 @crop
 @scale
+@scale_jitter
+@colour_jitter
 @exif
 @fit
 @click.option("--split", default="val", show_default=True)
@@ -248,6 +256,8 @@ def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
 @click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
 @crop
 @scale
+@scale_jitter
+@colour_jitter
 @exif
 @fit
 @click.option("--images", type=click.IntRange(1), default=16, show_default=True)

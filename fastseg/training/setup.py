@@ -67,7 +67,9 @@ def _assemble(
             make_spec(config, dataset, splits, s, device=device, dtype=dtype, threads=world.threads.decoding)
             for s in ("train", "val")
         )
-        spec, loader = choose_loader(runtime.loader, spec, epochs=True, grows=train.grow_from < 1)
+        spec, loader = choose_loader(
+            runtime.loader, spec, epochs=True, grows=train.grow_from < 1 or config.augment.scale > 1
+        )
         val_spec = dataclasses.replace(val_spec, window=None)  # validation sees whole images
         val_spec, _ = choose_loader(runtime.loader, val_spec, epochs=True, resize_labels=False)
     plan = make_plan(config, spec, world.size)

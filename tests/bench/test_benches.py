@@ -78,7 +78,7 @@ def test_the_data_path_is_measured_tier_by_tier_and_against_peers(street, monkey
     tiers = ["dali", "cache", "reference", "dali, decoding alone"] if with_dali else ["reference", "cache"]
     rates = [row["name"] for row in found["results"] if row["unit"] == "img/s" and "best" not in row["name"]]
     ours = [tier for tier in tiers if "alone" not in tier]
-    varied = [f"{tier}, {variant}" for tier in ours for variant in ("1 thread", "batch 8")]
+    varied = [f"{tier}, {variant}" for tier in ours for variant in ("jittered", "1 thread", "batch 8")]
     decoding = [tier for tier in tiers if tier not in ours]
     assert rates == [f"data {name} 96x144" for name in [*ours, *others, *decoding, "copying", *varied]]
     rates.remove("data copying 96x144")
@@ -94,6 +94,7 @@ def test_the_data_path_is_measured_tier_by_tier_and_against_peers(street, monkey
     assert best["value"] == max(row["value"] for row in found["results"] if row["name"].endswith("0 workers 96x144"))
     ratios = [f"{tier}_vs_best_{other}" for other in ("peer", "dataloader") for tier in ours]
     ratios += ["data dali / reference"] * with_dali + ["data cache / copying"]
+    ratios += [f"data {tier}, jittered / {tier}" for tier in ours]
     assert [row["name"] for row in found["ratios"]] == ratios
 
 

@@ -315,6 +315,37 @@ def test_parity_knows_windows_of_the_files_own_pixels_and_letterboxed_images(cal
         assert all((row["values_off_by_more"], row["labels_off"]) == (0, 0) for row in rows)
 
 
+def test_parity_knows_jittered_scales_and_colours(call, street):
+    pytest.importorskip("nvidia.dali")
+    words = ("data", "parity", street, "--size", "96x144", "--device", "cpu", "--json")
+    rows = [json.loads(call(*words, *jitter)[1])["rows"] for jitter in ((), ("--colour-jitter", "0.5"))]
+    # Of the files' own size nothing is resized: the same bytes are recoloured alike, and nowhere are they the same.
+    assert [row["image_difference"] < 1e-3 for row in rows[1]] == [True] * 6
+    found = json.loads(call(*words, "--scale-jitter", "2")[1])["rows"]
+    assert [row["labels_off"] for row in found] == [0] * 6
+    assert all(row["image_difference"] < 1.001 for row in found)
+    code, _, err = call(*words, "--scale-jitter", "0.5")
+    assert (code, err.splitlines()[-1]) == (2, "fastseg: data: augment.scale = 0.5: 1 or more")
+    code, _, err = call(*words, "--colour-jitter", "1.5")
+    assert (code, err.splitlines()[-1]) == (2, "fastseg: data: augment.colour = 1.5: 1 or less")
+
+
+def test_preview_shows_jittered_scales_and_colours(call, street):
+    """The same samples: enlarged or with black around them, and in other colours at the same places."""
+    words = ("data", "preview", street, "--size", "96x144", "--images", "4")
+    jitters = {"plain": (), "scales": ("--scale-jitter", "3"), "colours": ("--colour-jitter", "1")}
+    for name, jitter in jitters.items():
+        assert call(*words, *jitter, "--out", f"{name}.png")[0] == 0
+    plain, scales, colours = (np.asarray(Image.open(f"{name}.png")).astype(int) for name in jitters)
+    assert plain.shape == scales.shape == colours.shape
+    assert (scales != plain).mean() > 0.5
+    assert (colours != plain).mean() > 0.5
+    counted = (plain[96:] != plain[:96]).any(2)  # where a label is laid over the photo, as it is below it
+    assert counted.mean() > 0.5
+    laid_over = [(sheet[96:] - sheet[:96] // 2)[counted] for sheet in (plain, colours)]
+    np.testing.assert_array_equal(*laid_over)
+
+
 def test_preview_shows_windows_and_letterboxed_images(call, street):
     words = ("data", "preview", street, "--size", "60x50", "--images", "4")
     assert call(*words, "--scale", "1", "--out", "windows.png")[0] == 0

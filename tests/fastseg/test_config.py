@@ -19,6 +19,8 @@ PUBLISHED = {
     "augment.mirror": True,
     "augment.translate": 10,
     "augment.crop": (0, 0),
+    "augment.scale": 1.0,
+    "augment.colour": 0.0,
     "model.backbone": "vgg16",
     "model.depth": 5,
     "model.init": "vgg16",

@@ -34,11 +34,25 @@ def places(samples, height: int, width: int, resized=None) -> torch.Tensor:
     return torch.tensor([[3 * pixels * i, pixels * i, *own, *(resized or own[:2]), *move] for i, *move in samples])
 
 
-def run(make, images, labels, samples, device, dtype=torch.float32, mean=MEAN, std=STD, size=None, resized=None):
+def run(
+    make,
+    images,
+    labels,
+    samples,
+    device,
+    dtype=torch.float32,
+    mean=MEAN,
+    std=STD,
+    size=None,
+    resized=None,
+    colours=None,
+):
+    """A batch of a store; `colours` is a matrix of 12 numbers for each sample."""
     own = labels.shape[1:]
     operands = images, labels, places(samples, *own, resized), torch.tensor(mean), torch.tensor(std)
     resized = resized or own
-    given = *(t.to(device) for t in operands), dtype, *(size or resized), resized != own
+    matrices = None if colours is None else torch.tensor(colours, dtype=torch.float32, device=device)
+    given = *(t.to(device) for t in operands), dtype, *(size or resized), resized != own, matrices
     return tuple(t.cpu() for t in make(*given))
 
 
@@ -219,6 +233,78 @@ def test_windows_are_cut_out_of_larger_images_and_made_sizes_of_their_own(device
         assert torch.equal(found_labels[number].cpu(), wanted[1][0])
 
 
+IDENTITY = [1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+@dtypes
+@makers
+def test_recoloured_pixels_of_a_2x3_image_worked_by_hand(device, make, dtype):
+    """red' = red + green / 2 - 8; green' = -blue + 100; blue' = 4 red + 10, each cut off at 0 and 255."""
+    matrix = [1, 0.5, 0, -8, 0, 0, -1, 100, 4, 0, 0, 10]
+    images = torch.tensor(
+        [[[[0, 0, 0], [10, 20, 30], [0, 8, 101]], [[60, 4, 99], [62, 0, 100], [255, 255, 255]]]], dtype=torch.uint8
+    )
+    top = [[0, 100, 10], [12, 70, 50], [0, 0, 10]]  # -8 and -4 are 0, -1 is 0
+    bottom = [[54, 1, 250], [54, 0, 255], [255, 0, 255]]  # 258, 374.5 and 1030 are 255
+    black = [0, 0, 0]  # what is uncovered is not recoloured
+    cases = {  # mirror, dy, dx: pixels
+        (0, 0, 0): [top, bottom],
+        (1, 0, 0): [top[::-1], bottom[::-1]],
+        (0, 1, 0): [[black] * 3, top],
+        (1, 0, -2): [[top[0], black, black], [bottom[0], black, black]],
+        (0, 5, 0): [[black] * 3] * 2,
+    }
+    labels = torch.tensor([[[0, 1, 2], [3, 4, 5]]], dtype=torch.uint8)
+    samples = [(0, *case) for case in cases]
+    found, found_labels = run(make, images, labels, samples, device, dtype, **PLAIN, colours=[matrix] * len(cases))
+    assert found.permute(0, 2, 3, 1).float().tolist() == [*cases.values()]
+    assert torch.equal(found_labels, run(make, images, labels, samples, device, dtype)[1])
+    normalised, _ = run(
+        make, images, labels, samples[:3], device, dtype, mean=(2.0, 4, 8), std=(2.0, 1, 4), colours=[matrix] * 3
+    )
+    assert normalised[2, :, 0, 0].tolist() == [-1, -4, -2]  # black
+    assert normalised[2, :, 1, 1].tolist() == [5, 66, 10.5]  # (12, 70, 50)
+
+
+@makers
+def test_each_sample_has_colours_of_its_own_and_they_are_not_rounded(device, make):
+    images = torch.tensor([[[[100, 50, 10]]]], dtype=torch.uint8)
+    halved = [0.5, 0, 0, 0, 0, 0.25, 0, 0, 0, 0, 0.125, 0.5]
+    found, _ = run(make, images, images[..., 0], [(0, 0, 0, 0)] * 2, device, **PLAIN, colours=[IDENTITY, halved])
+    assert found[:, :, 0, 0].tolist() == [[100, 50, 10], [50, 12.5, 1.75]]
+
+
+# More rows than are recoloured at once, and a part of a program.
+@pytest.mark.parametrize("size", [(1, 1), (37, 41), (70, 3)])
+@pytest.mark.parametrize("resized", [None, (9, 13)])
+@dtypes
+@makers
+def test_the_matrix_of_no_change_gives_the_bits_of_none(device, make, dtype, size, resized):
+    images, labels = store(2, *size)
+    samples = [(1, 0, 0, 0), (0, 1, 3, -4), (1, 1, -5, 7)]
+    wanted = run(make, images, labels, samples, device, dtype, resized=resized)
+    found = run(make, images, labels, samples, device, dtype, resized=resized, colours=[IDENTITY] * 3)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@makers
+def test_pixels_are_resized_first_and_recoloured_then(device, make):
+    images, labels = store(1, 12, 10)
+    rng = np.random.default_rng(0)
+    matrices = rng.uniform(-1, 1, (3, 3, 4)) * [1, 1, 1, 100]
+    samples = [(0, 0, 0, 0), (0, 1, 1, -2), (0, 1, -3, 0)]
+    resized, wanted_labels = run(make, images, labels, samples, device, **PLAIN, resized=(7, 6))
+    found, found_labels = run(
+        make, images, labels, samples, device, **PLAIN, resized=(7, 6), colours=matrices.reshape(3, 12)
+    )
+    wanted = np.einsum("bij,bjyx->biyx", matrices[..., :3], resized.double().numpy()) + matrices[..., 3:, None]
+    covered = (wanted_labels != VOID).numpy()[:, None] | (resized != 0).any(1, keepdim=True).numpy()
+    # Four roundings of fp32 at up to 1000.
+    assert np.abs(found.numpy() - np.where(covered, wanted.clip(0, 255), 0)).max() < 1e-3
+    assert torch.equal(found_labels, wanted_labels)
+
+
 @dtypes
 @makers
 def test_images_are_channels_last_and_labels_bytes(device, make, dtype):
@@ -260,7 +346,9 @@ def test_two_moves_the_same_way_are_one_by_their_sum(device, first, second):
 @dtypes
 def test_torch_accepts_the_operator_as_its_own(device, dtype):
     operands = *store(2, 5, 7), places([(1, 0, 0, 0), (0, 1, 2, -3)], 5, 7), torch.tensor(MEAN), torch.tensor(STD)
-    torch.library.opcheck(torch.ops.fastseg.augment.default, (*(t.to(device) for t in operands), dtype, 4, 6, False))
+    given = *(t.to(device) for t in operands), dtype, 4, 6, False
+    for colours in ((), (torch.tensor([IDENTITY] * 2, device=device),)):
+        torch.library.opcheck(torch.ops.fastseg.augment.default, (*given, *colours))
 
 
 def test_the_triton_kernel_runs_on_a_gpu_and_in_the_interpreter_alone(device, monkeypatch):

@@ -71,17 +71,20 @@ def folder_of(spec: Spec) -> Path:
     ),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     size=st.tuples(st.integers(1, 6), st.integers(1, 7)),
+    coloured=st.booleans(),
 )
-def test_slices_are_the_references_pixels_to_the_bit(samples, dtype, size):
+def test_slices_are_the_references_pixels_to_the_bit(samples, dtype, size, coloured):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (3, 6, 7, 3), np.uint8), rng.integers(0, 12, (3, 6, 7), np.uint8)
     mean, std = np.array([[1, 2, 3], [4, 5, 7]], np.float32)
     order = [index for index, *_ in samples]
     moves = [Move(*move) for _, *move in samples]
-    found = augment_by_slices(lambda k: (images[order[k]], labels[order[k]]), moves, mean, std, dtype, *size)
+    colours = (rng.uniform(-1, 1.5, (len(samples), 12)) * ([1, 1, 1, 50] * 3)).astype(np.float32) if coloured else None
+    given = (lambda k: (images[order[k]], labels[order[k]])), moves, mean, std, dtype, *size
+    found = augment_by_slices(*given, colours_B12=colours)
     places = torch.tensor([[126 * index, 42 * index, 6, 7, 7, 6, 7, *move] for index, *move in samples])
     given = *map(torch.from_numpy, (images, labels)), places, *map(torch.from_numpy, (mean, std))
-    wanted = torch_augment(*given, dtype, *size, False)
+    wanted = torch_augment(*given, dtype, *size, False, torch.from_numpy(colours) if coloured else None)
     assert torch.equal(found[0], wanted[0])
     assert torch.equal(found[1], wanted[1])
     assert found[0].stride() == wanted[0].stride()  # channels-last

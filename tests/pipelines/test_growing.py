@@ -48,10 +48,11 @@ def test_the_work_left_is_counted_in_steps_of_the_present_size():
 
 @pytest.mark.parametrize("loader", ["cache", "reference"])
 @pytest.mark.parametrize("start", [0, 1, 2, 5])
-def test_batches_are_those_of_each_phases_own_source(street, loader, start):
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_batches_are_those_of_each_phases_own_source(street, loader, start, scale):
     _, specs = open_specs(str(street), splits=("train",), size="48x72")
     augment = Augment(translate=60)
-    plan = Plan(num_samples=8, batch=2, seed=3, mirror=True, max_shift=augment.max_shift((48, 72)))
+    plan = Plan(num_samples=8, batch=2, seed=3, mirror=True, scale=scale, max_shift=augment.max_shift((48, 72)))
     phases = [Phase(2, (24, 36)), Phase(4, (36, 54)), Phase(6, (48, 72))]
     source = GrowingSource(dataclasses.replace(specs["train"], loader=loader), plan, phases, augment, start)
     found = list(itertools.islice(source, 7 - start))  # a source is endless
@@ -59,7 +60,7 @@ def test_batches_are_those_of_each_phases_own_source(street, loader, start):
     for step, batch in enumerate(found, start):
         (size,) = [phase.size for phase in phases if step < phase.until][:1] or [(48, 72)]
         _, own = open_specs(str(street), splits=("train",), size=size)
-        own_plan = Plan(num_samples=8, batch=2, seed=3, mirror=True, max_shift=augment.max_shift(size))
+        own_plan = Plan(num_samples=8, batch=2, seed=3, mirror=True, scale=scale, max_shift=augment.max_shift(size))
         wanted = next(iter(TrainSource(own["train"], own_plan, step)))
         assert batch.images.shape[2:] == size
         assert (batch.images - wanted.images).abs().max() < 1.01 / min(STD)  # DALI may fill the cache: see test_tiers

@@ -1,5 +1,6 @@
 from collections import Counter
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -47,12 +48,16 @@ def test_the_reference_gives_random123s_known_answers(counter, key, block):
     assert philox(counter, key) == [int(word, 16) for word in block.split()]
 
 
-@pytest.mark.parametrize(
-    ("stream", "number"), [("order", 0), ("mirror", 1), ("shift_y", 2), ("shift_x", 3), ("crop_y", 4), ("crop_x", 5)]
-)
+NUMBERS = {
+    "order": 0, "mirror": 1, "shift_y": 2, "shift_x": 3, "crop_y": 4, "crop_x": 5, "scale": 6, "place_y": 7,
+    "place_x": 8, "brightness": 9, "contrast": 10, "saturation": 11, "hue": 12,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("stream", "number"), NUMBERS.items())
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (7, 2), (2**62 + 5, 1_000)])
 def test_raw_words_are_philox_of_seed_epoch_and_stream(seed, epoch, stream, number):
-    assert STREAMS[stream] == number
+    assert STREAMS == NUMBERS
     assert draw(seed, epoch, stream, 11).tolist() == words(seed, epoch, number, 11)
 
 
@@ -123,9 +128,9 @@ def test_with_drop_remainder_no_image_comes_twice_in_an_epoch(batch, full, rest,
 @settings(max_examples=25, deadline=None)
 @given(world=st.integers(1, 8), local=st.integers(1, 5), step=st.integers(0, 50), count=st.integers(1, 60))
 def test_shards_interleave_back_to_the_whole_batch(world, local, step, count):
-    plan = make(num_samples=count, batch=world * local)
+    plan = make(num_samples=count, batch=world * local, scale=2.0, colour=0.5)
     whole, shards = plan.global_batch(step), [plan.shard(step, rank, world) for rank in range(world)]
-    for name in ("indices", "mirror", "shift", "crop"):
+    for name in ("indices", "mirror", "shift", "crop", "zoom", "colour"):
         parts = [getattr(shard, name) for shard in shards]
         assert {len(part) for part in parts} == {local}
         np.testing.assert_array_equal(np.stack(parts, axis=1).reshape(getattr(whole, name).shape), getattr(whole, name))
@@ -162,26 +167,67 @@ def test_shifts_and_crops_are_uniform_within_their_bounds_and_mirror_is_half():
 @pytest.mark.parametrize(
     ("change", "kept"),
     [
-        ({"max_shift": (4, 10)}, ["indices", "mirror", "dx", "top", "left"]),
-        ({"max_shift": (10, 4)}, ["indices", "mirror", "dy", "top", "left"]),
-        ({"mirror": False}, ["indices", "dy", "dx", "top", "left"]),
-        ({"max_crop": (8, 5)}, ["indices", "mirror", "dy", "dx", "left"]),
-        ({"max_crop": (9, 0)}, ["indices", "mirror", "dy", "dx", "top"]),
+        ({"max_shift": (4, 10)}, ["indices", "mirror", "dx", "top", "left", "scale", "places", "colour"]),
+        ({"max_shift": (10, 4)}, ["indices", "mirror", "dy", "top", "left", "scale", "places", "colour"]),
+        ({"mirror": False}, ["indices", "dy", "dx", "top", "left", "scale", "places", "colour"]),
+        ({"max_crop": (8, 5)}, ["indices", "mirror", "dy", "dx", "left", "scale", "places", "colour"]),
+        ({"max_crop": (9, 0)}, ["indices", "mirror", "dy", "dx", "top", "scale", "places", "colour"]),
+        ({"scale": 1.5}, ["indices", "mirror", "dy", "dx", "top", "left", "places", "colour"]),
+        ({"scale": 1.0}, ["indices", "mirror", "dy", "dx", "top", "left", "colour"]),
+        ({"colour": 0.25}, ["indices", "mirror", "dy", "dx", "top", "left", "scale", "places"]),
+        ({"colour": 0.0}, ["indices", "mirror", "dy", "dx", "top", "left", "scale", "places"]),
     ],
 )
 def test_changing_one_augmentation_leaves_all_other_draws_alone(change, kept):
-    plan = make(num_samples=50, batch=20, max_crop=(9, 5))
+    plan = make(num_samples=50, batch=20, max_crop=(9, 5), scale=2.0, colour=0.5)
     for one, other in zip(batches(plan, 6), batches(replace(plan, **change), 6), strict=True):
         fields = [
             {
                 "indices": part.indices,
                 "mirror": part.mirror,
                 **dict(zip(("dy", "dx", "top", "left"), np.hstack([part.shift, part.crop]).T, strict=True)),
+                "scale": part.zoom[:, :1],
+                "places": part.zoom[:, 1:],
+                "colour": part.colour,
             }
             for part in (one, other)
         ]
         same = [name for name in fields[0] if np.array_equal(fields[0][name], fields[1][name])]
         assert same == kept
+
+
+def test_a_jittered_epoch_follows_from_the_53_highest_bits_of_its_words():
+    plan = epoch_plan(5, 1, 13, True, (2, 10), (0, 0), 2.0, 0.25)
+    scale, *rest = ([Fraction(word >> 11, 2**53) for word in words(5, 1, stream, 13)] for stream in range(6, 13))
+    (top, left), colours = rest[:2], rest[2:]
+    np.testing.assert_allclose(plan.zoom[:, 0], [2 ** float(2 * u - 1) for u in scale], rtol=1e-15)
+    assert plan.zoom[:, 1:].tolist() == [[float(y), float(x)] for y, x in zip(top, left, strict=True)]
+    wanted = [[1 + (u - Fraction(1, 2)) / 2 for u in factor] for factor in colours[:3]]
+    wanted.append([18 * u - 9 for u in colours[3]])
+    np.testing.assert_allclose(plan.colour, np.array(wanted, float).T, rtol=1e-15, atol=1e-14)
+    assert plan.zoom.dtype == plan.colour.dtype == np.float64
+
+
+def test_without_jitter_there_is_none():
+    part = make(num_samples=50, batch=20).global_batch(2)
+    assert (part.zoom.shape, part.colour.shape) == ((20, 0), (20, 0))
+
+
+def test_scales_are_log_uniform_alike_in_both_directions_and_places_and_colours_uniform():
+    plan = epoch_plan(0, 0, 21_000, True, (0, 0), (0, 0), 3.0, 0.4)
+    logs = np.log(plan.zoom[:, 0]) / np.log(3)
+    for drawn, least, most in (
+        (logs, -1, 1),
+        *((place, 0, 1) for place in plan.zoom[:, 1:].T),
+        *((factor, 0.6, 1.4) for factor in plan.colour[:, :3].T),
+        (plan.colour[:, 3], -14.4, 14.4),
+    ):
+        assert least <= drawn.min() < drawn.max() < most
+        counts, _ = np.histogram(drawn, 10, (least, most))
+        assert abs(counts - 2100).max() < 5 * (2100 * 0.9) ** 0.5
+    # Half of them shrink; the streams have nothing to do with one another.
+    everything = np.corrcoef(np.column_stack([plan.zoom, plan.colour]).T)
+    assert abs(everything - np.eye(7)).max() < 5 / 21_000**0.5
 
 
 def test_without_mirror_and_shift_nothing_is_mirrored_or_moved():

@@ -220,6 +220,95 @@ def test_windows_of_files_of_any_encoding_have_the_bits_of_whole_images(tmp_path
         np.testing.assert_array_equal(images, wanted_images)
 
 
+JITTER = {"scale": 2.5, "colour": 0.5}
+
+
+def assert_tiers_agree_jittered(spec, plan, steps):
+    """As `assert_tiers_agree`, of pixels that are no whole counts; a count off is twice that once it is recoloured."""
+    pytest.importorskip("nvidia.dali")
+    std = np.array(STD).reshape(3, 1, 1)
+    first = {}
+    for loader in ("reference", "dali", "cache"):
+        stream = make_tier(replace(spec, loader=loader)).train(plan, 0, 0, 1)
+        for step, (images, labels) in enumerate(itertools.islice(stream, steps)):
+            images, labels = images.numpy() * std, labels.numpy().copy()
+            assert images.shape == (plan.batch, 3, *(spec.crop or spec.size))
+            wanted, wanted_labels = first.setdefault(step, (images, labels))
+            np.testing.assert_array_equal(labels, wanted_labels)
+            # Brightness and contrast multiply by up to 1.5 each, saturation and hue by less than 2 together.
+            limit = 4.5 + 1e-3 if plan.colour else 1 + 1e-3
+            assert np.abs(images - wanted).max() <= limit
+
+
+@pytest.mark.parametrize(
+    ("size", "how"),
+    [
+        ((24, 32), {}),
+        ((50, 41), {"fit": "letterbox"}),
+        ((48, 64), {"crop": Size(32, 24)}),
+        ((50, 41), {"fit": "letterbox", "crop": Size(20, 30)}),
+        ((21, 30), {"window": Size(32, 48)}),
+        ((33, 47), {"window": Size(22, 31)}),
+    ],
+)
+@pytest.mark.parametrize("colored", [False, True], ids=["indexed", "colored"])
+@pytest.mark.parametrize("jitter", [{"scale": 2.5}, {"colour": 0.5}, JITTER], ids=str)
+def test_tiers_agree_on_jittered_scales_and_colours(tmp_path, size, how, jitter, colored):
+    classes = camvid_colored() if colored else camvid_indexed()
+    spec = make_spec(make_pairs(tmp_path, MIXED, colored), classes, Size(*size), **how)
+    given = {"max_shift": (0, 0), "max_crop": rooms(spec)} if spec.window else {}
+    if spec.crop:
+        given["max_crop"] = tuple(np.subtract(size, spec.crop).tolist())
+    assert_tiers_agree_jittered(spec, make_plan(len(MIXED), 4, **given, **jitter), steps=4)
+
+
+@pytest.mark.parametrize("fit", ["squeeze", "letterbox"])
+def test_of_samples_that_are_kept_small_windows_are_cut_in_all_tiers_alike(tmp_path, fit):
+    """Whether the reference resizes them anew or the cache kept them."""
+    spec = make_spec(make_pairs(tmp_path, [(200, 160)] * 3 + [(45, 61)]), camvid_indexed(), Size(24, 32), fit=fit)
+    spec = replace(spec, keep=spec.size)
+    plan = make_plan(4, 4, **JITTER)
+    for (images, labels), (wanted, wanted_labels) in zip(
+        *(
+            itertools.islice(make_tier(replace(spec, loader=loader)).train(plan, 0, 0, 1), 4)
+            for loader in ("cache", "reference")
+        ),
+        strict=True,
+    ):
+        assert torch.equal(labels, wanted_labels)
+        assert (images - wanted).abs().max() < 5 / 57
+
+
+def test_jittered_samples_show_their_files_where_the_plan_says(loader, tmp_path):
+    """Enlarged exactly twice or shrunk to a half, worked out with NumPy alone: by repeating and by taking means."""
+    own, size = (24, 32), (24, 32)
+    flat = [np.repeat(np.repeat(image, 2, 0), 2, 1) for image in np.random.default_rng(0).integers(0, 12, (3, 12, 16))]
+    pairs = make_pairs(tmp_path, [own] * 3)
+    for pair, label in zip(pairs, flat, strict=True):
+        Image.fromarray(label.astype(np.uint8)).save(pair.label)
+    spec = make_spec(pairs, camvid_indexed(), Size(*size))
+    plan = Zoomed([(2.0, 0.5, 0.25), (0.5, 0.999, 0.0), (1.0, 0.3, 0.3)])
+    ((_, labels),) = take(loader, spec, plan, steps=1)
+    doubled = np.repeat(np.repeat(flat[0][6:18, 4:20], 2, 0), 2, 1)  # 13 x 17 places: 6 down, 4 to the right
+    halved = np.full(size, 11)
+    halved[12:, :16] = flat[1][1::2, 1::2]
+    for label, wanted in zip(labels, (doubled, halved, flat[2]), strict=True):
+        np.testing.assert_array_equal(label, np.where(wanted == 11, VOID, wanted))
+
+
+class Zoomed:
+    """A plan of one batch: a file each, at scales and places that are written out."""
+
+    def __init__(self, zoom):
+        self.num_samples, self.scale, self.colour = len(zoom), max(scale for scale, *_ in zoom), 0.0
+        still = np.zeros((len(zoom), 2), np.int32)
+        rows = np.arange(len(zoom)), np.zeros(len(zoom), bool), still, still, np.array(zoom)
+        self.part = BatchPlan(*rows, np.empty((len(zoom), 0)))
+
+    def shard(self, step, rank, world):
+        return self.part
+
+
 def test_windows_show_their_files_own_pixels_where_the_plan_says(loader, tmp_path):
     """By the file alone: cut out with NumPy, or, where it is smaller, put among black and void; mirrored by half."""
     pairs = make_pairs(tmp_path, MIXED)
@@ -344,6 +433,7 @@ def test_tiers_agree_on_pictures_that_are_turned_upright(tmp_path, size, how, ki
     assert [header.problem for header in spec.headers] == [None] * 16
     room = rooms(spec) if spec.window else (0, 0)
     assert_tiers_agree(spec, make_plan(16, 16, max_shift=(0, 0), max_crop=room), steps=2)
+    assert_tiers_agree_jittered(spec, make_plan(16, 16, max_shift=(0, 0), max_crop=room, scale=2.0), steps=1)
     ((images, _),) = take(
         "reference",
         replace(spec, size=Size(61, 45), fit="squeeze", window=None),
@@ -381,15 +471,31 @@ def test_the_gpu_turns_pictures_as_the_reference_does(tmp_path, window):
     ],
 )
 @pytest.mark.parametrize("tier", ["dali", "cache"])
-def test_windows_and_letterboxed_images_on_the_gpu_agree_with_the_reference(tmp_path, tier, size, how):
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_windows_and_letterboxed_images_on_the_gpu_agree_with_the_reference(tmp_path, tier, size, how, scale):
     if tier == "dali":
         pytest.importorskip("nvidia.dali")
     spec = make_spec(make_pairs(tmp_path, MIXED), camvid_indexed(), Size(*size), **how)
-    plan = make_plan(6, 6, max_shift=(0, 0), max_crop=rooms(spec) if spec.window else (0, 0))
+    plan = make_plan(6, 6, max_shift=(0, 0), max_crop=rooms(spec) if spec.window else (0, 0), scale=scale)
     batches = make_tier(replace(spec, loader=tier, device=torch.device("cuda"))).train(plan, 0, 0, 1)
     for (images, labels), (wanted, wanted_labels) in zip(batches, take("reference", spec, plan, steps=4), strict=False):
         np.testing.assert_array_equal(labels.cpu().numpy(), wanted_labels)
         assert np.abs(pixels(images.cpu()).astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tier", ["dali", "cache"])
+def test_colours_on_the_gpu_are_those_of_the_reference(tmp_path, tier):
+    if tier == "dali":
+        pytest.importorskip("nvidia.dali")
+    spec = make_spec(make_pairs(tmp_path, [(48, 64)] * 6), camvid_indexed(), Size(48, 64))
+    plan = make_plan(6, 6, colour=0.5)
+    found, wanted = (
+        next(make_tier(replace(spec, loader=loader, device=torch.device(device))).train(plan, 0, 0, 1))
+        for loader, device in ((tier, "cuda"), ("reference", "cpu"))
+    )
+    assert torch.equal(found[1].cpu(), wanted[1])
+    assert (found[0].cpu() - wanted[0]).abs().max() < 1e-3 / min(STD)  # a GPU may add without a rounding in between
 
 
 def test_the_number_of_threads_changes_no_pixel(loader, tmp_path):
@@ -446,10 +552,15 @@ def test_tiers_agree_on_camvid(camvid, size):
     assert_tiers_agree(spec, make_plan(16, 8), steps=2)
 
 
+def no_jitter(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """A batch's rows of zooms and of colours where neither is jittered."""
+    return np.empty((count, 0)), np.empty((count, 0))
+
+
 class Given:
     """A plan of one batch that is written out: [(mirror, dy, dx), ...], all of file 0, cropped alike."""
 
-    num_samples = 1
+    num_samples, scale = 1, 1.0
 
     def __init__(self, draws, crop=(0, 0)):
         self.part = BatchPlan(
@@ -457,6 +568,7 @@ class Given:
             np.array([mirror for mirror, _, _ in draws]),
             np.array([[dy, dx] for _, dy, dx in draws], np.int32),
             np.array([crop] * len(draws), np.int32),
+            *no_jitter(len(draws)),
         )
 
     def shard(self, step, rank, world):
