@@ -1,9 +1,9 @@
 """`fastseg export`: a trained network for other programs, as ONNX or as a torch.export program, checked as it is made.
 
 What goes in are pixels, uint8[B, 3, H, W]; what comes out are scores, float32[B, C, H, W]. The normalisation is inside;
-SegNet's batch norms are folded into the convolutions before them, and its unpooling is a gather in standard operators,
-for images of any size. Another network is exported as it is, for images of its own size: nobody knows
-which others it takes. All of it is fp32.
+SegNet's batch norms are folded into the convolutions before them, and its unpooling is a gather in standard operators.
+As ONNX it takes images of any size; another network, and torch.export's programs, take those of the network's own size.
+All of it is fp32.
 """
 
 import copy
@@ -51,7 +51,6 @@ class Exportable(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network, self.batch_norms = for_export(network, Folded)
-        self.any_size = isinstance(self.network, Folded)
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
 
@@ -134,15 +133,16 @@ def export(
     size = configs.from_dict(state["config"], str(checkpoint)).data.size
     model = checkpoints.build_model(state, checkpoint, network).to(memory_format=torch.contiguous_format)
     module = Exportable(model).eval()
+    any_size = FORMATS[out.suffix] == "onnx" and isinstance(module.network, Folded)
     other = Size(size[0] // 2 + 1, size[1] + 3)
     generator = torch.Generator().manual_seed(0)
     batches = [
         torch.randint(256, (number, 3, *each), dtype=torch.uint8, generator=generator)
-        for each in ([size, other] if module.any_size else [size])
+        for each in ([size, other] if any_size else [size])
         for number in CHECKED
     ]
     facts = {name: json.dumps(state[name]) for name in ("classes", "colors")} | {"size": str(size)}
-    write = functools.partial(_onnx, opset=opset or OPSETS[0]) if out.suffix == ".onnx" else _torch
+    write = functools.partial(_onnx, opset=opset or OPSETS[0], any_size=any_size) if out.suffix == ".onnx" else _torch
     with whole(out) as partial:
         try:
             run = write(module, batches[1], facts, partial)
@@ -160,7 +160,7 @@ def export(
                 f"{checked['difference']:.2g} of their range: nothing was written"
             )
         nbytes = partial.stat().st_size
-    sizes = "any" if module.any_size else str(size)
+    sizes = "any" if any_size else str(size)
     made = {"out": str(out), "format": FORMATS[out.suffix], "bytes": nbytes, "sizes": sizes}
     return made | {"batch_norms": module.batch_norms} | checked
 
@@ -191,13 +191,9 @@ def check(
     return {"agreement": float(torch.cat(equal).float().mean()), "difference": difference, "speed_vs_network": ratio}
 
 
-def dynamic(module: Exportable) -> dict[int, Any]:
-    """The dimensions of the input that may be any number: of a SegNet images', rows and columns, else images' alone."""
-    names = ["batch", None, "height", "width"] if module.any_size else ["batch"]
-    return {place: torch.export.Dim(name, min=1) for place, name in enumerate(names) if name}
-
-
-def _onnx(module: Exportable, example: torch.Tensor, facts: dict[str, str], path: Path, *, opset: int) -> Callable:
+def _onnx(
+    module: Exportable, example: torch.Tensor, facts: dict[str, str], path: Path, *, opset: int, any_size: bool
+) -> Callable:
     """Write ONNX; returns what runs it in ONNX Runtime on the CPU."""
     try:
         import onnx
@@ -207,9 +203,11 @@ def _onnx(module: Exportable, example: torch.Tensor, facts: dict[str, str], path
         raise UsageError(
             f"export to ONNX needs onnx, onnxscript and onnxruntime ({error}): {install('onnx')}"
         ) from None
+    names = {0: "batch"} | ({2: "height", 3: "width"} if any_size else {})
+    dimensions = {place: torch.export.Dim(name, min=1) for place, name in names.items()}
     program = torch.onnx.export(
         module, (example,), dynamo=True, input_names=["images"], output_names=["scores"],
-        opset_version=max(WRITTEN, opset), dynamic_shapes=(dynamic(module),), verbose=False,
+        opset_version=max(WRITTEN, opset), dynamic_shapes=(dimensions,), verbose=False,
     )  # fmt: skip
     assert program is not None
     model = lowered(program.model_proto, opset)
@@ -264,7 +262,7 @@ def _without_newer_attributes(graph: Any) -> None:
 
 def _torch(module: Exportable, example: torch.Tensor, facts: dict[str, str], path: Path) -> Callable:
     """Write a torch.export program; returns what runs the file."""
-    program = torch.export.export(module, (example,), dynamic_shapes=(dynamic(module),))
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     # By way of memory: torch wants names that end in .pt2, and this one gets its name when it has been checked.
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={"facts.json": json.dumps(facts)})

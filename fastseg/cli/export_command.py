@@ -17,8 +17,8 @@ from fastseg.cli.options import FileType, as_json, its_network, print_json
 def export(checkpoint: Path, out: Path, opset: int | None, overwrite: bool, network: str | None, as_json: bool) -> None:
     """Write a network for other programs, and check that they compute the same.
 
-    The input is uint8[B, 3, H, W], the output float32 scores [B, C, H, W]; normalisation is inside. Images may have any
-    size, but do best at the network's; another network than SegNet takes that one alone.
+    The input is uint8[B, 3, H, W], the output float32 scores [B, C, H, W]; normalisation is inside. In ONNX
+    a SegNet takes images of any size, and does best at the network's; other exports take that one alone.
     """
     from fastseg.export import export as run
 
