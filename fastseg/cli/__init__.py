@@ -15,6 +15,7 @@ from fastseg.cli.data_commands import data
 from fastseg.cli.doctor_command import doctor
 from fastseg.cli.export_command import export
 from fastseg.cli.init_command import init, rasterise
+from fastseg.cli.options import refuse_empty
 from fastseg.cli.predict_command import predict
 from fastseg.cli.profile_command import profile
 from fastseg.cli.repro_command import repro
@@ -108,3 +109,4 @@ for command in (data, train, evaluate, report, predict, export, repro, bench, pr
     main.add_command(command)
 for command in (init, rasterise):
     data.add_command(command)
+refuse_empty(main)
