@@ -33,6 +33,7 @@ from fastseg.pipelines.fit import covered
 from fastseg.pipelines.source import Spec, choose_loader, evaluation_batches
 from fastseg.runs import whole
 from fastseg.specs import make_spec, open_data
+from fastseg.texts import user_path
 from fastseg.tiles import Picture, Tiling, blended, tiling_of
 
 # The network always sees batches of this shape, the last one padded: convolution kernels, and with them the last bits,
@@ -291,7 +292,8 @@ def _evaluate(
     tiling = tiling_of(tile, tile_overlap)
     if tiling and at == "network":
         raise UsageError("--at network: tiles are of images at their own size; leave it out, or --tile")
-    state = checkpoints.read(Path(checkpoint))
+    checkpoint = user_path(checkpoint)
+    state = checkpoints.read(checkpoint)
     changes = {**(changes or {}), **({} if data is None else {"data.path": data})}
     trained = configs.from_dict(state["config"], str(checkpoint))
     admit(trained.model, network, str(checkpoint))  # before files are read

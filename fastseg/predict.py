@@ -26,6 +26,7 @@ from fastseg.pipelines.fit import covered, fitted
 from fastseg.pipelines.resize import resize_image
 from fastseg.pipelines.source import normalise
 from fastseg.results import refuse_overwriting, strip_of, targets, write_counts, writing
+from fastseg.texts import user_path
 from fastseg.tiles import Picture, blended, tiling_of
 
 BATCH = 8  # images, or tiles, that the network sees at once
@@ -58,6 +59,7 @@ def open_rows(path: str | Path, upright: bool = False) -> Rows:
     Raises:
         FastsegError: it cannot be decoded.
     """
+    path = user_path(path)
     return TiffRows(path) if is_large(path) else ArrayRows(decode_image(str(path), upright))
 
 
@@ -167,7 +169,7 @@ class Predictor:
 def pixels_of(image: str | Path | Image.Image | np.ndarray | torch.Tensor, upright: bool = False) -> np.ndarray:
     """uint8[H, W, 3] of what `Predictor` takes; files and PIL images upright, where that is asked for."""
     if isinstance(image, str | Path):
-        return decode_image(str(image), upright)
+        return decode_image(str(user_path(image)), upright)
     if isinstance(image, Image.Image):
         pixels = rgb_of(image)
         return turned(pixels, orientation(image)) if upright else pixels
@@ -207,7 +209,7 @@ def load(
     Raises:
         UsageError: its network is not SegNet and not `network`; tiles that cannot be. FastsegError: no checkpoint.
     """
-    path = Path(os.path.expanduser(path))
+    path = user_path(path)
     how: dict[str, Any] = {"device": device, "dtype": dtype, "tile": tile, "tile_overlap": tile_overlap}
     return Predictor(checkpoints.read(path), source=path, network=network, **how)
 

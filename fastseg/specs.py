@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from fastseg.errors import FastsegError, UsageError
 from fastseg.pipelines.fit import rooms_of
 from fastseg.pipelines.plan import Plan, Rooms
 from fastseg.pipelines.source import Batch, Spec, TrainSource, choose_loader, evaluation_batches
-from fastseg.texts import shown
+from fastseg.texts import shown, user_path
 
 # Options of commands that look at data -> the keys that they set.
 KEYS = {
@@ -128,7 +127,7 @@ def make_spec(
         fit=config.data.fit,
         upright=upright,
         unknown_void=config.data.unknown_colours == "void",
-        cache_dir=os.path.expanduser(config.runtime.cache_dir),
+        cache_dir=str(user_path(config.runtime.cache_dir)) if config.runtime.cache_dir else "",
     )
 
 

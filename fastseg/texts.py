@@ -1,5 +1,6 @@
 """Text that users write: small files, read whole as UTF-8 or refused in one line, and names that fit into that line."""
 
+import os
 import re
 import reprlib
 import stat
@@ -26,6 +27,11 @@ def shown(name: object) -> str:
     """A name or path for a message: as it is where it is plain, else quoted with escapes."""
     text = str(name)
     return text if is_plain(text) else repr(text)
+
+
+def user_path(path: str | os.PathLike) -> Path:
+    """A path as users write it: ~ is the home folder, in Python too, where no shell has put that in its place."""
+    return Path(os.path.expanduser(path))
 
 
 def brief(value: object) -> str:

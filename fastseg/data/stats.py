@@ -16,12 +16,12 @@ from fastseg.data import home
 from fastseg.data.classes import UNKNOWN, VOID, ClassMap
 from fastseg.data.decode import decode_label
 from fastseg.data.layouts import Pair
-from fastseg.errors import FastsegError
+from fastseg.errors import FastsegError, UsageError
 from fastseg.texts import shown
 
 WEIGHTINGS = ("median-frequency", "sqrt-median-frequency", "none")
 REMEMBERED = 100  # files of a kind that are kept at most; the counts of several processes' shares are as many
-UNUSABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError)  # what reading a file of any content may raise
+UNUSABLE = (OSError, ValueError, TypeError, KeyError, UsageError)  # what reading a file of any content may raise
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def count_once(pairs: Sequence[Pair], classes: ClassMap, threads: int, *, unknow
         FastsegError: as `count`.
     """
     path = None
-    with contextlib.suppress(OSError, RuntimeError):  # a label that is gone, which `count` names; nobody's home
+    with contextlib.suppress(OSError, UsageError):  # a label that is gone, which `count` names; nobody's home
         path = home() / "counts" / f"{_digest(pairs, classes, unknown)}.json"
     if path and (known := _recall(path, len(pairs), len(classes.names))):
         return known
