@@ -3,6 +3,7 @@
 import os
 import re
 import reprlib
+import shlex
 import stat
 import tomllib
 from pathlib import Path
@@ -32,6 +33,12 @@ def shown(name: object) -> str:
 def user_path(path: str | os.PathLike) -> Path:
     """A path as users write it: ~ is the home folder, in Python too, where no shell has put that in its place."""
     return Path(os.path.expanduser(path))
+
+
+def pasted(path: str | os.PathLike) -> str:
+    """A path as a shell takes it, for a command that is printed: quoted where it must be, and never an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def brief(value: object) -> str:
