@@ -138,7 +138,8 @@ def entries(folder: str | Path) -> list[os.DirEntry[str]]:
     """What is in a folder, by name, without companions and what fastseg made."""
     with os.scandir(folder) as found:
         inside = sorted((entry for entry in found if not is_companion(entry.name)), key=lambda entry: entry.name)
-    folders = {entry.name for entry in inside if entry.is_dir()}
+    # A link to itself is no folder, where `entry.is_dir()` raises.
+    folders = {e.name for e in inside if (os.path.isdir(e.path) if e.is_symlink() else e.is_dir())}
     theirs = folders - set(data_folders(folder, folders))
     return [entry for entry in inside if entry.name not in theirs]
 
