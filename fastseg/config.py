@@ -23,6 +23,8 @@ from fastseg.workers import LAUNCHER, is_main
 
 FITS = ("squeeze", "letterbox")
 RECIPES = Path(__file__).parent / "recipes"
+MOST_PIXELS, MOST_IMAGES = 99_999, 1_000_000  # of a side, as `parse_size` has it; of a step
+MOST_EPOCHS, MOST_THREADS, MOST_SECONDS, MOST_MIB = 1_000_000, 10_000, 100_000_000, 1_000_000
 
 
 class Size(NamedTuple):
@@ -48,9 +50,11 @@ def parse_size(value: str | tuple[int, int], least: int = 1) -> Size:
     return Size(*map(int, parts))
 
 
-def _option(default: Any, text: str, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
+def _option(
+    default: Any, text: str, choices: tuple[str, ...] = (), least: float | None = None, most: float = math.inf
+) -> Any:
     """A field with its meaning, and what its value may be."""
-    return field(default=default, metadata={"help": text, "choices": choices, "least": least})
+    return field(default=default, metadata={"help": text, "choices": choices, "least": least, "most": most})
 
 
 class _Checked:
@@ -74,6 +78,8 @@ class _Checked:
                 raise ValueError(f"{f.name} = {value!r}: {least} or more")
             if value == math.inf:
                 raise ValueError(f"{f.name} = inf: a finite number")
+            if least is not None and value > f.metadata["most"]:
+                raise ValueError(f"{f.name} = {value!r}: {f.metadata['most']} or less")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +111,9 @@ class Data(_Checked):
 @dataclass(frozen=True, kw_only=True)
 class Augment(_Checked):
     mirror: bool = _option(True, "mirror half of the training samples left-right")
-    translate: int = _option(10, "largest shift each way, in pixels at 360 rows; scales with the height", least=0)
+    translate: int = _option(
+        10, "largest shift each way, in pixels at 360 rows; scales with the height", least=0, most=MOST_PIXELS
+    )
     crop: Size = _option(
         Size(0, 0), "train on random windows of this size, for large images; 0x0: whole images", least=0
     )
@@ -136,7 +144,7 @@ class Augment(_Checked):
 class Model(_Checked):
     network: str = _option("segnet", "segnet, or package.module:function of your own, which gives a network")
     backbone: str = _option("vgg16", "SegNet: whose convolutions make the encoder", ("vgg16", "vgg19"))
-    depth: int = _option(5, "SegNet: encoder stages, 1 to 5", least=1)
+    depth: int = _option(5, "SegNet: encoder stages, 1 to 5", least=1, most=5)
     init: str = _option(
         "none",
         "first weights: none (SegNet: He et al.; else the network's own), a checkpoint, a file, or for SegNet identity "
@@ -146,11 +154,15 @@ class Model(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(_Checked):
-    epochs: int = _option(100, "passes over the training images", least=1)
+    epochs: int = _option(100, "passes over the training images", least=1, most=MOST_EPOCHS)
     max_steps: int = _option(0, "end after so many optimiser steps, inside an epoch too; 0: after the epochs", least=0)
-    batch: int = _option(4, "images per device and backward pass; 0: follows from global_batch", least=0)
-    accumulate: int = _option(1, "backward passes per optimiser step", least=1)
-    global_batch: int = _option(0, "images per step of all devices together; 0: batch x devices", least=0)
+    batch: int = _option(
+        4, "images per device and backward pass; 0: follows from global_batch", least=0, most=MOST_IMAGES
+    )
+    accumulate: int = _option(1, "backward passes per optimiser step", least=1, most=MOST_IMAGES)
+    global_batch: int = _option(
+        0, "images per step of all devices together; 0: batch x devices", least=0, most=MOST_IMAGES
+    )
     drop_remainder: bool = _option(False, "end each epoch with its last full batch, instead of batches across epochs")
     weighting: str = _option("median-frequency", "class weights of the loss", WEIGHTINGS)
     optimizer: str = _option("auto", "which SGD: auto is apex where it fits, else torch", ("auto", "apex", "torch"))
@@ -222,12 +234,12 @@ class Runtime(_Checked):
     capture: str = _option(
         "auto", "replay passes from a CUDA graph: auto does on a GPU where nothing is in the way", ("auto", "on", "off")
     )
-    threads: int = _option(0, "CPU threads per process; 0 shares the cores out", least=0)
+    threads: int = _option(0, "CPU threads per process; 0 shares the cores out", least=0, most=MOST_THREADS)
     sync_bn: bool = _option(False, "batch norm over the batches of all GPUs together")
     deterministic: bool = _option(False, "the same bits from run to run on a GPU too, slower")
-    bucket_mib: int = _option(25, "gradients of so many MiB travel together", least=1)
+    bucket_mib: int = _option(25, "gradients of so many MiB travel together", least=1, most=MOST_MIB)
     compress: str = _option("none", "precision of gradients between processes", ("none", "bf16"))
-    collective_timeout: int = _option(600, "seconds that processes wait for one another", least=1)
+    collective_timeout: int = _option(600, "seconds that processes wait for one another", least=1, most=MOST_SECONDS)
     log_every: int = _option(10, "steps between two log lines", least=1)
 
 

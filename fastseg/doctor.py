@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import fastseg
 from fastseg import environment
 from fastseg.environment import cores, query_gpus, version_of
-from fastseg.errors import first_line
+from fastseg.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     import torch  # else it is imported by those who look at it, since it may be what is missing
@@ -169,8 +169,14 @@ def _folders() -> Iterator[Row]:
     from fastseg.data import home
 
     tried: set[int] = set()
+    export = "export FASTSEG_DATA=DIR, with a folder that you may write to"
+    try:
+        rows = [("data folder", home(), NOTE, export)]
+    except UsageError as error:
+        rows = []
+        yield Row("data folder", NOTE, str(error).partition(":")[0], f"{export}; or give --data PATH of your own")
     for name, folder, state, cure in (
-        ("data folder", home(), NOTE, "export FASTSEG_DATA=DIR, with a folder that you may write to"),
+        *rows,
         ("run folder", Path("runs").absolute(), PROBLEM, "work in a folder that you may write to, or give --run DIR"),
     ):
         there = next(path for path in (folder, *folder.parents) if path.exists())

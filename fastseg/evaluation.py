@@ -22,6 +22,7 @@ from fastseg.boundary import boundary_f1
 from fastseg.config import Config
 from fastseg.data.split import choose as choose_split
 from fastseg.data.split import digest, overlap
+from fastseg.data.stats import all_void
 from fastseg.distributed import World, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels import launch
@@ -32,6 +33,7 @@ from fastseg.pipelines.fit import covered
 from fastseg.pipelines.source import Spec, choose_loader, evaluation_batches
 from fastseg.runs import whole
 from fastseg.specs import make_spec, open_data
+from fastseg.texts import user_path
 from fastseg.tiles import Picture, Tiling, blended, tiling_of
 
 # The network always sees batches of this shape, the last one padded: convolution kernels, and with them the last bits,
@@ -290,8 +292,9 @@ def _evaluate(
     tiling = tiling_of(tile, tile_overlap)
     if tiling and at == "network":
         raise UsageError("--at network: tiles are of images at their own size; leave it out, or --tile")
-    state = checkpoints.read(Path(checkpoint))
-    changes = {**(changes or {}), **({"data.path": data} if data else {})}
+    checkpoint = user_path(checkpoint)
+    state = checkpoints.read(checkpoint)
+    changes = {**(changes or {}), **({} if data is None else {"data.path": data})}
     trained = configs.from_dict(state["config"], str(checkpoint))
     admit(trained.model, network, str(checkpoint))  # before files are read
     config = configs.override(trained, changes)
@@ -323,6 +326,8 @@ def _evaluate(
     with world.named_failures():
         evaluated = Mirrored(model) if tta == "mirror" else model
         found = score(evaluated, spec, world, at=at, fused=model.fused, boundaries=True, tiling=tiling)
+    if not found.confusions.any():
+        raise FastsegError(all_void(dataset.root, split, len(spec.pairs), dataset.classes))
     scheme, _ = choose_split(dataset, config.data.split_scheme)
     told = protocol(config, spec, split, scheme, len(seen), kernels, at, tta, tiling)
     told |= {"network": trained.model.network, "init": config.model.init}

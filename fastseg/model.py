@@ -5,8 +5,10 @@ IEEE TPAMI 2017. Every convolution is 3x3 and followed by batch normalisation an
 the class scores. Convolutions carry no bias, since batch normalisation subtracts it again.
 """
 
+import contextlib
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -294,7 +296,8 @@ def initialise(model: SegNet, init: str) -> None:
         try:
             weights = get_model_weights(init).DEFAULT
             # Its name ends in the beginning of its digest, which `check_hash` compares.
-            state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+            with contextlib.redirect_stdout(sys.stderr):  # torch.hub says there what it downloads
+                state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
         except Exception as error:  # no network, another digest, objects in it: each has errors of its own
             raise UsageError(
                 f"--init {init}: its weights could not be had ({getattr(error, 'reason', first_line(error))}; "

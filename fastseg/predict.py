@@ -1,6 +1,7 @@
 """A trained network on images of any kind and size: `fastseg.load`, and what `fastseg predict` writes."""
 
 import glob
+import itertools
 import os
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -8,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import click
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,8 @@ from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
 from fastseg.config import Size
 from fastseg.data.decode import decode_image, orientation, rgb_of, turned
-from fastseg.data.pairs import is_companion, is_image
+from fastseg.data.layouts import find
+from fastseg.data.pairs import Dataset, data_folders, entries, is_companion, is_image
 from fastseg.data.tiff import TiffRows, is_large
 from fastseg.distributed import choose_device, choose_dtype
 from fastseg.errors import FastsegError, UsageError
@@ -25,7 +28,8 @@ from fastseg.kernels import launch
 from fastseg.pipelines.fit import covered, fitted
 from fastseg.pipelines.resize import resize_image
 from fastseg.pipelines.source import normalise
-from fastseg.results import refuse_overwriting, strip_of, targets, write_counts, writing
+from fastseg.results import note_results, refuse_overwriting, strip_of, targets, write_counts, writing
+from fastseg.texts import shown, user_path
 from fastseg.tiles import Picture, blended, tiling_of
 
 BATCH = 8  # images, or tiles, that the network sees at once
@@ -58,6 +62,7 @@ def open_rows(path: str | Path, upright: bool = False) -> Rows:
     Raises:
         FastsegError: it cannot be decoded.
     """
+    path = user_path(path)
     return TiffRows(path) if is_large(path) else ArrayRows(decode_image(str(path), upright))
 
 
@@ -167,7 +172,7 @@ class Predictor:
 def pixels_of(image: str | Path | Image.Image | np.ndarray | torch.Tensor, upright: bool = False) -> np.ndarray:
     """uint8[H, W, 3] of what `Predictor` takes; files and PIL images upright, where that is asked for."""
     if isinstance(image, str | Path):
-        return decode_image(str(image), upright)
+        return decode_image(str(user_path(image)), upright)
     if isinstance(image, Image.Image):
         pixels = rgb_of(image)
         return turned(pixels, orientation(image)) if upright else pixels
@@ -207,7 +212,7 @@ def load(
     Raises:
         UsageError: its network is not SegNet and not `network`; tiles that cannot be. FastsegError: no checkpoint.
     """
-    path = Path(os.path.expanduser(path))
+    path = user_path(path)
     how: dict[str, Any] = {"device": device, "dtype": dtype, "tile": tile, "tile_overlap": tile_overlap}
     return Predictor(checkpoints.read(path), source=path, network=network, **how)
 
@@ -220,7 +225,7 @@ class Job(NamedTuple):
 
 
 def find_images(inputs: Sequence[str]) -> list[Job]:
-    """Files, all images below folders, and files of globs, in order.
+    """Files, all images below folders, and files of globs, in order; see `images_below` for what counts as one.
 
     Raises:
         UsageError: an input that gives none, or two files whose results would have the same name.
@@ -229,13 +234,12 @@ def find_images(inputs: Sequence[str]) -> list[Job]:
     for text in map(os.path.expanduser, inputs):
         path = Path(text)
         if path.is_dir():
-            below = sorted(p.relative_to(path) for p in path.rglob("*") if is_image(p.name) and p.is_file())
-            own = [p for p in below if not any(map(is_companion, p.parts))]
-            found = [Job(path / p, str(p.with_suffix(""))) for p in own]
+            found = [Job(p, str(p.relative_to(path).with_suffix(""))) for p in images_below(path)]
         elif path.exists():
             found = [Job(path, path.stem)]
         else:
-            found = [Job(Path(p), Path(p).stem) for p in sorted(glob.glob(text, recursive=True)) if Path(p).is_file()]
+            matched = [Path(p) for p in sorted(glob.glob(text, recursive=True)) if Path(p).is_file()]
+            found = [Job(p, p.stem) for p in matched if not _is_result(p, text)]
         if not found:
             raise UsageError(f"predict: {text}: no image there; give files, folders or globs in quotes")
         jobs += found
@@ -247,6 +251,51 @@ def find_images(inputs: Sequence[str]) -> list[Job]:
             )
         names[job.name] = job.path
     return jobs
+
+
+def images_below(root: Path) -> list[Path]:
+    """The images in a folder and in those below, in order: of a data set what it pairs with labels, and no labels.
+
+    Companions of data, runs, and what `predict` has written are left out.
+
+    Raises:
+        UsageError: a dataset.toml that is no description, so that nobody knows which files are labels.
+    """
+    found: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        here = Path(folder)
+        folders[:] = data_folders(here, folders)
+        try:
+            dataset = find(here)
+        except FastsegError:
+            if (here / "dataset.toml").is_file():
+                raise
+            found += [here / name for name in names if is_image(name) and not is_companion(name)]
+            continue
+        folders.clear()
+        found += _unlabelled(dataset)
+    return sorted(path for path in found if path.is_file())
+
+
+def _unlabelled(dataset: Dataset) -> list[Path]:
+    """The images of a data set, those without a label too; and a word that its labels are none of them."""
+    labels = {Path(pair.label) for pair in dataset.pool}
+    holders = {Path(pair.image).parent for pair in dataset.pool}
+    found = [folder / e.name for folder in holders for e in entries(folder) if is_image(e.name)]
+    images = [path for path in found if path not in labels]
+    where = shown(dataset.root)
+    click.echo(f"{where}: a data set ({dataset.layout} layout): its {len(images)} images, and no labels", err=True)
+    return images
+
+
+def _is_result(path: Path, pattern: str) -> bool:
+    """Whether a file lies in what fastseg made, or in a companion of data, in folders that the pattern leaves open."""
+    folder = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+    for part in path.relative_to(folder).parts[:-1]:
+        if not data_folders(folder, [part]):
+            return True
+        folder /= part
+    return False
 
 
 # An image, and how many pixels of each class it has, or what is wrong with it.
@@ -276,6 +325,7 @@ def predict(
     files = [path for job in jobs for path in targets(out, job.name, kinds, model.classes).values()]
     files += [csv_path] if csv_path else []
     refuse_overwriting((job.path for job in jobs), files, overwrite=overwrite)
+    note_results(out, [path.relative_to(out).parts[0] for path in files if path != csv_path])
     counts: list[tuple[str, np.ndarray]] = []
     for job, found in (_in_tiles if model.tiling else _resized)(model, jobs, out, kinds):
         if isinstance(found, str):

@@ -19,6 +19,7 @@ import numpy as np
 from fastseg.errors import FastsegError, UsageError
 from fastseg.figures import MAX_POINTS, SERIES, Curve, one_curve_each, two_curves
 from fastseg.runs import read_log, write_text
+from fastseg.texts import pasted
 
 DASH = "\N{EN DASH}"
 # A run logs every few seconds, so one that is silent for so long was most likely killed.
@@ -56,7 +57,7 @@ def write(run: Path) -> Path:
     except OSError as error:
         raise FastsegError(
             f"{path} could not be written ({error.strerror or error}); the run is kept: "
-            f"mend that, then fastseg report {run}"
+            f"mend that, then fastseg report {pasted(run)}"
         ) from None
     return path
 
@@ -132,7 +133,7 @@ def _silent(run: Path) -> bool:
 def _render(template: str, /, **values: Any) -> str:
     loader = jinja2.PackageLoader("fastseg")
     env = jinja2.Environment(loader=loader, autoescape=True, finalize=_dash, trim_blocks=True, lstrip_blocks=True)
-    env.filters |= {"percent": _percent, "number": _number, "duration": _duration}
+    env.filters |= {"percent": _percent, "number": _number, "duration": _duration, "pasted": pasted}
     return env.get_template(template).render(**values)
 
 

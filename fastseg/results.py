@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from fastseg.config import Size
+from fastseg.data.pairs import RESULTS
 from fastseg.errors import UsageError
 from fastseg.overlays import colored
-from fastseg.runs import whole
+from fastseg.runs import whole, write_text
 from fastseg.texts import shown
 
 KINDS = ("index", "color", "overlay")
@@ -56,6 +57,14 @@ def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path], *, overw
     if there and not overwrite:
         others = f", and {len(there) - 1} others" if there[1:] else ""
         raise UsageError(f"predict: {shown(there[0])} exists{others}: give another folder, or --overwrite")
+
+
+def note_results(out: Path, folders: Iterable[str]) -> None:
+    """Note in an output folder which folders in it hold results, so that nobody takes these for data."""
+    path = out / RESULTS
+    before = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    if more := sorted(set(folders) - set(before)):
+        write_text(path, "".join(f"{name}\n" for name in [*before, *more]))
 
 
 def strip_of(scores_CHW: torch.Tensor, kinds: Iterable[str]) -> dict[str, np.ndarray]:

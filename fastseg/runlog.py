@@ -19,6 +19,7 @@ from rich.text import Text
 from fastseg import config as configs
 from fastseg.errors import FastsegError
 from fastseg.runs import read_log
+from fastseg.texts import pasted, shown
 
 SCALARS = {
     "train": (
@@ -57,6 +58,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def plain(text: str) -> Text:
+    """A user's text for rich, to which brackets in a text of its own mean markup, and colons emoji."""
+    return Text(shown(text))
+
+
 class Appended:
     """A file that grows by whole lines or records, each handed to the system at once.
 
@@ -79,7 +85,7 @@ class Appended:
         except OSError as error:
             raise FastsegError(
                 f"{self.path} could not be written ({error.strerror}); the run's last checkpoint is kept: "
-                f"mend that, then go on with fastseg train --resume --run {self.path.parent}"
+                f"mend that, then go on with fastseg train --resume --run {pasted(self.path.parent)}"
             ) from None
 
     def close(self) -> None:
@@ -145,7 +151,7 @@ class RunLog:
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
         self.file = Appended(run / "log.jsonl")
         self.board = Board(run, start + 1)
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
         self.progress: Progress | None = None
 
     def event(self, kind: str, step: int, **fields: Any) -> None:
@@ -247,7 +253,7 @@ class RunLog:
 
 def class_table(scores: dict, title: str) -> Group:
     """A table per class of a scores document (`Scores.summary`), its means and what to compare them with below."""
-    table = Table(title=title, title_justify="left", show_footer=True)
+    table = Table(title=plain(title), title_justify="left", show_footer=True)
     table.add_column("class", "mean")
     table.add_column("IoU", percent(scores["miou"]), justify="right")
     table.add_column("accuracy", percent(scores["mean_accuracy"]), justify="right")
@@ -259,7 +265,7 @@ def class_table(scores: dict, title: str) -> Group:
     table.add_column("pixels", f"{sum(row['pixels'] for row in scores['classes']):,}", justify="right")
     for row in scores["classes"]:
         shares = [row[key] for key in ("iou", "accuracy", "precision", "dice", *(["boundary_f1"] if contours else []))]
-        table.add_row(row["name"], *map(percent, shares), f"{row['pixels']:,}")
+        table.add_row(plain(row["name"]), *map(percent, shares), f"{row['pixels']:,}")
     labelled = [row["pixels"] for row in scores["classes"]]
     constant = max(labelled) / max(1, sum(labelled)) / (len(labelled) - len(scores["absent"]) or 1)
     notes = [
@@ -273,11 +279,11 @@ def class_table(scores: dict, title: str) -> Group:
 
 def comparison_table(document: dict, a: str, b: str) -> Group:
     """What checkpoint `b` changed against `a`, per class and over all images (`evaluation.evaluate_against`)."""
-    table = Table(title=f"{b} against {a}", title_justify="left")
+    table = Table(title=plain(f"{b} against {a}"), title_justify="left")
     for name in ("class", "IoU before", "IoU now", "difference"):
         table.add_column(name, justify="left" if name == "class" else "right")
     for x, y, row in zip(document["a"]["classes"], document["b"]["classes"], document["classes"], strict=True):
-        table.add_row(row["name"], percent(x["iou"]), percent(y["iou"]), points(row["difference"]))
+        table.add_row(plain(row["name"]), percent(x["iou"]), percent(y["iou"]), points(row["difference"]))
     found = document["comparison"]
     spread = found["difference"]
     return Group(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from fastseg.errors import FastsegError, UsageError
 from fastseg.pipelines.fit import rooms_of
 from fastseg.pipelines.plan import Plan, Rooms
 from fastseg.pipelines.source import Batch, Spec, TrainSource, choose_loader, evaluation_batches
-from fastseg.texts import shown
+from fastseg.texts import pasted, shown, user_path
 
 # Options of commands that look at data -> the keys that they set.
 KEYS = {
@@ -47,7 +46,9 @@ def open_data(config: Config) -> tuple[Dataset, Splits]:
     """
     dataset = find(data.resolve(config.data.path))
     if lost := missing(dataset, config.data.split_scheme):
-        more = f" (and {len(lost) - 1} more: `fastseg data check {dataset.root}` lists them)" if lost[1:] else ""
+        more = (
+            f" (and {len(lost) - 1} more: `fastseg data check {pasted(dataset.root)}` lists them)" if lost[1:] else ""
+        )
         raise FastsegError(f"{lost[0].file}: {lost[0].problem}{more}; add the files, or take the name out of the list")
     return dataset, apply(dataset, config.data.split_scheme, config.runtime.seed)
 
@@ -114,7 +115,9 @@ def make_spec(
     problems = [header.problem for header in headers if header.problem]
     if problems:
         more = (
-            f" (and {len(problems) - 1} more: `fastseg data check {dataset.root}` lists them)" if problems[1:] else ""
+            f" (and {len(problems) - 1} more: `fastseg data check {pasted(dataset.root)}` lists them)"
+            if problems[1:]
+            else ""
         )
         raise FastsegError(f"{problems[0].file}: {problems[0].problem}{more}")
     return Spec(
@@ -130,7 +133,7 @@ def make_spec(
         fit=config.data.fit,
         upright=upright,
         unknown_void=config.data.unknown_colours == "void",
-        cache_dir=os.path.expanduser(config.runtime.cache_dir),
+        cache_dir=str(user_path(config.runtime.cache_dir)) if config.runtime.cache_dir else "",
     )
 
 

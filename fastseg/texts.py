@@ -1,7 +1,9 @@
 """Text that users write: small files, read whole as UTF-8 or refused in one line, and names that fit into that line."""
 
+import os
 import re
 import reprlib
+import shlex
 import stat
 import tomllib
 from pathlib import Path
@@ -26,6 +28,17 @@ def shown(name: object) -> str:
     """A name or path for a message: as it is where it is plain, else quoted with escapes."""
     text = str(name)
     return text if is_plain(text) else repr(text)
+
+
+def user_path(path: str | os.PathLike) -> Path:
+    """A path as users write it: ~ is the home folder, in Python too, where no shell has put that in its place."""
+    return Path(os.path.expanduser(path))
+
+
+def pasted(path: str | os.PathLike) -> str:
+    """A path as a shell takes it, for a command that is printed: quoted where it must be, and never an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def brief(value: object) -> str:

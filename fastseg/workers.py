@@ -4,6 +4,7 @@ torchrun and fastseg's own launcher set RANK and so on. In a SLURM step (`srun`,
 the same; a job's batch script, which has no SLURM_STEP_NUM_TASKS, is on its own.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -11,8 +12,12 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from fastseg.errors import UsageError
+from fastseg.texts import brief
 
 # Names the folder in which the workers of fastseg's launcher leave word for it and for those that come after them.
 LAUNCHER = "FASTSEG_LAUNCHER"
@@ -29,22 +34,67 @@ class Worker(NamedTuple):
     by_slurm: bool = False
 
 
+_alone = False
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """In here no launcher put this process anywhere: for work of one process, whatever others' variables say."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def this_worker() -> Worker | None:
-    """Where the launcher put this process, or None where there is no launcher."""
+    """Where the launcher put this process, or None where there is no launcher.
+
+    Raises:
+        UsageError: variables that no launcher sets so.
+    """
     env = os.environ
+    if _alone:
+        return None
     if "RANK" in env and "WORLD_SIZE" in env:
-        rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
-        return Worker(rank, size, int(env.get("LOCAL_RANK", 0)), int(env.get("LOCAL_WORLD_SIZE", size)))
-    size = int(env.get("SLURM_STEP_NUM_TASKS", 1))
-    if size == 1 or "SLURM_PROCID" not in env:
+        rank, size = _number("RANK"), _number("WORLD_SIZE")
+        mine = Worker(rank, size, _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", size))
+        return _possible(mine, "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE")
+    if "SLURM_PROCID" not in env or (size := _number("SLURM_STEP_NUM_TASKS", 1)) == 1:
         return None
     # "2(x3),1": tasks on each node, in the order of the nodes.
     tasks = [
         int(count)
-        for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])
+        for count, times in re.findall(r"(\d{1,6})(?:\(x(\d{1,6})\))?", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
         for _ in range(int(times or 1))
     ]
-    return Worker(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), tasks[int(env["SLURM_NODEID"])], True)
+    node = _number("SLURM_NODEID")
+    here = tasks[node] if node < len(tasks) else 0
+    mine = Worker(_number("SLURM_PROCID"), size, _number("SLURM_LOCALID"), here, True)
+    return _possible(mine, "SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID, SLURM_NODEID, SLURM_STEP_TASKS_PER_NODE")
+
+
+def _number(name: str, default: int | None = None) -> int:
+    """The whole number of a variable that a launcher sets."""
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not re.fullmatch("[0-9]{1,9}", text):
+        raise UsageError(_contradiction(name))
+    return int(text)
+
+
+def _possible(mine: Worker, names: str) -> Worker:
+    if not mine.rank < mine.size or not mine.local_rank < mine.local_size <= mine.size:
+        raise UsageError(_contradiction(names))
+    return mine
+
+
+def _contradiction(names: str) -> str:
+    told = ", ".join(f"{name}={brief(os.environ[name])}" for name in names.split(", ") if name in os.environ)
+    told = told or f"{names} is not set"
+    return f"{told}: no launcher says so; start all anew, or unset its variables to be one process"
 
 
 def slurm_meeting_point() -> dict[str, str]:
@@ -55,10 +105,12 @@ def slurm_meeting_point() -> dict[str, str]:
     env = os.environ
     if "MASTER_ADDR" in env and "MASTER_PORT" in env:
         return {}
+    if not env.get("SLURM_STEP_NODELIST"):
+        raise UsageError(_contradiction("SLURM_STEP_NODELIST"))
     # "gpu[07-09,12],login": the first node is gpu07.
     first = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", env["SLURM_STEP_NODELIST"])
     host = (first[1] + (first[2] or "")) if first else env["SLURM_STEP_NODELIST"]
-    port = 20000 + (int(env["SLURM_JOB_ID"]) * 16 + int(env.get("SLURM_STEP_ID", 0)) % 16) % 20000
+    port = 20000 + (_number("SLURM_JOB_ID") * 16 + _number("SLURM_STEP_ID", 0) % 16) % 20000
     return {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
 
 
@@ -76,7 +128,7 @@ def is_main() -> bool:
 @functools.cache
 def restarts() -> int:
     """How often this worker's group has been started again after one of them failed."""
-    count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    count = _number("TORCHELASTIC_RESTART_COUNT", 0)
     if LAUNCHER not in os.environ:
         return count
     # That count stands still where it was another machine's worker that failed.

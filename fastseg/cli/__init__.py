@@ -15,12 +15,13 @@ from fastseg.cli.data_commands import data
 from fastseg.cli.doctor_command import doctor
 from fastseg.cli.export_command import export
 from fastseg.cli.init_command import init, rasterise
+from fastseg.cli.options import refuse_empty
 from fastseg.cli.predict_command import predict
 from fastseg.cli.profile_command import profile
 from fastseg.cli.repro_command import repro
 from fastseg.cli.train_commands import evaluate, report, train
-from fastseg.errors import FastsegError, LostError, StoppedError, first_line
-from fastseg.workers import decide, decided, die_with_launcher, end_launcher, this_worker
+from fastseg.errors import FastsegError, LostError, StoppedError, UsageError, first_line
+from fastseg.workers import alone, decide, decided, die_with_launcher, end_launcher, is_worker, this_worker
 
 PERMISSIONS = "change the permissions of the file or its folder, or give another"
 
@@ -38,8 +39,18 @@ CURES = {
 }
 
 
+# Commands whose processes a launcher may have started; the others are one process, wherever they run.
+JOINING = ("train", "eval", "profile")
+
+
 class Group(click.Group):
     """Prints what a user can cause as one line, without a traceback unless --debug is given."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        found = super().resolve_command(ctx, args)
+        if found[0] not in JOINING:
+            ctx.with_resource(alone())
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         die_with_launcher()
@@ -67,8 +78,7 @@ class Group(click.Group):
             report_error(FastsegError(f"{where}{error.strerror or error}" + (f"; {cure}" if cure else "")))
             ctx.exit(1)
         except Exception as error:
-            mine = this_worker()
-            if mine is None or isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort)):
+            if not is_worker() or isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort)):
                 raise
             report_error(FastsegError(f"{first_line(error)}\n{traceback.format_exc()}"))
             ctx.exit(1)
@@ -76,7 +86,10 @@ class Group(click.Group):
 
 def report_error(error: FastsegError) -> None:
     """Print an error; among several processes with the rank, once, and so that the others end too."""
-    mine = this_worker()
+    try:
+        mine = this_worker()
+    except UsageError:  # which is the error, or was met with one that came before
+        mine = None
     if mine is None:
         click.echo(f"fastseg: {error}", err=True)
     elif isinstance(error, LostError):
@@ -108,3 +121,4 @@ for command in (data, train, evaluate, report, predict, export, repro, bench, pr
     main.add_command(command)
 for command in (init, rasterise):
     data.add_command(command)
+refuse_empty(main)

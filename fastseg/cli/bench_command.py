@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
-from fastseg.cli.options import CountsType, FileType, PercentType, SharesType, SizeType, as_json, print_json
+from fastseg.cli.options import CountsType, FileType, FiniteType, PercentType, SharesType, SizeType, as_json, print_json
 from fastseg.errors import UsageError
 
 
 @click.command()
-@click.argument("what", default="")
+@click.argument("what", required=False)
 @click.argument("records", nargs=-1, type=FileType())
 @click.option(
     "--data", "data_name", default="synth", show_default=True, help="camvid, synth, a folder, or a .toml file."
@@ -22,7 +22,7 @@ from fastseg.errors import UsageError
 )
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--rounds", type=click.IntRange(3), default=5, show_default=True, help="Measurements of each figure.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--quick", is_flag=True, help="Shorter and fewer measurements: less sure, but done in minutes.")
 @click.option("--gpus", type=CountsType(), help="scaling: numbers of GPUs, such as 1,2,4,8.")
 @click.option("--nproc", type=CountsType(), help="scaling: numbers of processes without GPUs, such as 1,2.")
@@ -35,13 +35,13 @@ from fastseg.errors import UsageError
 @click.option("--seeds", type=click.IntRange(1), default=2, show_default=True, help="accuracy: runs of each recipe.")
 @click.option(
     "--cap",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteType(),
     default=2700.0,
     show_default=True,
     help="accuracy: seconds that the plain loop trains.",
 )
 @click.option("--shares", is_flag=True, help="accuracy: what of the ratio is the recipe's, and what the software's.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="data: that measuring may take.  [default: 3]")
+@click.option("--minutes", type=FiniteType(), help="data: that measuring may take.  [default: 3]")
 @click.option(
     "--format", "image_format", help="data: of the scenes, png, or jpeg of 1024x2048, drawn once.  [default: png]"
 )
@@ -53,7 +53,7 @@ from fastseg.errors import UsageError
 @click.pass_context
 def bench(
     ctx: click.Context,
-    what: str,
+    what: str | None,
     records: tuple[Path, ...],
     data_name: str,
     gpus: tuple[int, ...] | None,
@@ -78,6 +78,7 @@ def bench(
     from fastseg.bench import run as run_bench
     from fastseg.bench.harness import plot, show
 
+    what = what or ""
     if what == "compare":
         from fastseg.bench import compare as comparing
 

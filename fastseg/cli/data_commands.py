@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fastseg.cli.options import FileType, SizeType, as_json, print_json
+from fastseg.cli.options import FileType, SeedType, SizeType, as_json, print_json
 from fastseg.errors import FastsegError, UsageError
 
 data_path = click.argument("path")
@@ -66,7 +66,7 @@ def download(out: Path | None, source: str | None) -> None:
 @click.option("--val", "val_count", default=64, show_default=True, help="Images to validate.")
 @click.option("--test", "test_count", default=0, show_default=True, help="Images to test.")
 @click.option("--size", type=SizeType(), default="144x216", show_default=True, help="Of the images.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=SeedType(), default=0, show_default=True)
 @click.option(
     "--format", "image_format", default="png", show_default=True, help="Of the images: png or jpeg; labels are PNG."
 )
@@ -91,7 +91,7 @@ def synth(
 @data.command()
 @data_path
 @split_scheme
-@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@click.option("--seed", type=SeedType(), default=0, show_default=True, help="Of the split.")
 @click.option("--unknown-colours", default="error", show_default=True, help="error or void.")
 @exif
 @click.option("--all", "every", is_flag=True, help="Decode every file of a set of more than 2000 pairs too.")
@@ -138,7 +138,7 @@ def check(ctx: click.Context, path: str, as_json: bool, split_scheme: str, exif:
 @click.option("--split", "split_name", default="train", show_default=True)
 @split_scheme
 @click.option("--weighting", default="median-frequency", show_default=True, help="Or sqrt-median-frequency, none.")
-@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@click.option("--seed", type=SeedType(), default=0, show_default=True, help="Of the split.")
 @as_json
 def stats(path: str, split_name: str, split_scheme: str, weighting: str, seed: int, as_json: bool) -> None:
     """Count the pixels of each class in the data set at PATH, and print the loss weights that follow."""
@@ -178,7 +178,7 @@ def stats(path: str, split_name: str, split_scheme: str, weighting: str, seed: i
 @click.option("--cache-dir", required=True, help="Folder for the decoded data; `fastseg train --cache-dir` finds it.")
 @click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
 @split_scheme
-@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@click.option("--seed", type=SeedType(), default=0, show_default=True, help="Of the split.")
 @click.option("--unknown-colours", default="error", show_default=True, help="error or void.")
 @exif
 @fit
@@ -261,7 +261,7 @@ def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
 @exif
 @fit
 @click.option("--images", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--seed", default=0, show_default=True, help="Of the sample plan.")
+@click.option("--seed", type=SeedType(), default=0, show_default=True, help="Of the sample plan.")
 def preview(path: str, out: Path, images: int, seed: int, **options: Any) -> None:
     """Save a sheet of training samples of the data set at PATH as the network sees them, with their labels."""
     from fastseg.overlays import write_sheet

@@ -1,6 +1,5 @@
 """`fastseg data init` and `fastseg data rasterise`: from what tools and people leave in a folder to a data set."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +7,7 @@ import click
 
 from fastseg.cli.options import FileType, as_json, print_json
 from fastseg.errors import UsageError
-from fastseg.texts import shown
+from fastseg.texts import pasted, shown
 
 if TYPE_CHECKING:
     from fastseg.data.init import Class, Guess
@@ -88,7 +87,7 @@ def _print_guess(folder: Path, found: "Guess") -> None:
 
 
 def _print_next(data: Path) -> None:
-    path = shlex.quote(str(data))
+    path = pasted(data)
     click.echo(f"  fastseg data check {path}")
     click.echo(f"  fastseg data preview {path} --out preview.png")
     click.echo(f"  fastseg train --data {path} --recipe fast --run runs/first")
@@ -129,6 +128,6 @@ def rasterise(folder: Path, out: Path, as_json: bool) -> None:
         if count:
             click.echo(f"note: {what}: {count}")
     if folder.resolve() in out.resolve().parents:
-        click.echo(f"next: fastseg data init {shlex.quote(str(folder))}")
+        click.echo(f"next: fastseg data init {pasted(folder)}")
     else:
         click.echo("next: put images and masks into one folder, and give that to `fastseg data init`")

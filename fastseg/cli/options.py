@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
+MOST_PROCESSES = 64  # without GPUs, however few cores there are
+
 
 def print_json(document: dict) -> None:
     """The one line that `--json` promises on standard output; NaN is refused, not printed."""
@@ -29,6 +32,49 @@ its_network = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output, no more.")
 
 
+class TextType(click.types.StringParamType):
+    """A text that is not empty: mostly that is a variable of a script which is not set."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty: give a value, or leave it out", param, ctx)
+        return value if isinstance(value, Path) else super().convert(value, param, ctx)
+
+
+def refuse_empty(command: click.Command) -> None:
+    """Let no text that a command takes, or one of its group, be empty."""
+    for parameter in command.params:
+        if parameter.type is click.STRING:
+            parameter.type = TextType()
+    for each in command.commands.values() if isinstance(command, click.Group) else ():
+        refuse_empty(each)
+
+
+class SeedType(click.ParamType):
+    """A whole number of 0 or more and below 2^63, as of runtime.seed."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        seed = click.INT.convert(value, param, ctx)
+        if not 0 <= seed < 2**63:
+            self.fail(f"{value}: 0 or more, and at most 64 bits", param, ctx)
+        return seed
+
+
+class FiniteType(click.FloatRange):
+    """A number above 0, and neither infinite nor NaN."""
+
+    def __init__(self) -> None:
+        super().__init__(0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value}: give a finite number", param, ctx)
+        return number
+
+
 class FileType(click.Path):
     """A path; ~ is the home folder, also where the shell has left it alone (as in --run=~/first)."""
 
@@ -36,7 +82,7 @@ class FileType(click.Path):
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(os.path.expanduser(value), param, ctx)
+        return super().convert(os.path.expanduser(TextType().convert(value, param, ctx)), param, ctx)
 
 
 class SizeType(click.ParamType):
@@ -131,14 +177,17 @@ def number_of_processes(gpus: int | None, nproc: int | None, config: Any) -> int
     """How many --gpus and --nproc ask for on this machine; None where neither is given.
 
     Raises:
-        UsageError: both, or not that many GPUs, or processes that would share one.
+        UsageError: both, or not that many GPUs, or processes that would share one, or far more than cores.
     """
     from fastseg.distributed import check_gpus
+    from fastseg.environment import cores
 
     if gpus and nproc:
         raise UsageError("--gpus and --nproc: give one of them")
     if nproc and config.runtime.device != "cpu":
         raise UsageError("--nproc: processes without GPUs; give --device cpu too, or --gpus")
+    if nproc and nproc > (most := max(MOST_PROCESSES, 4 * cores())):
+        raise UsageError(f"--nproc {nproc}: this machine has {cores()} cores; give {most} or less")
     if gpus:
         check_gpus(gpus)
     return gpus or nproc
@@ -204,9 +253,12 @@ class PercentType(click.ParamType):
         if isinstance(value, float):
             return value
         try:
-            return float(value.removesuffix("%")) / 100
+            share = float(value.removesuffix("%")) / 100
         except ValueError:
-            self.fail(f"{value}: write per cent, such as 5%", param, ctx)
+            share = math.nan
+        if not 0 <= share < math.inf:  # NaN, above all: nothing is slower by more than that
+            self.fail(f"{value}: write per cent, 0 or more, such as 5%", param, ctx)
+        return share
 
 
 class SharesType(click.ParamType):
@@ -233,6 +285,9 @@ class CountsType(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         try:
-            return tuple(int(count) for count in value.split(","))
+            counts = tuple(int(count) for count in value.split(","))
         except ValueError:
+            counts = ()
+        if not counts or min(counts) < 1:
             self.fail(f"{value}: write numbers with commas between them, such as 1,2,4", param, ctx)
+        return counts

@@ -66,7 +66,7 @@ def predict(
 
     jobs = find_images(inputs)
     model = load(checkpoint, device=device, dtype=dtype, network=network or (), tile=tile, tile_overlap=overlap)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     start, bad = time.perf_counter(), []
     wanted = [*(kinds or KINDS), *["confidence"] * confidence, *([probabilities] if probabilities else [])]
     results = run(model, jobs, out, wanted, overwrite=overwrite, csv_path=csv_path)

@@ -22,6 +22,7 @@ from fastseg.cli.options import (
     train_options,
 )
 from fastseg.errors import UsageError
+from fastseg.texts import pasted
 from fastseg.workers import is_main, is_worker, restarts
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def reopened(run: Path | None, changes: dict[str, Any]) -> tuple[Path, "Config",
     from fastseg.network import admit
 
     if run is None:
-        found = ", ".join(f"--run {path}" for path in runs.resumable()) or "none in runs/"
+        found = ", ".join(f"--run {pasted(path)}" for path in runs.resumable()) or "none in runs/"
         raise UsageError(f"--resume needs --run; unfinished runs: {found}")
 
     def change(old: "Config") -> "Config":
@@ -176,7 +177,7 @@ def train_here(ctx: click.Context, config: "Config", run: Path, *, resume: bool,
         document = run_training(config, run, resume=resume, began=began)
     except KeyboardInterrupt:
         begun = (run / "config.toml").is_file()
-        cure = f"go on with: fastseg train --resume --run {run}" if begun else "nothing was written"
+        cure = f"go on with: fastseg train --resume --run {pasted(run)}" if begun else "nothing was written"
         click.echo(f"fastseg: interrupted; {cure}", err=True)
         ctx.exit(130)
     if not is_main():
@@ -276,7 +277,7 @@ def evaluate(
     if as_json:
         print_json(document)
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     if against:
         console.print(comparison_table(document, str(checkpoint), str(against)))
         return

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastseg.errors import FastsegError, UsageError
+from fastseg.texts import user_path
 
 # What `--data synth` and `make demo` train on: three times the default training size, so that resizing has work to do.
 SYNTH_COUNTS = {"train": 256, "val": 64, "test": 0}
@@ -14,10 +15,17 @@ SYNTH_SIZE = (144, 216)
 
 
 def home() -> Path:
-    """The folder of data sets: $FASTSEG_DATA where set, else the user's cache folder."""
+    """The folder of data sets: $FASTSEG_DATA where set, else the user's cache folder.
+
+    Raises:
+        UsageError: the user has no home folder (a container's, without HOME and an entry in /etc/passwd).
+    """
     if os.environ.get("FASTSEG_DATA"):
-        return Path(os.environ["FASTSEG_DATA"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastseg"
+        return user_path(os.environ["FASTSEG_DATA"])
+    cache = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if cache.parts[:1] == ("~",):
+        raise UsageError("there is no home folder to keep data in (HOME is not set): set FASTSEG_DATA to a folder")
+    return cache / "fastseg"
 
 
 def is_url(name: str) -> bool:
@@ -47,7 +55,7 @@ def resolve(name: str) -> Path:
         return folder
     if not name:
         raise UsageError("--data is empty: give `camvid`, `synth`, a path or a URL")
-    return Path(os.path.expanduser(name))
+    return user_path(name)
 
 
 def draw_once(name: str, **how: Any) -> Path:

@@ -16,6 +16,7 @@ from fastseg.data.duplicates import Remembered, byte_keys, in_two_splits, pixel_
 from fastseg.data.headers import Header, read_headers
 from fastseg.data.pairs import Dataset, Pair, Problem
 from fastseg.data.split import Splits, apply, choose, sequence
+from fastseg.data.stats import all_void
 from fastseg.data.unlisted import Histogram, Tally, channels, histogram, named, summary
 from fastseg.errors import FastsegError, UsageError
 
@@ -182,8 +183,11 @@ def check(
             told = f"{known.used:,} images are as they were when they were decoded before, and were not decoded again"
             notes.append(Problem(str(dataset.root), f"{told} ({known.path} remembers them)"))
     twice, namesakes = in_two_splits(splits, content)
-    errors += twice
-    warnings += [*namesakes, *_absent(dataset, seen.pixels, " that was decoded" if part else "")]
+    void = [] if part else _void(dataset, splits, seen.pixels, unknown_colours)
+    errors += [*twice, *void]
+    warnings += namesakes
+    if not void:
+        warnings += _absent(dataset, seen.pixels, " that was decoded" if part else "")
 
     if seen.off_map.labels:
         notes.append(Problem(str(dataset.root), summary(seen.off_map, dataset.classes)))
@@ -248,6 +252,18 @@ def _divide(dataset: Dataset, scheme: str, seed: int) -> tuple[Splits, list[Prob
         splits = {}
     lacks = [does for split, does in (("train", "train on"), ("val", "validate on")) if not splits.get(split)]
     return splits, [Problem(root, f"has no images to {' and none to '.join(lacks)}; {DIVIDE}")] if lacks else []
+
+
+def _void(dataset: Dataset, splits: Splits, pixels: dict[str, np.ndarray], unknown_colours: str) -> list[Problem]:
+    """Splits to train or to validate on of which no pixel has a class."""
+    ignored = [VOID, UNKNOWN] if unknown_colours == "void" else [VOID]
+    found = []
+    for split in ("train", "val"):
+        counts = pixels.get(split, np.zeros(1))
+        if counts.any() and not np.delete(counts, ignored).any():
+            told = all_void(dataset.root, split, len(splits[split]), dataset.classes)
+            found.append(Problem(str(dataset.root), told.partition(": ")[2], f"void {split}"))
+    return found
 
 
 def _absent(dataset: Dataset, pixels: dict[str, np.ndarray], part: str) -> list[Problem]:

@@ -166,7 +166,9 @@ def camvid_coded(codes: list[str]) -> ClassMap:
 
 def map_of(path: Path, names: Sequence[str], colors: Sequence[Color], **values: Any) -> ClassMap:
     """The class map that a file describes; what is wrong with it is said with the file's name."""
-    for name in names:
+    for position, name in enumerate(names):
+        if not name.strip():
+            raise UsageError(f"{path}: class {position} has no name: give it one")
         if not is_plain(name):
             raise UsageError(f"{path}: the class name {name!r} has control characters: rename it")
     try:

@@ -185,7 +185,7 @@ def _classes(path: Path, spec: dict) -> ClassMap:
     if maps["index"] and maps["color"]:
         raise UsageError(f"{path}: classes by index and by color cannot be mixed")
     kind = "color" if maps["color"] else "index"
-    for value in _values(spec.get("void", []), kind, f"{path}: void"):
+    for value in _values(spec.get("void", []), kind, f"{path}: void", may_be_empty=True):
         if value in maps[kind]:
             raise UsageError(f"{path}: {kind} {value} is both void and a class")
         maps[kind][value] = VOID
@@ -193,7 +193,7 @@ def _classes(path: Path, spec: dict) -> ClassMap:
     return map_of(path, names, colors, **{f"from_{kind}": maps[kind]})
 
 
-def _values(given: object, kind: str, key: str) -> list:
+def _values(given: object, kind: str, key: str, *, may_be_empty: bool = False) -> list:
     """One value or a list of them: whole numbers 0..255, or colours of three such numbers."""
 
     def byte(value: object) -> bool:
@@ -205,7 +205,7 @@ def _values(given: object, kind: str, key: str) -> list:
         return isinstance(value, list) and len(value) == 3 and all(byte(v) for v in value)
 
     values = [given] if one(given) else given
-    if not isinstance(values, list) or not all(one(v) for v in values):
+    if not isinstance(values, list) or not all(one(v) for v in values) or (not values and not may_be_empty):
         wanted = "a number 0..255" if kind == "index" else "a colour [r, g, b]"
         raise UsageError(f"{key} = {brief(given)}: wants {wanted} or a list of them")
     return [tuple(v) if isinstance(v, list) else v for v in values]

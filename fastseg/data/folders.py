@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fastseg.data.decode import READING_ERRORS, opened
-from fastseg.data.pairs import IMAGE_SUFFIXES, SPLIT_NAMES, is_companion
+from fastseg.data.pairs import IMAGE_SUFFIXES, SPLIT_NAMES, data_folders, is_companion
 from fastseg.errors import UsageError
 from fastseg.texts import is_plain, shown
 
@@ -86,12 +86,12 @@ class Sides:
 
 
 def files_below(root: Path, suffixes: Iterable[str]) -> list[Path]:
-    """Files of these suffixes in a folder and those in it, relative to it, in order; hidden ones are nobody's data."""
+    """Files of these suffixes in a folder and those in it, relative to it, in order; none that is hidden or a run's."""
     wanted, found = set(suffixes), []
     for folder, folders, names in os.walk(root, followlinks=True):
         here = Path(folder).relative_to(root)
         deep = len(here.parts) >= MAX_DEPTH
-        folders[:] = [] if deep else sorted(f for f in folders if not is_companion(f) and is_plain(f))
+        folders[:] = [] if deep else [f for f in data_folders(folder, folders) if is_plain(f)]
         for name in names:
             if Path(name).suffix.lower() in wanted and not is_companion(name) and is_plain(name):
                 found.append(here / name)

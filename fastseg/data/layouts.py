@@ -35,7 +35,7 @@ from fastseg.data.pairs import (
     pooled,
 )
 from fastseg.errors import FastsegError, UsageError
-from fastseg.texts import brief, is_plain, read_text, shown
+from fastseg.texts import brief, is_plain, pasted, read_text, shown
 
 # What a data set is made of, for those who have one from here.
 __all__ = ["IMAGE_SUFFIXES", "LAYOUTS", "SPLITS", "Dataset", "Pair", "Problem", "find"]
@@ -167,5 +167,5 @@ def _find(path: Path) -> Dataset:
     wanted = "; ".join(f"{name}: {' '.join(signs)}" for name, (signs, _) in LAYOUTS.items())
     raise UsageError(
         f"{path}: no layout fits. Looked for {wanted}; voc: JPEGImages SegmentationClass {voc.LISTS}; custom: "
-        f"dataset.toml. Found {listed}. To have a dataset.toml written: fastseg data init {path}"
+        f"dataset.toml. Found {listed}. To have a dataset.toml written: fastseg data init {pasted(path)}"
     )

@@ -4,8 +4,9 @@ Nothing here opens an image. Pairs are matched by name, never by position, and a
 data in two layouts gives the same samples.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +28,7 @@ _SUFFIXES = (
 )
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 NO_LABEL, NO_IMAGE = "no label of that name", "no image of that name"
+RESULTS = ".predicted"  # in an output folder of `fastseg predict`: the names of the folders that it has made there
 _COMPANIONS = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
@@ -115,10 +117,31 @@ def is_companion(name: str) -> bool:
     return name.startswith(".") or name.lower() in _COMPANIONS
 
 
+def data_folders(folder: str | Path, names: Iterable[str]) -> list[str]:
+    """Those folders in `folder`, of these names, that may hold data: no companions, and nothing that fastseg made.
+
+    That are the folders that `fastseg predict` has noted in `RESULTS`, and runs.
+    """
+    made: set[str] = set()
+    with contextlib.suppress(OSError):
+        made = set((Path(folder) / RESULTS).read_text(encoding="utf-8", errors="replace").splitlines())
+    return sorted(
+        name
+        for name in names
+        if not is_companion(name)
+        and name not in made
+        and not all(os.path.isfile(os.path.join(folder, name, file)) for file in ("config.toml", "log.jsonl"))
+    )
+
+
 def entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name, without companions."""
+    """What is in a folder, by name, without companions and what fastseg made."""
     with os.scandir(folder) as found:
-        return sorted((entry for entry in found if not is_companion(entry.name)), key=lambda entry: entry.name)
+        inside = sorted((entry for entry in found if not is_companion(entry.name)), key=lambda entry: entry.name)
+    # A link to itself is no folder, where `entry.is_dir()` raises.
+    folders = {e.name for e in inside if (os.path.isdir(e.path) if e.is_symlink() else e.is_dir())}
+    theirs = folders - set(data_folders(folder, folders))
+    return [entry for entry in inside if entry.name not in theirs]
 
 
 def images_in(folder: Path, suffix: str = "") -> Files:

@@ -16,11 +16,12 @@ from fastseg.data import home
 from fastseg.data.classes import UNKNOWN, VOID, ClassMap
 from fastseg.data.decode import decode_label
 from fastseg.data.layouts import Pair
-from fastseg.errors import FastsegError
+from fastseg.errors import FastsegError, UsageError
+from fastseg.texts import shown
 
 WEIGHTINGS = ("median-frequency", "sqrt-median-frequency", "none")
 REMEMBERED = 100  # files of a kind that are kept at most; the counts of several processes' shares are as many
-UNUSABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError)  # what reading a file of any content may raise
+UNUSABLE = (OSError, ValueError, TypeError, KeyError, UsageError)  # what reading a file of any content may raise
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def count_once(pairs: Sequence[Pair], classes: ClassMap, threads: int, *, unknow
         FastsegError: as `count`.
     """
     path = None
-    with contextlib.suppress(OSError, RuntimeError):  # a label that is gone, which `count` names; nobody's home
+    with contextlib.suppress(OSError, UsageError):  # a label that is gone, which `count` names; nobody's home
         path = home() / "counts" / f"{_digest(pairs, classes, unknown)}.json"
     if path and (known := _recall(path, len(pairs), len(classes.names))):
         return known
@@ -117,6 +118,19 @@ def _recall(path: Path, images: int, num_classes: int) -> Counts | None:
     except UNUSABLE:
         return None
     return Counts(images, np.array(kept["pixels"]), np.array(kept["image_pixels"]), kept["void_pixels"])
+
+
+def all_void(root: Path, split: str, images: int, classes: ClassMap) -> str:
+    """What to say of a split whose labels have no pixel of any class: there is nothing to learn from or to score."""
+    return (
+        f"{shown(root)}: all pixels of the {images} labels of {split} are void, so that none has a class to learn or "
+        f"to score: a class map that fits them is wanted (this one is {classes.allowed}), or other labels"
+    )
+
+
+def has_classes(pairs: Sequence[Pair], classes: ClassMap, *, unknown: int = UNKNOWN) -> bool:
+    """Whether any label has a pixel that is not void; mostly the first one tells."""
+    return any((decode_label(pair.label, classes, unknown) != VOID).any() for pair in pairs)
 
 
 def class_weights(counts: Counts, weighting: str) -> np.ndarray:

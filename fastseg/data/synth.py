@@ -16,6 +16,7 @@ from fastseg.data.scene import draw_scene
 from fastseg.errors import FastsegError, UsageError
 
 VERSION = 1  # counts up when the pixels of a (seed, index, size) change
+MOST = 1_000_000  # images of a split
 LAYOUTS = ("segnet", "original", "kaggle", "fastai")
 # Format of the images -> their suffix, and how Pillow saves them. Labels are PNG: JPEG keeps no class.
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -113,6 +114,8 @@ def write(
         raise UsageError(f"--format {image_format}: choose one of {', '.join(FORMATS)}")
     if min(counts.get("train", 0), counts.get("val", 0)) < 1 or counts.get("test", 0) < 0:
         raise UsageError("a data set needs at least one image to train and one to validate")
+    if max(counts.values()) > MOST:
+        raise UsageError(f"{max(counts.values())} images: a split is drawn of at most {MOST}")
     if out.exists():
         raise UsageError(f"{out} exists: give a new folder, or remove it")
     draw_scene(seed, 0, size)  # refuses a size before anything is written

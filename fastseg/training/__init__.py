@@ -15,6 +15,7 @@ from fastseg.environment import environment
 from fastseg.errors import FastsegError, UsageError
 from fastseg.runlog import RunLog
 from fastseg.specs import refuse_other_data
+from fastseg.texts import user_path
 from fastseg.training.loop import train_loop
 from fastseg.training.opening import start_block, start_event
 from fastseg.training.run import Run
@@ -53,7 +54,7 @@ def train(
         if run is None:
             run = runs.new_folder(config, "python")
             last_things.callback(runs.forget_unused, run)
-        folder = Path(run)
+        folder = user_path(run)
         last = runs.last_checkpoint(folder)
         if not resume:
             runs.refuse_existing(folder)

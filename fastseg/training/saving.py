@@ -9,6 +9,7 @@ from fastseg import checkpoint as checkpoints
 from fastseg import runs
 from fastseg.errors import StoppedError
 from fastseg.runlog import RunLog, now
+from fastseg.texts import pasted
 from fastseg.training.run import Run
 from fastseg.training.state import state_of
 
@@ -73,7 +74,7 @@ class Saver:
         run.writer.join()
         self.log.event("stopped", step, time=now(), signal=name)
         run.world.barrier()  # a process that ends early would take the one that writes with it
-        raise StoppedError(f"{name}: {saved}; go on with: fastseg train --resume --run {self.folder}")
+        raise StoppedError(f"{name}: {saved}; go on with: fastseg train --resume --run {pasted(self.folder)}")
 
 
 def write_report(folder: Path) -> None:

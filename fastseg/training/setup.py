@@ -16,7 +16,7 @@ from fastseg.config import Config, Train
 from fastseg.data.duplicates import validated_too
 from fastseg.data.split import choose as choose_split
 from fastseg.data.split import contents
-from fastseg.data.stats import Counts, class_weights, count_once
+from fastseg.data.stats import Counts, all_void, class_weights, count_once, has_classes
 from fastseg.distributed import World, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels import launch
@@ -84,6 +84,13 @@ def _assemble(
     capture = choose_capture(config, device)
     with startup.part("classes"):
         counts = count_together(spec, world)
+        labelled = {
+            "train": counts.pixels.any(),
+            "val": has_classes(val_spec.pairs, spec.classes, unknown=spec.unknown),
+        }
+        for split, its in (("train", spec), ("val", val_spec)):
+            if not labelled[split]:
+                raise FastsegError(all_void(dataset.root, split, len(its.pairs), spec.classes))
 
     with startup.part("network"):
         first = checkpoints.first_weights(config.model.init) if state is None else None

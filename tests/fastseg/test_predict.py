@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ import fastseg
 from fastseg.cli import main
 from fastseg.config import load_recipe, override
 from fastseg.data.decode import decode_image
+from fastseg.data.folders import files_below
+from fastseg.data.layouts import find
+from fastseg.data.synth import write
 from fastseg.distributed import World
 from fastseg.errors import FastsegError, UsageError
 from fastseg.evaluation import score
@@ -172,11 +176,64 @@ def test_inputs_are_files_folders_and_globs(street, tmp_path):
     assert [job.path for job in find_images([str(street / "val" / "*.png")])] == files
     assert [(job.path, job.name) for job in find_images([str(files[1])])] == [(files[1], files[1].stem)]
     named = find_images([str(street)])
-    assert {job.name.split("/")[0] for job in named} >= {"train", "val"}
+    assert {job.name.split("/")[0] for job in named} == {"train", "val"}  # and neither of the folders of labels
+    assert len(named) == 12
     with pytest.raises(UsageError, match="no image there"):
         find_images([str(tmp_path / "*.png")])
     with pytest.raises(UsageError, match="would both become"):
         find_images([str(files[0]), str(street / "val")])
+
+
+def test_results_are_no_inputs(trained, street, tmp_path, capsys):
+    photos = tmp_path / "ph"
+    shutil.copytree(street / "val", photos)
+    names = sorted(path.stem for path in photos.iterdir())
+
+    def found(*inputs: Path) -> list[str]:
+        return [job.name for job in find_images([*map(str, inputs)])]
+
+    for out in (photos / "x", photos / "y" / "z", photos):
+        code, said, err = invoke(trained, photos, "--out", out, "--json", "--confidence")
+        assert (code, json.loads(said)["images"]) == (0, 4), err
+        assert found(photos) == names
+        assert found(photos / "**" / "*.png") == names
+    assert len(found(photos / "x" / "overlay")) == 4  # who names them means them
+    assert len(found(photos / "x" / "overlay" / "*.png")) == 4
+    code, _, err = invoke(trained, photos, "--out", photos)
+    assert (code, err.count("exists")) == (2, 1)
+    run = photos / "run"
+    shutil.copytree(photos / "x", run / "overlays")
+    (run / "config.toml").write_text("")
+    (run / "log.jsonl").write_text("")
+    assert found(photos) == names
+    assert [str(path) for path in files_below(photos, [".png"])] == [f"{name}.png" for name in names]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("layout", ["segnet", "original", "kaggle", "fastai"])
+def test_of_a_data_set_the_images_alone_are_taken(layout, tmp_path, capsys):
+    folder = tmp_path / "in" / "set"
+    write(folder, layout=layout, counts={"train": 3, "val": 2}, size=(32, 48))
+    dataset = find(folder)
+    images = sorted(pair.image for pair in dataset.pool)
+    unlabelled = Path(images[0]).with_name("unlabelled.png")
+    shutil.copy(images[0], unlabelled)
+    for root in (folder, tmp_path / "in"):
+        assert sorted(str(job.path) for job in find_images([str(root)])) == sorted([*images, str(unlabelled)])
+        assert capsys.readouterr().err == f"{folder}: a data set ({layout} layout): its 6 images, and no labels\n"
+
+
+def test_of_images_and_masks_in_one_folder_the_images_are_taken(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name in ("a.png", "a_mask.png", "b.png", "b_mask.png"):
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(folder / name)
+    text = '[splits.train]\nimages = "*.png"\nlabels = "*_mask.png"\n[[classes]]\nname = "x"\nindex = 0\n'
+    (folder / "dataset.toml").write_text(text)
+    assert [job.name for job in find_images([str(folder)])] == ["a", "b"]
+    (folder / "dataset.toml").write_text("[splits")
+    with pytest.raises(UsageError, match="not valid TOML"):
+        find_images([str(folder)])
 
 
 def test_a_folder_gives_what_pillow_reads_and_no_companions(tmp_path):
