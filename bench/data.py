@@ -39,7 +39,7 @@ SECONDS = 1.0  # each measurement takes as many batches as last this long
 MINUTES = 3.0  # that all of it takes, unless told otherwise
 FILLING = 1 / 3  # of that time may go to decoding each image once, for the cache
 LARGER = 4  # times the batch, as a second batch size
-JITTER = {"scale": 2.0, "colour": 0.5}  # of the sample plan, as a case of its own
+JITTERED = 2.0, 0.5  # scale and colour of the sample plan, as a case of its own
 SETTLED = 16  # batches after which the memory of what keeps nothing does not grow
 SLACK = 16 << 20  # bytes of /dev/shm that stay free for others
 
@@ -322,7 +322,7 @@ def measure(
     varied: dict[str, Case] = {}
     for tier, read in () if quick else tiers.items():
         one, more = dataclasses.replace(read, threads=1), dataclasses.replace(plan, batch=LARGER * batch)
-        jittered = dataclasses.replace(plan, **JITTER)
+        jittered = dataclasses.replace(plan, scale=JITTERED[0], colour=JITTERED[1])
         varied[f"{tier}, jittered"] = case(training, read, jittered, keeps=read.tier.keeps)
         varied[f"{tier}, 1 thread"] = case(training, one, plan, keeps=read.tier.keeps)
         varied[f"{tier}, batch {more.batch}"] = case(training, read, more, images=more.batch, keeps=read.tier.keeps)

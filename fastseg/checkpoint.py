@@ -21,11 +21,11 @@ from fastseg import config as configs
 from fastseg.config import Config
 from fastseg.data.classes import UNKNOWN
 from fastseg.errors import FastsegError, UsageError, first_line
-from fastseg.model import load_weights, plain_names, read_tensors
+from fastseg.model import FIRST_WEIGHTS, load_weights, plain_names, read_tensors
 from fastseg.network import Network, admit, build, weights_of_scores
 from fastseg.pipelines.source import MEAN, STD
-from fastseg.runs import whole
-from fastseg.texts import brief
+from fastseg.runs import checkpoint_of, whole
+from fastseg.texts import brief, user_path
 
 SCHEMA = 2
 
@@ -199,9 +199,11 @@ def first_weights(init: str) -> dict[str, Any] | None:
     Raises:
         FastsegError: it is damaged, or of another schema.
     """
-    path = Path(os.path.expanduser(init))
+    if init in FIRST_WEIGHTS:
+        return None
+    path = checkpoint_of(user_path(init))
     state = read_tensors(path, f"--init {init}") if path.is_file() else None
-    return _checked(state, f"--init {init}") if _is_checkpoint(state) else None
+    return _checked(state, f"--init {init}") if state is not None and _is_checkpoint(state) else None
 
 
 def begin_with(network: Network, config: Config, classes: Sequence[str], state: Mapping[str, Any]) -> str:

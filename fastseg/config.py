@@ -8,11 +8,13 @@ import difflib
 import functools
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import click
+import numpy as np
 import tomli_w
 
 from fastseg.data.split import check_scheme
@@ -269,9 +271,15 @@ SECTIONS: dict[str, type] = get_type_hints(Config)
 
 
 def _converted(value: Any, wanted: Any, key: str) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if wanted is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if wanted is Size:
-        if isinstance(value, str | tuple):  # which its section parses
+        if isinstance(value, str):  # which its section parses
             return value
+        if isinstance(value, Sequence | np.ndarray) and len(value) == 2:
+            return tuple(side.item() if isinstance(side, np.generic) else side for side in value)
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:  # a checkpoint may hold what TOML may not
         raise UsageError(f"{key}: wants a number of at most 64 bits")
     elif wanted is float and type(value) is int:

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from fastseg.metrics import Comparison, Scores, bootstrap, compare, interval, mi
 from fastseg.network import admit
 from fastseg.pipelines.fit import covered
 from fastseg.pipelines.source import Spec, choose_loader, evaluation_batches
-from fastseg.runs import whole
+from fastseg.runs import checkpoint_of, whole
 from fastseg.specs import make_spec, open_data
 from fastseg.texts import user_path
 from fastseg.tiles import Picture, Tiling, blended, tiling_of
@@ -42,6 +42,21 @@ BATCH = 8
 
 # What must be equal for two scores to be compared; a network's own input and precision may differ.
 COMPARED = ("digest", "split", "split_scheme", "trained_on", "classes", "labels", "upsampling", "void", "tta")
+# Beside those of the section `data`: what a run's configuration may have otherwise where its network is evaluated.
+KEYS_THAT_COUNT = {
+    f"runtime.{name}"
+    for name in (
+        "seed",
+        "device",
+        "dtype",
+        "loader",
+        "cache_dir",
+        "kernels",
+        "threads",
+        "deterministic",
+        "collective_timeout",
+    )
+}
 TTA = ("none", "mirror")
 
 
@@ -267,6 +282,15 @@ def evaluate_against(checkpoint: str | Path, other: str | Path, *, mixed: bool =
     }
 
 
+def refuse_idle(changes: Mapping[str, Any]) -> None:
+    """Raise UsageError where one of {"section.field": value} plays no part in an evaluation."""
+    idle = [key for key in changes if key not in KEYS_THAT_COUNT and not key.startswith("data.")]
+    if idle:
+        raise UsageError(
+            f"eval --set {idle[0]}: has no part in an evaluation; data.* and {', '.join(sorted(KEYS_THAT_COUNT))} have"
+        )
+
+
 def _comparison(found: Comparison) -> dict[str, Any]:
     return {**found._asdict(), "difference": found.difference._asdict()}
 
@@ -292,8 +316,9 @@ def _evaluate(
     tiling = tiling_of(tile, tile_overlap)
     if tiling and at == "network":
         raise UsageError("--at network: tiles are of images at their own size; leave it out, or --tile")
-    checkpoint = user_path(checkpoint)
+    checkpoint = checkpoint_of(user_path(checkpoint))
     state = checkpoints.read(checkpoint)
+    refuse_idle(changes or {})
     changes = {**(changes or {}), **({} if data is None else {"data.path": data})}
     trained = configs.from_dict(state["config"], str(checkpoint))
     admit(trained.model, network, str(checkpoint))  # before files are read

@@ -30,7 +30,7 @@ from fastseg.kernels.pool import torch_pool
 from fastseg.model import SegNet
 from fastseg.network import Network, for_export
 from fastseg.pipelines.source import MEAN, STD
-from fastseg.runs import whole
+from fastseg.runs import checkpoint_of, whole
 
 FORMATS = {".onnx": "onnx", ".pt2": "torch"}
 OPSETS = 13, 23  # of ONNX: the lowest that has the operators, and the highest that torch writes
@@ -129,6 +129,7 @@ def export(
         raise UsageError(f"--out {out} exists: give another name, or --overwrite")
     if opset is not None and (out.suffix != ".onnx" or not OPSETS[0] <= opset <= OPSETS[1]):
         raise UsageError(f"--opset {opset}: from {OPSETS[0]} to {OPSETS[1]}, and of ONNX alone")
+    checkpoint = checkpoint_of(checkpoint)
     state = checkpoints.read(checkpoint)
     size = configs.from_dict(state["config"], str(checkpoint)).data.size
     model = checkpoints.build_model(state, checkpoint, network).to(memory_format=torch.contiguous_format)

@@ -28,6 +28,8 @@ from fastseg.texts import shown
 BACKBONES = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
 IMAGE_CHANNELS = 3
+VGGS = ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")  # ImageNet's weights, which torchvision has
+FIRST_WEIGHTS = ("none", "identity", *VGGS)  # words of `model.init`
 SHOWN = 5  # stray keys that are named
 
 Convolve = Callable[[nn.Module, torch.Tensor], torch.Tensor]
@@ -290,7 +292,7 @@ def initialise(model: SegNet, init: str) -> None:
     if init == "identity":
         pass_on(model)
         return
-    if init in ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn"):
+    if init in VGGS:
         from torchvision.models import get_model_weights
 
         try:
@@ -307,7 +309,6 @@ def initialise(model: SegNet, init: str) -> None:
     else:
         path = Path(os.path.expanduser(init))
         if not path.is_file():
-            kinds = "none, identity, vgg16, vgg16_bn, vgg19, vgg19_bn"
-            raise UsageError(f"--init {init}: no such file; give {kinds} or a file")
+            raise UsageError(f"--init {init}: no such file; give {', '.join(FIRST_WEIGHTS)} or a file")
         state = read_tensors(path, f"--init {init}")
     load_vgg(model, state, f"--init {init}")

@@ -195,7 +195,8 @@ def weights_of_scores(network: Network, before: Mapping[str, torch.Tensor]) -> l
     another number of classes, differ in their first dimension alone.
     """
     if isinstance(network, SegNet):
-        last = f"decoder.{len(network.decoder) - 1}.{len(network.decoder[-1]) - 1}"
+        stages = list(network.decoder.children())
+        last = f"decoder.{len(stages) - 1}.{len(list(stages[-1].children())) - 1}"
         return [name for name in network.state_dict() if name.startswith(f"{last}.")]
     return [
         name

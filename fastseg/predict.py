@@ -29,7 +29,8 @@ from fastseg.pipelines.fit import covered, fitted
 from fastseg.pipelines.resize import resize_image
 from fastseg.pipelines.source import normalise
 from fastseg.results import note_results, refuse_overwriting, strip_of, targets, write_counts, writing
-from fastseg.texts import shown, user_path
+from fastseg.runs import checkpoint_of
+from fastseg.texts import brief, shown, user_path
 from fastseg.tiles import Picture, blended, tiling_of
 
 BATCH = 8  # images, or tiles, that the network sees at once
@@ -80,8 +81,8 @@ class Predictor:
         self,
         state: Mapping[str, Any],
         *,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
         source: str | Path = "checkpoint",
         network: str | Collection[str] = (),
         tile: str | tuple[int, int] | None = None,
@@ -92,8 +93,8 @@ class Predictor:
         self.colors = tuple((red, green, blue) for red, green, blue in state["colors"])
         data = configs.from_dict(state["config"], str(source)).data
         self.size, self.fit, self.upright = data.size, data.fit, data.exif == "apply"
-        self.device = torch.device(choose_device(device)[0])
-        self.dtype = choose_dtype(dtype, self.device.type).dtype
+        self.device = device_of(device)
+        self.dtype = choose_dtype(dtype_name(dtype), self.device.type).dtype
         self.network = checkpoints.build_model(state, source, network).to(self.device)
         self.network.fused = launch.choose("auto", self.device)[0] == "fused"
 
@@ -163,10 +164,44 @@ class Predictor:
             yield F.interpolate(image.float(), size=size, mode="bilinear", align_corners=False)[0]
 
     def masks(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The classes uint8[H, W] of several images uint8[H, W, 3], which may differ in size."""
-        if self.tiling:
+        """The classes uint8[H, W] of several images uint8[H, W, 3], which may differ in size; of none, none."""
+        if self.tiling or not len(images):
             return [self(image) for image in images]
         return [scores.argmax(0).to(torch.uint8).cpu().numpy() for scores in self.enlarged(images)]
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """A device as users name it: "auto", or what torch takes.
+
+    Raises:
+        UsageError: it is not there, or nobody's name.
+    """
+    if device == "auto":
+        return torch.device(choose_device("auto")[0])
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise UsageError(f"device {brief(device)}: auto, cpu, cuda or cuda:0") from None
+    if found.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {brief(device)}: auto, cpu, cuda or cuda:0")
+    choose_device(found.type)
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {device}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+    return found
+
+
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """The name that `--dtype` has for one of torch's dtypes; a name stays as it is.
+
+    Raises:
+        UsageError: a dtype that no network computes in.
+    """
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+    if dtype in ("auto", "tf32", *names.values()):
+        return str(dtype)
+    if not isinstance(dtype, torch.dtype) or dtype not in names:
+        raise UsageError(f"dtype {brief(dtype)}: auto, bf16, fp16 or fp32, or torch's of these")
+    return names[dtype]
 
 
 def pixels_of(image: str | Path | Image.Image | np.ndarray | torch.Tensor, upright: bool = False) -> np.ndarray:
@@ -188,14 +223,16 @@ def pixels_of(image: str | Path | Image.Image | np.ndarray | torch.Tensor, uprig
         image = np.repeat(image[..., None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] not in (3, 4):
         raise ValueError(f"an array uint8[H, W, 3], [H, W, 4] or [H, W] is wanted, this one is {list(image.shape)}")
+    if not image.size:
+        raise ValueError(f"an image with pixels is wanted, this one is {list(image.shape)}")
     return np.ascontiguousarray(image[..., :3])
 
 
 def load(
     path: str | Path,
     *,
-    device: str = "auto",
-    dtype: str = "auto",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
     network: str | Collection[str] = (),
     tile: str | tuple[int, int] | None = None,
     tile_overlap: int | None = None,
@@ -203,8 +240,8 @@ def load(
     """The trained network of a checkpoint file, ready for images.
 
     Args:
-        device: "auto", "cpu" or "cuda".
-        dtype: "auto", "bf16", "fp16" or "fp32".
+        device: "auto", "cpu", "cuda" or "cuda:1", or torch's.
+        dtype: "auto", "bf16", "fp16" or "fp32", or torch's.
         network: of the checkpoint where that is not SegNet, "package.module:function", whose module is imported.
         tile: take images at their own size, in tiles of this size, such as "360x480".
         tile_overlap: pixels that tiles have in common; None: a quarter of their sides.
@@ -212,7 +249,7 @@ def load(
     Raises:
         UsageError: its network is not SegNet and not `network`; tiles that cannot be. FastsegError: no checkpoint.
     """
-    path = user_path(path)
+    path = checkpoint_of(user_path(path))
     how: dict[str, Any] = {"device": device, "dtype": dtype, "tile": tile, "tile_overlap": tile_overlap}
     return Predictor(checkpoints.read(path), source=path, network=network, **how)
 

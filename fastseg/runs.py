@@ -18,6 +18,8 @@ import click
 from fastseg import config as configs
 from fastseg.config import Config
 from fastseg.errors import UsageError
+from fastseg.texts import shown
+from fastseg.workers import is_main
 
 ROOT = Path("runs")
 PARTIAL = ".*.partial"  # files that `whole` has not put in place yet
@@ -79,6 +81,26 @@ def resumable() -> list[Path]:
 
 def last_checkpoint(run: Path) -> Path:
     return run / "checkpoints" / "last.pt"
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint that a path names: of a run's folder its best, which is said; any other path is one itself.
+
+    Raises:
+        UsageError: a folder that holds no run, or a run that has no best checkpoint yet.
+    """
+    if not path.is_dir():
+        return path
+    if not (path / "config.toml").is_file():
+        raise UsageError(f"{shown(path)}: a folder that holds no run (no config.toml); give a run's, or a checkpoint")
+    best = path / "checkpoints" / "best.pt"
+    if not best.is_file():
+        raise UsageError(
+            f"{shown(path)}: this run has no best.pt, which its first validation writes; give a checkpoint"
+        )
+    if is_main():
+        click.echo(f"{shown(path)}: a run, of which checkpoints/best.pt is taken", err=True)
+    return best
 
 
 def last_start(run: Path) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def _zoomed(part: "BatchPlan", spec: "Spec", kept: bool) -> list[View]:
         box: Sequence[float] = fitted(own, spec.size, spec.fit).size
         if spec.window is not None:
             box = [o * i / w for o, i, w in zip(own, into, spec.window, strict=True)]
-        axes = (zoomed(*sides, scale, place) for *sides, place in zip(own, box, into, places, strict=True))
+        axes = (zoomed(o, b, i, scale, place) for o, b, i, place in zip(own, box, into, places, strict=True))
         (top, height, rows, down), (left, width, columns, right) = axes
         move = Move(mirror, shift[0] + down, shift[1] + right)
         found.append(View(Box(top, left, height, width), (rows, columns), move))

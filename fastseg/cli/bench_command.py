@@ -5,7 +5,18 @@ from typing import Any
 
 import click
 
-from fastseg.cli.options import CountsType, FileType, FiniteType, PercentType, SharesType, SizeType, as_json, print_json
+from fastseg.cli.options import (
+    CURVES,
+    CountsType,
+    FileType,
+    FiniteType,
+    PercentType,
+    SharesType,
+    SizeType,
+    as_json,
+    new_file,
+    print_json,
+)
 from fastseg.errors import UsageError
 
 
@@ -105,6 +116,8 @@ def bench(
         else:
             click.echo(planning.show(found))
         return
+    if plot_path:
+        new_file(plot_path, "--plot", CURVES)
     if plot_path and what not in ("stream", "scaling", "accuracy"):
         raise UsageError(f"--plot {plot_path}: bench {what} has no curves; stream, scaling and accuracy have")
     if gpus or nproc:

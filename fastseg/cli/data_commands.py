@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fastseg.cli.options import FileType, SeedType, SizeType, as_json, print_json
+from fastseg.cli.options import SHEETS, FileType, SeedType, SizeType, as_json, new_file, print_json
 from fastseg.errors import FastsegError, UsageError
 
 data_path = click.argument("path")
@@ -253,6 +253,7 @@ def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
 @data.command()
 @data_path
 @click.option("--out", type=FileType(), default="preview.png", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @click.option("--size", default="360x480", show_default=True, help="The network's input, HEIGHTxWIDTH.")
 @crop
 @scale
@@ -262,12 +263,13 @@ def parity(path: str, split: str, as_json: bool, **options: Any) -> None:
 @fit
 @click.option("--images", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--seed", type=SeedType(), default=0, show_default=True, help="Of the sample plan.")
-def preview(path: str, out: Path, images: int, seed: int, **options: Any) -> None:
+def preview(path: str, out: Path, overwrite: bool, images: int, seed: int, **options: Any) -> None:
     """Save a sheet of training samples of the data set at PATH as the network sees them, with their labels."""
     from fastseg.overlays import write_sheet
     from fastseg.pipelines.source import TrainSource, choose_loader
     from fastseg.specs import make_plan, open_specs
 
+    new_file(out, "--out", SHEETS, overwrite=overwrite)
     config, specs = open_specs(path, splits=("train",), seed=seed, batch=images, **options)
     spec, _ = choose_loader("auto", specs["train"])
     source = TrainSource(spec, make_plan(config, spec, 1))

@@ -4,13 +4,14 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastseg.errors import UsageError
+from fastseg.texts import shown
 from fastseg.workers import LAUNCHER, this_worker
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
+CURVES = (".svg",)  # what plots are written as
+SHEETS = (".png", ".jpg", ".jpeg", ".webp")  # and pictures
 MOST_PROCESSES = 64  # without GPUs, however few cores there are
 
 
@@ -99,6 +102,18 @@ class SizeType(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+def new_file(path: Path, option: str, suffixes: Collection[str], *, overwrite: bool = False) -> None:
+    """See that a file can be written before anything is done for it; its suffix says in which format.
+
+    Raises:
+        UsageError: another suffix, or a file that is there.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"{option} {shown(path)}: a name that ends in {' or '.join(suffixes)} says what to write")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{option} {shown(path)} exists: give another name, or remove it")
+
+
 def run_options(command: Command) -> Command:
     """Options that say where and how a command computes."""
     options = (
@@ -164,8 +179,13 @@ def train_changes(*, data_name: str | None, amp: bool | None, sets: tuple[str, .
     sections |= dict.fromkeys(("seed", "device", "dtype", "loader", "cache_dir"), "runtime")
     sections |= dict.fromkeys(("sync_bn", "deterministic"), "runtime")
     flags = {f"{sections[name]}.{name}": value for name, value in options.items()}
-    if amp is not None and options["dtype"] is None:
-        flags["runtime.dtype"] = "auto" if amp else "fp32"
+    if amp is not None:
+        given, single = options["dtype"], ("fp32", "tf32")
+        if given is not None and amp == (given in single):
+            raise UsageError(
+                f"--{'' if amp else 'no-'}amp and --dtype {given}: contradict each other; give one of them"
+            )
+        flags["runtime.dtype"] = given or ("auto" if amp else "fp32")
     if data_name is not None:
         # A run is resumed from any folder.
         named = data_name in ("camvid", "synth") or is_url(data_name)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fastseg.cli.options import FileType, as_json, its_network, print_json, tile_options
+from fastseg.cli.options import FileType, as_json, its_network, new_file, print_json, tile_options
 
 
 @click.command()
@@ -64,6 +64,8 @@ def predict(
     from fastseg.predict import predict as run
     from fastseg.results import KINDS
 
+    if csv_path:
+        new_file(csv_path, "--csv", (".csv",), overwrite=overwrite)
     jobs = find_images(inputs)
     model = load(checkpoint, device=device, dtype=dtype, network=network or (), tile=tile, tile_overlap=overlap)
     console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)

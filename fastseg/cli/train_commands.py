@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastseg.cli.options import (
+    CURVES,
     FileType,
     IntervalType,
     as_json,
     changes_of,
+    new_file,
     number_of_processes,
     print_json,
     run_options,
@@ -76,6 +78,8 @@ def train(
     changes = train_changes(**options) | (checkpoint_every or {})
     if dry_run and find_lr:
         raise UsageError("--dry-run and --find-lr: give one of them")
+    if find_lr:
+        new_file(find_lr, "--find-lr", CURVES)
     before = "--dry-run" if dry_run else "--find-lr" if find_lr else None
     if before and (resume or is_worker()):
         raise UsageError(f"{before}: for a run that has not begun, in one process; leave --resume or the launcher out")
@@ -262,6 +266,8 @@ def evaluate(
 
     if mixed and against is None:
         raise UsageError("--mixed-protocols: for --against another checkpoint")
+    if csv_path:
+        new_file(csv_path, "--csv", (".csv",))
     changes = changes_of(sets, {f"runtime.{name}": value for name, value in options.items()})
     how: dict[str, Any] = {"data": data_name, "split": split, "at": at, "tta": tta, "changes": changes}
     how |= {"allow_overlap": allow_overlap, "network": network, "tile": tile, "tile_overlap": overlap}

@@ -94,7 +94,7 @@ def _assemble(
 
     with startup.part("network"):
         first = checkpoints.first_weights(config.model.init) if state is None else None
-        model, begun = _network(config, spec, first, fused=kernels == "fused", new=state is None)
+        model, taken = _network(config, spec, first, fused=kernels == "fused", new=state is None)
         micro_batch = plan.batch // (world.size * train.accumulate)
         sizes = [spec.crop or spec.size, *(phase.size for phase in phases), spec.size]
         networks.rehearse(model, sizes, micro_batch, device, dtype)
@@ -129,7 +129,7 @@ def _assemble(
         },
         trained_on=trained,
         seen=seen,
-        begun=begun,
+        begun=taken,
         left_out=len(dataset.problems),
         in_both=in_both,
         loss=torch.zeros((), device=device),

@@ -144,6 +144,12 @@ def test_data_stats_prints_weights_whose_median_class_weighs_1(call):
         (["train", "--checkpoint-every", "soon"], 2, "soon: write steps, such as 500, or minutes, such as 10m"),
         (["train", "--dry-run", "--find-lr"], 2, "--dry-run and --find-lr: give one of them"),
         (["train", "--nproc", "2", "--device", "cpu", "--find-lr"], 2, "--find-lr: tries rates in one process"),
+        (["train", "--amp", "--dtype", "fp32"], 2, "--amp and --dtype fp32: contradict each other; give one of them"),
+        (["train", "--no-amp", "--dtype", "bf16"], 2, "--no-amp and --dtype bf16: contradict each other"),
+        (["train", "--find-lr", "lr.jpg"], 2, "--find-lr lr.jpg: a name that ends in .svg says what to write"),
+        (["eval", "x.pt", "--csv", "x.txt"], 2, "--csv x.txt: a name that ends in .csv says what to write"),
+        (["data", "preview", ".", "--out", "x.svg"], 2, "--out x.svg: a name that ends in .png or .jpg or"),
+        (["bench", "--plot", "x.png"], 2, "--plot x.png: a name that ends in .svg says what to write"),
         (["bench", "accuracy", "--cap", "0"], 2, "0.0 is not in the range x>0"),
         (["bench", "accuracy", "--target", "30"], 2, "30: write shares with commas between them"),
         (["train", "--resume"], 2, "--resume needs --run; unfinished runs: none in runs/"),
@@ -202,6 +208,42 @@ def test_a_bad_label_value_stops_training_and_is_named(call, street, tmp_path):
     assert code == 1
     assert f"{label}: value 77 is not in the class map: 3 pixels, the first at x=7 y=5" in err.splitlines()[-1]
     assert call("train", "--data", "bad", *TINY, "--unknown-colours", "void")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--find-lr", "there.svg"],
+        ["eval", "x.pt", "--csv", "there.csv"],
+        ["predict", "x.pt", "photo.png", "--out", "out", "--csv", "there.csv"],
+        ["data", "preview", ".", "--out", "there.png"],
+        ["bench", "scaling", "--plot", "there.svg"],
+    ],
+)
+def test_a_file_that_is_there_stays(call, tmp_path, arguments):
+    name = next(word for word in arguments if word.startswith("there"))
+    (tmp_path / name).write_text("mine")
+    code, _, err = call(*arguments)
+    assert (code, f" {name} exists: give another name" in err) == (2, True)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_run_is_taken_for_its_best_checkpoint(call, street, tmp_path):
+    assert call("train", "--data", street, *TINY, "--run", "r")[0] == 0
+    told = "r: a run, of which checkpoints/best.pt is taken\n"
+    code, out, err = call("eval", "r", "--json")
+    assert (code, err) == (0, told)
+    assert strict(out) == strict(call("eval", "r/checkpoints/best.pt", "--json")[1])
+    photo = sorted((street / "val").iterdir())[0]
+    code, _, err = call("predict", "r", photo, "--out", "labelled")
+    assert (code, told in err) == (0, True)
+    code, _, err = call("train", "--data", street, *TINY, "--init", "r", "--dry-run")
+    assert code == 0, err
+    code, _, err = call("eval", "r", "--set", "train.lr=1")
+    assert (code, "eval --set train.lr: has no part in an evaluation; data.* and runtime.cache_dir, " in err) == (
+        2,
+        True,
+    )
 
 
 def test_debug_shows_the_traceback(tmp_path):
@@ -402,4 +444,5 @@ def test_the_home_folder_is_known_in_every_path(call, street, tmp_path, monkeypa
 
 def test_a_folder_instead_of_a_checkpoint_is_told_as_it_is(call, tmp_path):
     (tmp_path / "run").mkdir()
-    assert call("eval", "run")[::2] == (1, "fastseg: run: cannot be read: Is a directory\n")
+    told = "fastseg: run: a folder that holds no run (no config.toml); give a run's, or a checkpoint\n"
+    assert call("eval", "run")[::2] == (2, told)

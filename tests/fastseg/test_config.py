@@ -3,13 +3,15 @@
 import dataclasses
 import math
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastseg import config as configs
-from fastseg.config import Augment, Config, Data, Size, Train, assignments, override, parse_size
+from fastseg.config import Augment, Config, Data, Size, Train, assignments, from_dict, override, parse_size
 from fastseg.errors import UsageError
 
 # The published baseline: SegNet on CamVid as in MATLAB's semantic segmentation example.
@@ -346,3 +348,16 @@ def test_every_option_says_what_it_means():
     for section, cls in configs.SECTIONS.items():
         for field in dataclasses.fields(cls):
             assert field.metadata["help"], f"{section}.{field.name}"
+
+
+def test_values_may_be_numpys_and_paths():
+    changes = {"train.lr": np.float32(0.5), "train.epochs": np.int64(3), "augment.mirror": np.bool_(False)}
+    changes |= {"data.path": Path("/data/CamVid"), "data.size": np.array([24, 32]), "augment.crop": [8, 16]}
+    found = override(Config(), changes)
+    assert (found.train.lr, found.train.epochs, found.augment.mirror) == (0.5, 3, False)
+    assert (found.data.path, found.data.size, found.augment.crop) == ("/data/CamVid", Size(24, 32), Size(8, 16))
+    assert override(Config(), {"data.size": Size(24, 32)}).data.size == Size(24, 32)
+    assert from_dict(found.as_dict(), "again") == found
+    for wrong in (np.float32(0.5), [1], [1, 2, 3], ["a", "b"], np.array([1.5, 2])):
+        with pytest.raises(UsageError, match=r"^--set: data\.size"):
+            override(Config(), {"data.size": wrong})

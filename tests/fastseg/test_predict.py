@@ -111,6 +111,21 @@ def invoke(*words: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+def test_devices_and_dtypes_are_torchs_too(trained, model, street):
+    image = sorted((street / "val").iterdir())[0]
+    same = fastseg.load(trained, device=torch.device("cpu"), dtype=torch.float32)
+    assert np.array_equal(same(image), fastseg.load(trained, device="cpu", dtype="fp32")(image))
+    for wrong in ({"dtype": "fp8"}, {"dtype": torch.int8}, {"device": "tpu"}, {"device": "meta"}, {"device": 1.5}):
+        with pytest.raises(FastsegError, match=rf"^{next(iter(wrong))} .*: auto, "):
+            fastseg.load(trained, **wrong)
+
+
+def test_no_images_have_no_masks_and_an_image_has_pixels(model):
+    assert model.masks([]) == []
+    with pytest.raises(ValueError, match=r"an image with pixels is wanted, this one is \[0, 7, 3\]"):
+        model(np.zeros((0, 7, 3), np.uint8))
+
+
 def test_a_folder_of_files_of_every_kind(trained, model, street, tmp_path):
     folder = tmp_path / "in"
     (folder / "below").mkdir(parents=True)

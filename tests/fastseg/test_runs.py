@@ -297,3 +297,20 @@ def test_a_file_system_without_locks_is_said_once(tmp_path, monkeypatch, capsys)
         pass
     says = f"{tmp_path}: its file system keeps no locks; see to it that nothing else writes there\n"
     assert capsys.readouterr().err == says
+
+
+def test_a_run_is_its_best_checkpoint_and_says_so(tmp_path, capsys):
+    run = tmp_path / "a"
+    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"a: a folder that holds no run \(no config\.toml\); give a run's"):
+        runs.checkpoint_of(run)
+    (run / "config.toml").touch()
+    with pytest.raises(UsageError, match=r"a: this run has no best\.pt, which its first validation writes"):
+        runs.checkpoint_of(run)
+    best = run / "checkpoints" / "best.pt"
+    best.touch()
+    assert runs.checkpoint_of(run) == best
+    assert capsys.readouterr().err == f"{run}: a run, of which checkpoints/best.pt is taken\n"
+    assert runs.checkpoint_of(best) == best
+    assert runs.checkpoint_of(tmp_path / "none.pt") == tmp_path / "none.pt"
+    assert capsys.readouterr().err == ""
