@@ -12,6 +12,22 @@ from click.testing import CliRunner
 from PIL import Image
 
 
+def keep_to_a_share(share: str) -> None:
+    """Leave other cores to the tests that run beside these: "1/2" keeps to the first half, "2/2" to the second.
+
+    Threads of torch meet after every operation. Where one waits for a core that others have, all wait: a small training
+    on all cores takes ten times as long beside another one.
+    """
+    number, count = map(int, share.split("/"))
+    cores = sorted(os.sched_getaffinity(0))
+    if count <= len(cores):
+        os.sched_setaffinity(0, cores[(number - 1) * len(cores) // count : number * len(cores) // count])
+
+
+if "FASTSEG_TEST_CORES" in os.environ and hasattr(os, "sched_setaffinity"):  # before torch counts them
+    keep_to_a_share(os.environ["FASTSEG_TEST_CORES"])
+
+
 def pytest_collection_modifyitems(items):
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
