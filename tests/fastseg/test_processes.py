@@ -38,7 +38,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 TINY = {"data.size": "32x48", "model.depth": 1, "train.batch": 2, "train.epochs": 8, "train.ema": 0.9}
 TINY |= {"train.validate_every": 4, "train.checkpoint_steps": 3, "runtime.log_every": 2, "runtime.device": "cpu"}
 TINY |= {"train.grow_from": 1.0, "runtime.threads": 1}  # sums of other parts are rounded otherwise
-TINY |= {"data.loader": "reference"}  # to import DALI takes each process seconds; worker.py does
+TINY |= {"runtime.loader": "reference"}  # to import DALI takes each process seconds; worker.py does
 
 
 def sets(**changes: object) -> list[str]:

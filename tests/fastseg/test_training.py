@@ -409,7 +409,7 @@ def test_all_four_layouts_train_and_evaluate_to_identical_results(tmp_path, load
 @pytest.mark.parametrize("kernels", ["torch", "fused"])
 def test_two_processes_train_one_run_and_evaluate_as_one(street, tmp_path, kernels):
     run = tmp_path / "run"
-    changes = TINY | {"runtime.kernels": kernels, "data.loader": "reference"}  # DALI's import takes seconds
+    changes = TINY | {"runtime.kernels": kernels, "runtime.loader": "reference"}  # DALI's import takes seconds
     sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "fastseg", "train", "--data", str(street), "--recipe", "fast", *sets]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
