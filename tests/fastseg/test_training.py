@@ -125,11 +125,18 @@ def test_other_data_than_the_runs_is_refused_with_what_differs(street, tmp_path)
     assert str(error.value) == f"--resume --data: {says}val differs by 1 of 4 ({gone.stem})"
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(street, tmp_path_factory) -> Path:
+    """A run of 12 steps."""
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(tiny(street), run)
+    return run
+
+
 @pytest.mark.parametrize("step", [0, 3, 4, 9])
-def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(street, tmp_path, monkeypatch, step):
+def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(street, tmp_path, monkeypatch, step, uninterrupted):
     # 8 images in batches of 2: epochs of 4 steps. A step before the first checkpoint, one inside an epoch, both edges.
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(tiny(street), whole)
+    whole, killed = uninterrupted, tmp_path / "killed"
     calls, real = iter(range(100)), Step.step
 
     def dying(self, images, labels, lr):
@@ -151,12 +158,21 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(street, tmp_path, mon
         ]
 
 
+GROWING = {"train__epochs": 4, "train__grow_from": 0.5, "train__checkpoint_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def grown(street, tmp_path_factory) -> Path:
+    """A run of 16 steps: 16x24 until step 5, 24x36 until step 10, then 32x48."""
+    run = tmp_path_factory.mktemp("grown") / "run"
+    train(tiny(street, **GROWING), run)
+    return run
+
+
 @pytest.mark.parametrize("step", [1, 5, 9])
-def test_a_run_whose_images_grow_goes_on_with_the_size_of_its_step(street, tmp_path, monkeypatch, step):
-    # 16 steps: 16x24 until step 5, 24x36 until step 10, then 32x48.
-    whole, killed, calls, seen = tmp_path / "whole", tmp_path / "killed", iter(range(100)), []
-    config = tiny(street, train__epochs=4, train__grow_from=0.5, train__checkpoint_steps=1)
-    train(config, whole)
+def test_a_run_whose_images_grow_goes_on_with_the_size_of_its_step(street, tmp_path, monkeypatch, step, grown):
+    whole, killed, calls, seen = grown, tmp_path / "killed", iter(range(100)), []
+    config = tiny(street, **GROWING)
 
     real = Step.step
 
