@@ -20,12 +20,13 @@ demo: .venv/done ## train SegNet on synthetic street scenes and write a report (
 	$(BIN)/fastseg train --data synth --recipe fast --size 48x72 --epochs 4 --set train.grow_from=1
 
 PROCESSES := tests/fastseg/test_processes.py
-# Two at a time, of about the same length: most tests keep one core busy. The output of the second follows that of the first.
+# Two at a time, of about the same length, each on half of the cores (tests/conftest.py). The output of the second follows
+# that of the first.
 test: .venv/done ## run every test that this machine can run
-	@mkdir -p build; \
+	@mkdir -p build; export FASTSEG_TEST_CORES=2/2; \
 	($(BIN)/python -m pytest tests/faults && $(BIN)/python -m pytest $(PROCESSES) \
 		&& TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels) > build/second.txt 2>&1 & second=$$!; \
-	$(BIN)/python -m pytest --ignore tests/faults --ignore $(PROCESSES); first=$$?; \
+	FASTSEG_TEST_CORES=1/2 $(BIN)/python -m pytest --ignore tests/faults --ignore $(PROCESSES); first=$$?; \
 	wait $$second; second=$$?; cat build/second.txt; exit $$((first | second))
 
 # The lower bounds of pyproject.toml: GPU machines and NVIDIA's containers lag behind. torch 2.11 wants an older setuptools.

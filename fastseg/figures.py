@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -34,6 +35,7 @@ class Curve:
 def drawing(name: str) -> contextlib.AbstractContextManager:
     """matplotlib's settings for a figure that `inline` makes a part of a page."""
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}
+    style |= dict.fromkeys(("figure.facecolor", "figure.edgecolor", "axes.facecolor"), "none")
     style |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK)
     return rc_context(style)
 
@@ -85,7 +87,7 @@ def inline(figure: Figure, name: str, label: str) -> Markup:
     """A figure as SVG inside an HTML page: no header, no global style, its own ids, colours from CSS."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)  # `savefig` draws twice, the first time for the layout
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)

@@ -5,6 +5,7 @@ answers at once and works on a machine without a GPU. The page loads nothing fro
 """
 
 import base64
+import functools
 import json
 import math
 import time
@@ -130,11 +131,16 @@ def _silent(run: Path) -> bool:
     return time.time() - (run / "log.jsonl").stat().st_mtime > SILENT_SECONDS
 
 
-def _render(template: str, /, **values: Any) -> str:
+@functools.cache  # a run writes its page again and again, and keeps the templates as they are compiled
+def _templates() -> jinja2.Environment:
     loader = jinja2.PackageLoader("fastseg")
     env = jinja2.Environment(loader=loader, autoescape=True, finalize=_dash, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"percent": _percent, "number": _number, "duration": _duration, "pasted": pasted}
-    return env.get_template(template).render(**values)
+    return env
+
+
+def _render(template: str, /, **values: Any) -> str:
+    return _templates().get_template(template).render(**values)
 
 
 def _embedded(path: Path) -> str | None:

@@ -12,6 +12,22 @@ from click.testing import CliRunner
 from PIL import Image
 
 
+def keep_to_a_share(share: str) -> None:
+    """Leave other cores to the tests that run beside these: "1/2" keeps to the first half, "2/2" to the second.
+
+    Threads of torch meet after every operation. Where one waits for a core that others have, all wait: a small training
+    on all cores takes ten times as long beside another one.
+    """
+    number, count = map(int, share.split("/"))
+    cores = sorted(os.sched_getaffinity(0))
+    if count <= len(cores):
+        os.sched_setaffinity(0, cores[(number - 1) * len(cores) // count : number * len(cores) // count])
+
+
+if "FASTSEG_TEST_CORES" in os.environ and hasattr(os, "sched_setaffinity"):  # before torch counts them
+    keep_to_a_share(os.environ["FASTSEG_TEST_CORES"])
+
+
 def pytest_collection_modifyitems(items):
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
@@ -28,6 +44,18 @@ def home(tmp_path_factory):
     """What fastseg keeps for its user is not kept for tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTSEG_DATA", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+DRAWN = ("test_report", "test_report_browser", "test_cli", "test_readme", "test_docs", "test_house")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn(request):
+    """A report's curves take longer than a small training: DRAWN draws them, and so does each command of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem not in DRAWN:
+            patch.setattr("fastseg.report.two_curves", lambda *_: None)
         yield
 
 

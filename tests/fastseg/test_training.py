@@ -152,11 +152,18 @@ def test_other_data_than_the_runs_is_refused_with_what_differs(street, tmp_path)
     assert str(error.value) == f"--resume --data: {says}val differs by 1 of 4 ({gone.stem})"
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(street, tmp_path_factory) -> Path:
+    """A run of 12 steps."""
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(tiny(street), run)
+    return run
+
+
 @pytest.mark.parametrize("step", [0, 3, 4, 9])
-def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(street, tmp_path, monkeypatch, step):
+def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(street, tmp_path, monkeypatch, step, uninterrupted):
     # 8 images in batches of 2: epochs of 4 steps. A step before the first checkpoint, one inside an epoch, both edges.
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(tiny(street), whole)
+    whole, killed = uninterrupted, tmp_path / "killed"
     calls, real = iter(range(100)), Step.step
 
     def dying(self, images, labels, lr):
@@ -178,12 +185,21 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(street, tmp_path, mon
         ]
 
 
+GROWING = {"train__epochs": 4, "train__grow_from": 0.5, "train__checkpoint_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def grown(street, tmp_path_factory) -> Path:
+    """A run of 16 steps: 16x24 until step 5, 24x36 until step 10, then 32x48."""
+    run = tmp_path_factory.mktemp("grown") / "run"
+    train(tiny(street, **GROWING), run)
+    return run
+
+
 @pytest.mark.parametrize("step", [1, 5, 9])
-def test_a_run_whose_images_grow_goes_on_with_the_size_of_its_step(street, tmp_path, monkeypatch, step):
-    # 16 steps: 16x24 until step 5, 24x36 until step 10, then 32x48.
-    whole, killed, calls, seen = tmp_path / "whole", tmp_path / "killed", iter(range(100)), []
-    config = tiny(street, train__epochs=4, train__grow_from=0.5, train__checkpoint_steps=1)
-    train(config, whole)
+def test_a_run_whose_images_grow_goes_on_with_the_size_of_its_step(street, tmp_path, monkeypatch, step, grown):
+    whole, killed, calls, seen = grown, tmp_path / "killed", iter(range(100)), []
+    config = tiny(street, **GROWING)
 
     real = Step.step
 
@@ -202,23 +218,6 @@ def test_a_run_whose_images_grow_goes_on_with_the_size_of_its_step(street, tmp_p
     monkeypatch.setattr(Step, "step", noting)
     train(config, killed, resume=True)
     assert seen == [(16, 24)] * 5 + [(24, 36)] * 5 + [(32, 48)] * 6
-    assert same_bits(whole, killed)
-
-
-@pytest.mark.slow
-def test_kill_9_then_resume_gives_the_weights_of_the_uninterrupted_run(street, tmp_path):
-    flags = [f"--{key}={value}" for key, value in {"data": street, "recipe": "fast", "size": "32x48"}.items()]
-    flags += [part for key, value in TINY.items() if key != "data.size" for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "fastseg", "train"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, *flags, "--run", str(whole)], check=True, capture_output=True)
-    process = subprocess.Popen([*command, *flags, "--run", str(killed)], stderr=subprocess.DEVNULL)
-    while not events(killed, "val"):
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    subprocess.run([*command, "--resume", "--run", str(killed)], check=True, capture_output=True)
     assert same_bits(whole, killed)
 
 
@@ -453,7 +452,7 @@ def test_all_four_layouts_train_and_evaluate_to_identical_results(tmp_path, load
 @pytest.mark.parametrize("kernels", ["torch", "fused"])
 def test_two_processes_train_one_run_and_evaluate_as_one(street, tmp_path, kernels):
     run = tmp_path / "run"
-    changes = TINY | {"runtime.kernels": kernels}
+    changes = TINY | {"runtime.kernels": kernels, "runtime.loader": "reference"}  # DALI's import takes seconds
     sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "fastseg", "train", "--data", str(street), "--recipe", "fast", *sets]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -16,6 +16,7 @@ from fastseg.pipelines.growing import Phase, plan_phases
 from fastseg.profiling import session
 
 TINY = ["--recipe", "fast", "--size", "32x48", "--batch", "2", "--set", "model.depth=1", "--device", "cpu"]
+TINY += ["--loader", "reference"]  # to import DALI takes each process seconds
 
 
 def test_steps_after_the_warm_up_are_recorded_and_their_parts_add_up(street, tmp_path, monkeypatch):
