@@ -53,6 +53,14 @@ for batch in 4 16 8 32; do
     step "model-batch-$batch" 150 "$fastseg bench model --device cuda --size 360x480 --batch $batch --json > '$out/model-batch-$batch.json'"
 done
 step run 180 "$fast --epochs 30 --set train.validate_every=5 --run '$out/run'"
+# What each regulariser is worth in a long run, on a sequence of the training images that none of them trains on.
+if [ "$data" != synth ]; then
+    step dev 20 "sed 's#CAMVID#$data#' bench/camvid-dev.toml > '$out/dev.toml' && $fastseg data check '$out/dev.toml'"
+    long="$fastseg train --data '$out/dev.toml' --recipe fast --size 360x480 --device cuda --epochs 100 --set train.validate_every=20"
+    step long-plain 150 "$long --run '$out/long-plain'"
+    step long-scale 150 "$long --set augment.scale=2 --run '$out/long-scale'"
+    step long-colour 150 "$long --set augment.colour=0.3 --run '$out/long-colour'"
+fi
 step profile 90 "$fastseg profile --data '$data' --recipe fast --size 360x480 --device cuda --out '$out/profile'"
 # The operators, kernel by kernel and map by map.
 for batch in 4 16; do

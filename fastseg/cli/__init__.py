@@ -115,6 +115,9 @@ def main(debug: bool) -> None:
     """
     # torch's profiler reads it when torch is imported; it would report as an error that a machine has no GPU.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    # So does OpenMP, whose threads would spin for milliseconds at each of a step's meetings, on cores that others want.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 for command in (data, train, evaluate, report, predict, export, repro, bench, profile, doctor):

@@ -24,6 +24,8 @@ from fastseg.bench import ladder as bench_ladder
 from fastseg.bench import model as bench_model
 from fastseg.bench.peers import plain_step
 from fastseg.config import Model
+from fastseg.data.layouts import find
+from fastseg.data.split import apply
 from fastseg.data.synth import write
 from fastseg.distributed import Precision, choose_dtype
 from fastseg.errors import FastsegError, UsageError
@@ -648,12 +650,17 @@ def test_the_script_for_a_gpu_machine_runs_every_part_in_the_order_of_its_worth(
         "model-batch-8",
         "model-batch-32",
         "run",
+        "dev",
+        "long-plain",
+        "long-scale",
+        "long-colour",
         "profile",
     ]
     order += ["kernels-batch-4", "kernels-batch-16", "parity", "pipelines", "fill", "start", "jpeg", "data"]
     order += ["eager", "fp16", "resume"]
     assert list(steps)[: len(order)] == order
     assert "-m gpu tests/kernels tests/fastseg" in steps["tests"]
+    assert "'s#CAMVID#/data/CamVid#' bench/camvid-dev.toml > '/tmp/found/dev.toml'" in steps["dev"]
     for what, batches in (("kernels", (4, 16)), ("model", (4, 8, 16, 32)), ("ladder", (4, 16))):
         for batch in batches:
             line = steps[f"{what}-batch-{batch}"]
@@ -661,6 +668,18 @@ def test_the_script_for_a_gpu_machine_runs_every_part_in_the_order_of_its_worth(
             assert f"--batch {batch} " in line
             assert line.endswith(f"--json > '/tmp/found/{what}-batch-{batch}.json'")
     assert all("/data/CamVid" in steps[name] for name in ("run", "profile", "parity", "fill", "start", "data", "fp16"))
+
+
+@pytest.mark.camvid
+def test_the_split_for_choosing_a_recipe_is_of_training_images_alone_and_keeps_a_sequence(camvid, tmp_path):
+    text = Path(bench_kernels.__file__).with_name("camvid-dev.toml").read_text()
+    (tmp_path / "dev.toml").write_text(text.replace("CAMVID", str(camvid)))
+    dataset = find(tmp_path / "dev.toml")
+    parts = apply(dataset, "auto", 0)
+    assert {name: len(pairs) for name, pairs in parts.items()} == {"train": 266, "val": 101}
+    assert {Path(pair.image).parent for pairs in parts.values() for pair in pairs} == {camvid / "train"}
+    assert {pair.stem.split("_")[0] for pair in parts["val"]} == {"0006R0"}
+    assert dataset.classes.names == find(camvid).classes.names
 
 
 def test_the_script_for_a_gpu_machine_goes_on_after_a_failure_and_ends_in_time(tmp_path):
