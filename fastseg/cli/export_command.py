@@ -17,6 +17,7 @@ from fastseg.cli.options import FileType, as_json, its_network, print_json
 def export(checkpoint: Path, out: Path, opset: int | None, overwrite: bool, network: str | None, as_json: bool) -> None:
     """Write a network for other programs, and check that they compute the same.
 
+    CHECKPOINT is a file, or a run's folder, whose best one is taken.
     The input is uint8[B, 3, H, W], the output float32 scores [B, C, H, W]; normalisation is inside. In ONNX
     a SegNet takes images of any size, and does best at the network's; other exports take that one alone.
     """

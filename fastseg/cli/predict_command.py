@@ -51,6 +51,7 @@ def predict(
 ) -> None:
     """Label images: INPUTS are files, folders, or globs in quotes.
 
+    CHECKPOINT is a file, or a run's folder, whose best one is taken.
     OUT/index has the class of each pixel as its grey value, OUT/color the same with a palette, OUT/overlay the photo
     with the classes over it; all in the photo's own size. On the way photos are resized to the network's size, unless
     --tile cuts them. A file that cannot be read is named and left out, and the exit code is 1.

@@ -255,6 +255,7 @@ def evaluate(
 ) -> None:
     """Print the scores of a checkpoint, with the protocol that gives them meaning.
 
+    CHECKPOINT is a file, or a run's folder, whose best one is taken.
     With --against it says what the other checkpoint changed: the difference of mIoU with its 95 % interval, by a paired
     bootstrap over images.
     """
