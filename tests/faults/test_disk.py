@@ -208,7 +208,8 @@ class Predict(Work):
 
     @staticmethod
     def files(folder: Path) -> dict[str, bytes]:
-        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        seen = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+        return {str(p.relative_to(folder)): p.read_bytes() for p in seen}
 
     def intact(self, folder):
         found, wanted = self.files(folder / "out"), self.files(self.wanted)

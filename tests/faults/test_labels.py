@@ -164,17 +164,16 @@ def test_one_unreadable_file(copy_of, call, row, fault, problem, broken, side):
 
 def test_a_void_label_in_a_batch_of_its_own(copy_of, call, row, tmp_path):
     folder, labels = copy_of("void")
-    for path in labels:
-        if path != labels[0]:
-            path.unlink()
+    for path in labels[2:]:
+        path.unlink()
     Image.fromarray(np.full_like(values(labels[0]), 11)).save(labels[0])
-    changes = ["--set", "train.weight_decay=0", "--set", "train.schedule=constant", "--set", "train.max_steps=3"]
-    code, _, err = call("train", "--data", folder, *TINY, *changes, "--set", "runtime.log_every=1", "--run", "run")
-    assert code == 0
+    changes = ["--batch", "1", "--set", "runtime.log_every=1"]
+    code, _, err = call("train", "--data", folder, *TINY, *changes, "--run", "run")
+    assert code == 0, err
     events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     lines = [event for event in events if event["event"] == "train"]
-    assert [line["loss"] for line in lines] == [0.0] * len(lines)
-    assert [line["void_steps"] for line in lines] == list(range(1, len(lines) + 1))
+    assert sorted(line["loss"] > 0 for line in lines) == [False, True]  # an epoch, in whatever order
+    assert [line["void_steps"] for line in lines] in ([0, 1], [1, 1])
     assert "  1 step all void  " in err
     row("label entirely void, alone in its batch", "loss 0, no gradient; the log counts `1 step all void`", "-")
 
