@@ -8,7 +8,6 @@ import difflib
 import functools
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -278,7 +277,7 @@ def _converted(value: Any, wanted: Any, key: str) -> Any:
     if wanted is Size:
         if isinstance(value, str):  # which its section parses
             return value
-        if isinstance(value, Sequence | np.ndarray) and len(value) == 2:
+        if isinstance(value, tuple) or (isinstance(value, np.ndarray) and value.shape == (2,)):
             return tuple(side.item() if isinstance(side, np.generic) else side for side in value)
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:  # a checkpoint may hold what TOML may not
         raise UsageError(f"{key}: wants a number of at most 64 bits")

@@ -102,16 +102,20 @@ class SizeType(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-def new_file(path: Path, option: str, suffixes: Collection[str], *, overwrite: bool = False) -> None:
+def new_file(path: Path, option: str, suffixes: Collection[str], *, overwrite: bool | None = None) -> None:
     """See that a file can be written before anything is done for it; its suffix says in which format.
+
+    Args:
+        overwrite: whether it may replace one that is there; None: the command has no such option.
 
     Raises:
         UsageError: another suffix, or a file that is there.
     """
     if path.suffix.lower() not in suffixes:
         raise UsageError(f"{option} {shown(path)}: a name that ends in {' or '.join(suffixes)} says what to write")
+    cure = "remove it" if overwrite is None else "--overwrite"
     if path.exists() and not overwrite:
-        raise UsageError(f"{option} {shown(path)} exists: give another name, or remove it")
+        raise UsageError(f"{option} {shown(path)} exists: give another name, or {cure}")
 
 
 def run_options(command: Command) -> Command:

@@ -21,7 +21,8 @@ from fastseg.texts import shown
 
 WEIGHTINGS = ("median-frequency", "sqrt-median-frequency", "none")
 REMEMBERED = 100  # files of a kind that are kept at most; the counts of several processes' shares are as many
-UNUSABLE = (OSError, ValueError, TypeError, KeyError, UsageError)  # what reading a file of any content may raise
+# What reading a file of any content may raise, or a user without a home folder.
+UNUSABLE = (OSError, ValueError, TypeError, KeyError, RecursionError, UsageError)
 
 
 @dataclass(frozen=True)

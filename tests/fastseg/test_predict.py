@@ -383,12 +383,12 @@ def test_results_take_no_images_place(trained, street, tmp_path):
     code, _, err = invoke(*words, "--out", tmp_path)
     assert (code, "index/a.png would be written over the image" in err) == (2, True)
     code, _, err = invoke(*words, "--out", tmp_path / "out", "--csv", tmp_path / "index" / "a.png")
-    assert (code, "index/a.png would be written over the image" in err) == (2, True)
+    assert (code, "index/a.png: a name that ends in .csv says what to write" in err) == (2, True)
     assert (tmp_path / "index" / "a.png").read_bytes() == before
     (tmp_path / "counts.csv").write_text("mine")
     words = [trained, tmp_path / "index", "--out", tmp_path / "out", "--csv", tmp_path / "counts.csv"]
     code, _, err = invoke(*words)
-    assert (code, "counts.csv exists: give another folder, or --overwrite" in err) == (2, True)
+    assert (code, "counts.csv exists: give another name, or --overwrite" in err) == (2, True)
 
 
 def test_no_two_results_have_the_same_name():

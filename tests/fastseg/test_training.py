@@ -517,7 +517,7 @@ def test_a_run_that_exists_is_never_overwritten(street, tmp_path):
             {"data__size": "16x16", "model__depth": 5, "train__batch": 1, "train__grow_from": 0.5},
             "1 image of 8x8, with which train.grow_from begins, the deepest maps are one pixel",
         ),
-        ({"model__depth": 6}, "model.depth 6: from 1 to 5"),
+        ({"model__depth": 6}, "model.depth = 6: 5 or less"),
         ({"train__global_batch": 5, "train__accumulate": 2}, "train.global_batch: 5 images cannot be shared out to 1"),
         ({"runtime__sync_bn": True, "runtime__device": "cpu"}, "--sync-bn: torch synchronises batch norm between GPUs"),
     ],

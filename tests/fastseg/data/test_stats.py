@@ -10,7 +10,7 @@ from fastseg.data import stats
 from fastseg.data.classes import VOID, ClassMap, camvid_colored, camvid_indexed
 from fastseg.data.layouts import Pair, find
 from fastseg.data.stats import Counts, class_weights, count, count_once
-from fastseg.errors import FastsegError
+from fastseg.errors import FastsegError, UsageError
 
 FOUR = ClassMap(tuple("abcd"), ((0, 0, 0),) * 4, from_index={0: 0, 1: 1, 2: 2, 3: 3, 11: VOID})
 FIRST = [[0, 0, 1, 1], [1, 11, 11, 0]]  # a 3, b 3, void 2 of 8
@@ -191,7 +191,7 @@ def test_a_home_that_cannot_be_written_to_is_no_error(pairs, decoded, tmp_path):
 
 def test_a_user_without_a_home_is_no_error(pairs, decoded, monkeypatch):
     def homeless():
-        raise RuntimeError("Could not determine home directory.")
+        raise UsageError("no home folder")
 
     monkeypatch.setattr(stats, "home", homeless)
     assert as_worked_by_hand(count_once(pairs(FIRST, SECOND), FOUR, threads=1))
