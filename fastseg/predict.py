@@ -20,7 +20,7 @@ from fastseg import config as configs
 from fastseg.config import Size
 from fastseg.data.decode import decode_image, orientation, rgb_of, turned
 from fastseg.data.layouts import find
-from fastseg.data.pairs import Dataset, data_folders, entries, is_companion, is_image
+from fastseg.data.pairs import Dataset, data_folders, entries, is_companion, is_image, walk
 from fastseg.data.tiff import TiffRows, is_large
 from fastseg.distributed import choose_device, choose_dtype
 from fastseg.errors import FastsegError, UsageError
@@ -263,9 +263,7 @@ def images_below(root: Path) -> list[Path]:
         UsageError: a dataset.toml that is no description, so that nobody knows which files are labels.
     """
     found: list[Path] = []
-    for folder, folders, names in os.walk(root):
-        here = Path(folder)
-        folders[:] = data_folders(here, folders)
+    for here, folders, names in walk(root):
         try:
             dataset = find(here)
         except FastsegError:

@@ -346,3 +346,11 @@ def test_every_option_says_what_it_means():
     for section, cls in configs.SECTIONS.items():
         for field in dataclasses.fields(cls):
             assert field.metadata["help"], f"{section}.{field.name}"
+
+
+def test_a_size_that_nothing_could_train_on_is_refused():
+    assert parse_size("16384x16384") == Size(16384, 16384)
+    with pytest.raises(
+        UsageError, match=r"data\.size: 99999x99999: at most 16384 pixels a side; of larger images take"
+    ):
+        override(Config(), {"data.size": "99999x99999"}, "train")

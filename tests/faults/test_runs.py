@@ -446,6 +446,9 @@ def test_sizes_that_fit_nowhere(call, copy_of, row):
     says = said(call, "train", "--data", folder, "--batch", "4", "--global-batch", "8", code=2)
     assert says == "train: train.batch = 4 and train.global_batch = 8: give one of them, the other is 0"
     row("a batch per device and one of all devices", says, "--batch or --global-batch")
+    says = said(call, "train", "--data", "nowhere", "--size", "99999x99999", code=2)
+    assert says.endswith("data.size: 99999x99999: at most 16384 pixels a side; of larger images take windows or tiles")
+    row("`--size 99999x99999`", says, "augment.crop, train.scale, or `predict --tile`")
 
 
 # Options
