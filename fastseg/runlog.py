@@ -275,13 +275,20 @@ class Figures:
         for heads in (self.heads, [max(head.split(), key=len) for head in self.heads]):  # in a line, or in several
             widths = [max(map(cell_len, column)) for column in zip(heads, *rows, strict=True)]
             room = options.max_width - sum(widths[1:]) - 3 * len(widths) - 1
-            if room >= min(widths[0], self.LEAST):
+            # A name is folded only where no shorter head makes room for all of it.
+            if room >= (widths[0] if heads is self.heads else min(widths[0], self.LEAST)):
                 yield self._table([min(widths[0], room), *widths[1:]])
                 return
-        yield self.title
+        if self.title:
+            yield self.title
         for name, *figures in rows:
             yield Text(name)
-            told = [f" {head} {figure}" for head, figure in zip(self.heads[1:], figures, strict=True) if figure]
+            told: list[str] = []
+            for head, figure in zip(self.heads[1:], figures, strict=True):
+                both = f" {head} {figure}"
+                told += (
+                    ([both] if cell_len(both) <= options.max_width else [f" {head}", f" {figure}"]) if figure else []
+                )
             line = ""
             for part in told:
                 if line and cell_len(line + part) > options.max_width:
@@ -291,7 +298,7 @@ class Figures:
             yield Text(line)
 
     def _table(self, widths: Sequence[int]) -> Table:
-        table = Table(title=self.title, title_justify="left", show_footer=bool(self.foot))
+        table = Table(title=self.title or None, title_justify="left", show_footer=bool(self.foot))
         for number, (head, foot) in enumerate(zip(self.heads, self.foot or [""] * len(widths), strict=True)):
             justify: Literal["left", "right"] = "right" if number else "left"
             table.add_column(head, foot, justify=justify, overflow="fold", width=widths[number])

@@ -1,5 +1,7 @@
 """The log's views: what a terminal and TensorBoard show of an event."""
 
+import json
+
 import pytest
 from PIL import Image
 from rich.cells import cell_len
@@ -122,3 +124,17 @@ def test_names_give_way_on_a_narrow_terminal_and_figures_do_not(name):
             assert figure in table, width
         lines = [line for line in table.splitlines() if line.strip() != name]  # which stands alone where it must
         assert max(map(cell_len, lines)) <= width
+
+
+@pytest.mark.parametrize("columns", [20, 60, 200])
+def test_counts_of_classes_fit_a_narrow_terminal(call, street, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, _ = call("data", "stats", street)
+    assert code == 0
+    lines = out.splitlines()[1:]
+    assert max(map(cell_len, lines)) <= columns
+    classes = json.loads(call("data", "stats", street, "--json")[1])["classes"]
+    for row in classes:
+        assert row["name"][:8] in out
+        for figure in (f"{row['pixels']:,}", f"{row['image_pixels']:,}", f"{row['frequency']:.5f}"):
+            assert any(figure in line for line in lines)
