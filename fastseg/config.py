@@ -24,7 +24,9 @@ from fastseg.workers import LAUNCHER, is_main
 
 FITS = ("squeeze", "letterbox")
 RECIPES = Path(__file__).parent / "recipes"
-MOST_PIXELS, MOST_IMAGES = 99_999, 1_000_000  # of a side, as `parse_size` has it; of a step
+# Of a side: at this size one image takes 3 GB in fp32, and the first 64 channels of it 69 GB, so that no larger one can
+# be trained on; and of a step.
+MOST_PIXELS, MOST_IMAGES = 16_384, 1_000_000
 MOST_EPOCHS, MOST_THREADS, MOST_SECONDS, MOST_MIB = 1_000_000, 10_000, 100_000_000, 1_000_000
 
 
@@ -42,13 +44,16 @@ def parse_size(value: str | tuple[int, int], least: int = 1) -> Size:
     """The size of "HEIGHTxWIDTH" or (height, width).
 
     Raises:
-        ValueError: not two whole numbers, `least` or more and of at most five digits, with an x between them.
+        ValueError: not two whole numbers, `least` or more and at most MOST_PIXELS, with an x between them.
     """
     text = value if isinstance(value, str) else "x".join(map(brief, value))
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(p.isdecimal() and len(p) <= 5 and int(p) >= least for p in parts):
         raise ValueError(f"{brief(text)} is no size: write HEIGHTxWIDTH, such as 360x480")
-    return Size(*map(int, parts))
+    size = Size(*map(int, parts))
+    if max(size) > MOST_PIXELS:
+        raise ValueError(f"{size}: at most {MOST_PIXELS} pixels a side; of larger images take windows or tiles")
+    return size
 
 
 def _option(

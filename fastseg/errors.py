@@ -3,6 +3,8 @@
 The command line prints them without a traceback (`--debug` shows one) and exits with `exit_code`.
 """
 
+import signal
+
 
 class FastsegError(Exception):
     """Work that failed: bad data, a missing file, a run that cannot go on."""
@@ -21,9 +23,26 @@ class LostError(FastsegError):
 
 
 class StoppedError(FastsegError):
-    """A run that was asked to stop by a signal and has saved all it did."""
+    """A run that was asked to stop by a signal and has saved all it did.
+
+    Args:
+        number: the signal's.
+    """
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: come back later
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class EndedError(FastsegError):
+    """Work that a signal has ended, with nothing saved of it."""
+
+    def __init__(self, number: int, more: str = "") -> None:
+        said = "interrupted" if number == signal.SIGINT else f"{signal.Signals(number).name}: ended"
+        super().__init__(said + more)
+        self.exit_code = 128 + number
 
 
 def first_line(error: BaseException) -> str:

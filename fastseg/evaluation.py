@@ -27,7 +27,7 @@ from fastseg.distributed import World, choose_dtype, join
 from fastseg.errors import FastsegError, UsageError
 from fastseg.kernels import launch
 from fastseg.kernels.confusion import confusion, torch_confusion
-from fastseg.metrics import Comparison, Scores, bootstrap, compare, interval, miou_of, null_if_nan, resampled
+from fastseg.metrics import Comparison, Scores, bootstrap, compare, interval, miou_of, null_if_nan
 from fastseg.network import admit
 from fastseg.pipelines.fit import covered
 from fastseg.pipelines.source import Spec, choose_loader, evaluation_batches
@@ -371,7 +371,7 @@ def _document(found: Counted, spec: Spec) -> dict[str, Any]:
     summary = scores.summary(names)
     for row, value in zip(summary["classes"], by_class, strict=True):
         row["boundary_f1"] = null_if_nan(value)
-    sure = interval(scores.miou, bootstrap(found.confusions, resampled(len(found.confusions))))
+    sure = interval(scores.miou, bootstrap(found.confusions)[0])
     images = zip(spec.pairs, miou_of(found.confusions), found.confusions, by_image, strict=True)
     return summary | {
         "miou_interval": [null_if_nan(sure.low), null_if_nan(sure.high)],

@@ -3,12 +3,14 @@
 The images' own matrices say which of them are worst, and how sure a score is.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 RESAMPLES = 2000
+DRAWN = 1 << 21  # images of samples that are in memory at a time, 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -107,15 +109,24 @@ def miou_of(confusions_NCC: np.ndarray) -> np.ndarray:
     return _ratio(np.where(present, ious, 0).sum(-1), present.sum(-1))
 
 
-def resampled(images: int) -> np.ndarray:
-    """int64[RESAMPLES, images]: how often each image is in each sample with replacement; always the same ones."""
-    return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
+def resampled(images: int) -> Iterator[np.ndarray]:
+    """int64[n, images], of all RESAMPLES samples with replacement a few at a time: how often each image is in each.
+
+    Always the same ones.
+    """
+    rng, shares = np.random.default_rng(0), np.full(images, 1 / images)
+    for start in range(0, RESAMPLES, few := max(1, DRAWN // images)):
+        yield rng.multinomial(images, shares, size=min(few, RESAMPLES - start))
 
 
-def bootstrap(confusions_NCC: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """float64[RESAMPLES]: mIoU over each sample of images, as `resampled` gives them."""
-    images, classes, _ = confusions_NCC.shape
-    return miou_of((weights @ confusions_NCC.reshape(images, -1)).reshape(-1, classes, classes))
+def bootstrap(*confusions_NCC: np.ndarray) -> np.ndarray:
+    """float64[K, RESAMPLES]: mIoU of K networks over each sample of images, as `resampled` gives them."""
+    images, classes, _ = confusions_NCC[0].shape
+    flat = [each.reshape(images, -1) for each in confusions_NCC]
+    parts = [
+        [miou_of((weights @ each).reshape(-1, classes, classes)) for each in flat] for weights in resampled(images)
+    ]
+    return np.concatenate(parts, axis=1)
 
 
 def interval(value: float, samples: np.ndarray) -> Interval:
@@ -141,8 +152,8 @@ class Comparison(NamedTuple):
 
 def compare(a_NCC: np.ndarray, b_NCC: np.ndarray) -> Comparison:
     """Two networks on the same images, in the same order."""
-    weights = resampled(len(a_NCC))
-    samples = bootstrap(b_NCC, weights) - bootstrap(a_NCC, weights)
+    before, now = bootstrap(a_NCC, b_NCC)
+    samples = now - before
     value = Scores(b_NCC.sum(0)).miou - Scores(a_NCC.sum(0)).miou
     each = miou_of(b_NCC) - miou_of(a_NCC)
     chance = 2 * min((samples <= 0).mean(), (samples >= 0).mean())

@@ -20,7 +20,7 @@ from fastseg import config as configs
 from fastseg.config import Size
 from fastseg.data.decode import decode_image, orientation, rgb_of, turned
 from fastseg.data.layouts import find
-from fastseg.data.pairs import Dataset, data_folders, entries, is_companion, is_image
+from fastseg.data.pairs import Dataset, data_folders, entries, is_companion, is_image, walk
 from fastseg.data.tiff import TiffRows, is_large
 from fastseg.distributed import choose_device, choose_dtype
 from fastseg.errors import FastsegError, UsageError
@@ -29,7 +29,7 @@ from fastseg.pipelines.fit import covered, fitted
 from fastseg.pipelines.resize import resize_image
 from fastseg.pipelines.source import normalise
 from fastseg.results import note_results, refuse_overwriting, strip_of, targets, write_counts, writing
-from fastseg.runs import checkpoint_of
+from fastseg.runs import checkpoint_of, sole_writer
 from fastseg.texts import brief, shown, user_path
 from fastseg.tiles import Picture, blended, tiling_of
 
@@ -299,9 +299,7 @@ def images_below(root: Path) -> list[Path]:
         UsageError: a dataset.toml that is no description, so that nobody knows which files are labels.
     """
     found: list[Path] = []
-    for folder, folders, names in os.walk(root):
-        here = Path(folder)
-        folders[:] = data_folders(here, folders)
+    for here, folders, names in walk(root):
         try:
             dataset = find(here)
         except FastsegError:
@@ -357,21 +355,22 @@ def predict(
         csv_path: where to write how many pixels of each class each image has.
 
     Raises:
-        UsageError: results are there already, or would take the place of an image.
+        UsageError: results are there already, or would take the place of an image, or another process writes there.
     """
     files = [path for job in jobs for path in targets(out, job.name, kinds, model.classes).values()]
     files += [csv_path] if csv_path else []
-    refuse_overwriting((job.path for job in jobs), files, overwrite=overwrite)
-    note_results(out, [path.relative_to(out).parts[0] for path in files if path != csv_path])
-    counts: list[tuple[str, np.ndarray]] = []
-    for job, found in (_in_tiles if model.tiling else _resized)(model, jobs, out, kinds):
-        if isinstance(found, str):
-            yield job, found
-        else:
-            counts.append((job.name, found))
-            yield job, None
-    if csv_path:
-        write_counts(csv_path, model.classes, counts)
+    with sole_writer(out, "--out"):
+        refuse_overwriting((job.path for job in jobs), files, overwrite=overwrite)
+        note_results(out, [path.relative_to(out).parts[0] for path in files if path != csv_path])
+        counts: list[tuple[str, np.ndarray]] = []
+        for job, found in (_in_tiles if model.tiling else _resized)(model, jobs, out, kinds):
+            if isinstance(found, str):
+                yield job, found
+            else:
+                counts.append((job.name, found))
+                yield job, None
+        if csv_path:
+            write_counts(csv_path, model.classes, counts)
 
 
 def _resized(model: Predictor, jobs: Sequence[Job], out: Path, kinds: Sequence[str]) -> Iterator[Outcome]:

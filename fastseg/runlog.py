@@ -6,12 +6,14 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from rich.console import Console, Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -34,6 +36,7 @@ SCALARS = {
     ),
     "val": ("miou", "global_accuracy", "mean_accuracy", "fw_iou"),
 }
+WIDE = 100  # columns of a terminal that has room for a bar beside the figures
 
 
 def now() -> str:
@@ -180,7 +183,7 @@ class RunLog:
         if self.active and self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(),
+                *([BarColumn()] if self.console.width >= WIDE else []),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[now]}"),
             )
@@ -251,21 +254,75 @@ class RunLog:
         self.board.close()
 
 
+class Figures:
+    """A table of names and figures, of which none is ever cut: names are folded for them; where that is not enough,
+    the terminal is so narrow that the rows stand one below another.
+
+    Args:
+        heads: of the columns; the first one's is of the names.
+        rows: a name and its figures.
+        foot: a row of the same below all others; empty for none.
+    """
+
+    LEAST = 8  # characters of a name's line
+
+    def __init__(self, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], foot: Sequence[str] = ()):
+        self.title, self.heads, self.foot = plain(title), heads, foot
+        self.rows = [(shown(name), *figures) for name, *figures in rows]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows = [*self.rows, *([self.foot] if self.foot else [])]
+        for heads in (self.heads, [max(head.split(), key=len) for head in self.heads]):  # in a line, or in several
+            widths = [max(map(cell_len, column)) for column in zip(heads, *rows, strict=True)]
+            room = options.max_width - sum(widths[1:]) - 3 * len(widths) - 1
+            # A name is folded only where no shorter head makes room for all of it.
+            if room >= (widths[0] if heads is self.heads else min(widths[0], self.LEAST)):
+                yield self._table([min(widths[0], room), *widths[1:]])
+                return
+        if self.title:
+            yield self.title
+        for name, *figures in rows:
+            yield Text(name)
+            told: list[str] = []
+            for head, figure in zip(self.heads[1:], figures, strict=True):
+                both = f" {head} {figure}"
+                told += (
+                    ([both] if cell_len(both) <= options.max_width else [f" {head}", f" {figure}"]) if figure else []
+                )
+            line = ""
+            for part in told:
+                if line and cell_len(line + part) > options.max_width:
+                    yield Text(line)
+                    line = ""
+                line += part
+            yield Text(line)
+
+    def _table(self, widths: Sequence[int]) -> Table:
+        table = Table(title=self.title or None, title_justify="left", show_footer=bool(self.foot))
+        for number, (head, foot) in enumerate(zip(self.heads, self.foot or [""] * len(widths), strict=True)):
+            justify: Literal["left", "right"] = "right" if number else "left"
+            table.add_column(head, foot, justify=justify, overflow="fold", width=widths[number])
+        for name, *figures in self.rows:
+            table.add_row(Text(name), *figures)
+        return table
+
+
 def class_table(scores: dict, title: str) -> Group:
     """A table per class of a scores document (`Scores.summary`), its means and what to compare them with below."""
-    table = Table(title=plain(title), title_justify="left", show_footer=True)
-    table.add_column("class", "mean")
-    table.add_column("IoU", percent(scores["miou"]), justify="right")
-    table.add_column("accuracy", percent(scores["mean_accuracy"]), justify="right")
-    table.add_column("precision", justify="right")
-    table.add_column("Dice", justify="right")
-    contours = "boundary_f1" in scores
-    if contours:
-        table.add_column("boundary F1", percent(scores["boundary_f1"]), justify="right")
-    table.add_column("pixels", f"{sum(row['pixels'] for row in scores['classes']):,}", justify="right")
-    for row in scores["classes"]:
-        shares = [row[key] for key in ("iou", "accuracy", "precision", "dice", *(["boundary_f1"] if contours else []))]
-        table.add_row(plain(row["name"]), *map(percent, shares), f"{row['pixels']:,}")
+    shares = {"iou": "IoU", "accuracy": "accuracy", "precision": "precision", "dice": "Dice"}
+    means = {"iou": scores["miou"], "accuracy": scores["mean_accuracy"]}
+    if "boundary_f1" in scores:
+        shares["boundary_f1"], means["boundary_f1"] = "boundary F1", scores["boundary_f1"]
+    table = Figures(
+        title,
+        ["class", *shares.values(), "pixels"],
+        [[row["name"], *(percent(row[key]) for key in shares), f"{row['pixels']:,}"] for row in scores["classes"]],
+        [
+            "mean",
+            *(percent(means[key]) if key in means else "" for key in shares),
+            f"{sum(row['pixels'] for row in scores['classes']):,}",
+        ],
+    )
     labelled = [row["pixels"] for row in scores["classes"]]
     constant = max(labelled) / max(1, sum(labelled)) / (len(labelled) - len(scores["absent"]) or 1)
     notes = [
@@ -279,15 +336,12 @@ def class_table(scores: dict, title: str) -> Group:
 
 def comparison_table(document: dict, a: str, b: str) -> Group:
     """What checkpoint `b` changed against `a`, per class and over all images (`evaluation.evaluate_against`)."""
-    table = Table(title=plain(f"{b} against {a}"), title_justify="left")
-    for name in ("class", "IoU before", "IoU now", "difference"):
-        table.add_column(name, justify="left" if name == "class" else "right")
-    for x, y, row in zip(document["a"]["classes"], document["b"]["classes"], document["classes"], strict=True):
-        table.add_row(plain(row["name"]), percent(x["iou"]), percent(y["iou"]), points(row["difference"]))
+    classes = zip(document["a"]["classes"], document["b"]["classes"], document["classes"], strict=True)
+    rows = [[x["name"], percent(x["iou"]), percent(y["iou"]), points(row["difference"])] for x, y, row in classes]
     found = document["comparison"]
     spread = found["difference"]
     return Group(
-        table,
+        Figures(f"{b} against {a}", ("class", "IoU before", "IoU now", "difference"), rows),
         Text(f"mIoU {percent(document['a']['miou'])} before, {percent(document['b']['miou'])} now"),
         Text(
             f"difference {points(spread['value'])}, 95 % interval {points(spread['low'])} to {points(spread['high'])}, "

@@ -6,8 +6,11 @@ RUN/config.toml environment.json split.json log.jsonl events.out.tfevents.* chec
 import contextlib
 import datetime
 import errno
+import functools
+import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -227,19 +230,49 @@ def _locked(path: Path) -> IO[str]:
 def whole(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place when all went well and goes away when not.
 
-    An OSError from writing it names `path`; the system's own names none (a full disk), or the file beside it.
+    Each process has its own: of two that write `path` at once the one that ends last has written it. An OSError from
+    writing it names `path`; the system's own names none (a full disk), or the file beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    _sweep(path.parent)
+    partial = _partial(path)
     try:
         yield partial
         partial.replace(path)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # the first error counts; the next write to `path` replaces what stays
+        with contextlib.suppress(OSError):  # the first error counts; `_sweep` removes what stays
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(partial), partial):
             error.filename, error.filename2 = str(path), None
         raise
+
+
+def _partial(path: Path) -> Path:
+    """.NAME.PROCESS-MACHINE.partial, of a name that is cut where a file system takes no longer ones."""
+    name = path.name
+    if len(os.fsencode(name)) > 200:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return path.with_name(f".{name}.{os.getpid()}-{_machine()}.partial")
+
+
+def _machine() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _lives(partial: Path, elsewhere: bool) -> bool:
+    """Whether the process that writes a partial file lives; `elsewhere` where that is on another machine."""
+    owner = re.search(r"\.(\d+)-([0-9a-f]{8})\.partial$", partial.name)
+    if owner is None or owner[2] != _machine() or not Path("/proc").is_dir():
+        return elsewhere
+    return Path("/proc", owner[1]).exists()
+
+
+@functools.cache
+def _sweep(folder: Path) -> None:
+    """Remove, once, what killed processes of this machine have left unfinished in a folder."""
+    for partial in folder.glob(PARTIAL):
+        if not _lives(partial, elsewhere=True):
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -271,6 +304,7 @@ def read_log(run: Path) -> list[dict]:
 def cut_back(run: Path, step: int) -> None:
     """Drop what log.jsonl says of steps after `step`, which are made again now, and files that a kill has cut off."""
     for partial in run.rglob(PARTIAL):
-        partial.unlink(missing_ok=True)  # `fastseg report` may have put it in place meanwhile
+        if not _lives(partial, elsewhere=False):  # else it is `fastseg report`'s
+            partial.unlink(missing_ok=True)
     kept = [event for event in read_log(run) if event["step"] <= step and event["event"] != "end"]
     write_text(run / "log.jsonl", "".join(json.dumps(event) + "\n" for event in kept))

@@ -30,12 +30,15 @@ CONTAINERS = sorted((ROOT / "deploy").glob("Dockerfile*"))
 # All that data sets, the data path and the operators may know of the trainer: data types, texts and files, and
 # questions to the machine; and of one another the definition of resizing, which is NumPy alone.
 PLAIN = {"fastseg.pipelines.resize"} | {
-    f"fastseg.{name}" for name in ("choice", "config", "environment", "errors", "workers", "ranges", "runs", "texts")
+    f"fastseg.{name}"
+    for name in ("choice", "config", "environment", "errors", "workers", "ranges", "runs", "signals", "texts")
 }
 LOWER = {"data", "pipelines", "kernels", "distributed"}
 # What else each part of the trainer may import, beside those and the plain ones.
 TRAINER: dict[str, set[str] | frozenset[str]] = {
-    **dict.fromkeys(("choice", "errors", "texts", "environment", "workers", "ranges", "config", "runs"), frozenset()),
+    **dict.fromkeys(
+        ("choice", "errors", "texts", "environment", "workers", "ranges", "config", "runs", "signals"), frozenset()
+    ),
     **dict.fromkeys(("boundary", "metrics", "figures", "launcher", "memory"), frozenset()),
     **dict.fromkeys(("model", "overlays", "runlog", "tiles"), frozenset()),
     "network": {"model"},

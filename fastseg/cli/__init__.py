@@ -2,14 +2,13 @@
 
 import errno
 import os
-import signal
 import sys
 import traceback
 from typing import Any
 
 import click
 
-from fastseg import __version__
+from fastseg import __version__, signals
 from fastseg.cli.bench_command import bench
 from fastseg.cli.data_commands import data
 from fastseg.cli.doctor_command import doctor
@@ -20,7 +19,7 @@ from fastseg.cli.predict_command import predict
 from fastseg.cli.profile_command import profile
 from fastseg.cli.repro_command import repro
 from fastseg.cli.train_commands import evaluate, report, train
-from fastseg.errors import FastsegError, LostError, StoppedError, UsageError, first_line
+from fastseg.errors import EndedError, FastsegError, LostError, StoppedError, UsageError, first_line
 from fastseg.workers import alone, decide, decided, die_with_launcher, end_launcher, is_worker, this_worker
 
 PERMISSIONS = "change the permissions of the file or its folder, or give another"
@@ -56,6 +55,7 @@ class Group(click.Group):
         die_with_launcher()
         if (code := decided()) is not None:  # started again, although the run has ended
             ctx.exit(code)
+        ctx.with_resource(signals.raised())
         try:
             return super().invoke(ctx)
         except FastsegError as error:
@@ -64,8 +64,8 @@ class Group(click.Group):
             report_error(error)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            report_error(FastsegError("interrupted"))
-            ctx.exit(128 + signal.SIGINT)
+            report_error(ended := EndedError(signals.received()))
+            ctx.exit(ended.exit_code)
         except BrokenPipeError:  # the reader of our output has gone
             sys.stderr.close()
             ctx.exit(1)
@@ -97,8 +97,8 @@ def report_error(error: FastsegError) -> None:
             click.echo(f"fastseg: rank {mine.rank}: {error}", err=True)
     else:
         first, new = decide(error.exit_code, str(error))
-        stopped = isinstance(error, StoppedError)  # all of them, at the same step
-        if new:
+        stopped = isinstance(error, (StoppedError, EndedError))  # all of them, by the same signal
+        if first if stopped else new:
             click.echo(f"fastseg: {'' if stopped else f'rank {mine.rank}: '}{error}", err=True)
         if first and not stopped:
             end_launcher()

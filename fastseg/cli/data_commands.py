@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from fastseg.cli.options import SHEETS, FileType, SeedType, SizeType, as_json, new_file, print_json
+from fastseg.cli.options import (
+    SHEETS,
+    FileType,
+    SeedType,
+    SizeType,
+    as_json,
+    new_file,
+    print_figures,
+    print_json,
+)
 from fastseg.errors import FastsegError, UsageError
 
 data_path = click.argument("path")
@@ -164,13 +173,17 @@ def stats(path: str, split_name: str, split_scheme: str, weighting: str, seed: i
         print_json({"images": counts.images, "void_pixels": counts.void_pixels, "classes": rows})
         return
     click.echo(f"{counts.images} images of {split_name}, {counts.void_pixels:,} void pixels, weights {weighting}")
-    width = max(len(name) for name in dataset.classes.names)
-    click.echo(f"{'class':<{width}} {'pixels':>14} {'of images with':>16} {'frequency':>10} {'weight':>8}")
-    for row in rows:
-        click.echo(
-            f"{row['name']:<{width}} {row['pixels']:>14,} {row['image_pixels']:>16,} "
-            f"{row['frequency']:>10.5f} {row['weight']:>8.4f}"
+    figures = [
+        (
+            row["name"],
+            f"{row['pixels']:,}",
+            f"{row['image_pixels']:,}",
+            f"{row['frequency']:.5f}",
+            f"{row['weight']:.4f}",
         )
+        for row in rows
+    ]
+    print_figures(("class", "pixels", "of images with", "frequency", "weight"), (0, 14, 16, 10, 8), figures)
 
 
 @data.command()

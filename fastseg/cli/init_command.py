@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastseg.cli.options import FileType, as_json, print_json
+from fastseg.cli.options import FileType, as_json, print_figures, print_json
 from fastseg.errors import UsageError
 from fastseg.texts import pasted, shown
 
@@ -75,11 +75,12 @@ def _print_guess(folder: Path, found: "Guess") -> None:
     texts = [
         ", ".join("{} {} {}".format(*v) if isinstance(v, tuple) else str(v) for v in its.values) for its, _ in rows
     ]
-    names, values = (max(map(len, column)) for column in ([name for _, name in rows], ["value", *texts]))
-    names = max(names, len("class"))
-    click.echo(f"{'class':<{names}}  {'value':<{values}} {'of pixels':>10} {'in masks':>9}")
-    for (its, name), text in zip(rows, texts, strict=True):
-        click.echo(f"{name:<{names}}  {text:<{values}} {its.share:>10.2%} {its.images:>9}")
+    values = max(map(len, ["value", *texts]))
+    figures = [
+        (name, f" {text:<{values}}", f"{its.share:.2%}", str(its.images))
+        for (its, name), text in zip(rows, texts, strict=True)
+    ]
+    print_figures(("class", f" {'value':<{values}}", "of pixels", "in masks"), (0, 0, 10, 9), figures)
     if found.names_from:
         click.echo(f"names are those of {shown(found.names_from)}")
     for note in found.notes:

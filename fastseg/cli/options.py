@@ -4,7 +4,9 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Collection
+import shutil
+import sys
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,23 @@ MOST_PROCESSES = 64  # without GPUs, however few cores there are
 def print_json(document: dict) -> None:
     """The one line that `--json` promises on standard output; NaN is refused, not printed."""
     click.echo(json.dumps(document, allow_nan=False))
+
+
+def print_figures(heads: Sequence[str], widths: Sequence[int], rows: Sequence[Sequence[str]]) -> None:
+    """Print names, each with its figures, in columns at least so wide; none is cut by a terminal narrower than that."""
+    names = max(len(row[0]) for row in (heads, *rows))
+    lines = [" ".join([f"{name:<{names}}", *map(str.rjust, figures, widths[1:])]) for name, *figures in (heads, *rows)]
+    # What is no terminal takes any line.
+    columns = shutil.get_terminal_size((sys.maxsize, 0)).columns
+    if max(map(len, lines)) <= columns:
+        click.echo("\n".join(lines))
+        return
+    from rich.console import Console
+
+    from fastseg.runlog import Figures
+
+    stripped = [[cell.strip() for cell in row] for row in (heads, *rows)]
+    Console(highlight=False, soft_wrap=True, emoji=False).print(Figures("", stripped[0], stripped[1:]))
 
 
 its_network = click.option(

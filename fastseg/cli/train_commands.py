@@ -23,7 +23,8 @@ from fastseg.cli.options import (
     train_changes,
     train_options,
 )
-from fastseg.errors import UsageError
+from fastseg.errors import EndedError, UsageError
+from fastseg.signals import received
 from fastseg.texts import pasted
 from fastseg.workers import is_main, is_worker, restarts
 
@@ -182,8 +183,7 @@ def train_here(ctx: click.Context, config: "Config", run: Path, *, resume: bool,
     except KeyboardInterrupt:
         begun = (run / "config.toml").is_file()
         cure = f"go on with: fastseg train --resume --run {pasted(run)}" if begun else "nothing was written"
-        click.echo(f"fastseg: interrupted; {cure}", err=True)
-        ctx.exit(130)
+        raise EndedError(received(), f"; {cure}") from None
     if not is_main():
         return
     if as_json:

@@ -116,9 +116,24 @@ def decode_image(path: str, upright: bool = False) -> np.ndarray:
 
 
 def _values_of(file: Image.Image) -> np.ndarray:
-    stretch = _STRETCHED.get(raw_mode(file), 1)
+    """The values that a file has, [H, W]; [H, W, C] of a colour image, but for grey in formats of colours alone."""
+    stretch, most = _STRETCHED.get(raw_mode(file), 1), _largest(file)
     values = np.array(file)
-    return values.astype(np.uint8) if values.dtype == bool else values // stretch if stretch > 1 else values
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    if most:
+        full = 255 if values.dtype == np.uint8 else 65535
+        return np.rint(values * (most / full)).astype(np.uint16)
+    if file.format in ("WEBP", "QOI") and (values[..., :3] == values[..., :1]).all():
+        return values[..., 0]
+    return values // stretch if stretch > 1 else values
+
+
+def _largest(file: Image.Image) -> int:
+    """The value that an open PGM calls white where Pillow stretches all of them for it, else 0."""
+    tiles = getattr(file, "tile", None)
+    named = file.format == "PPM" and file.mode in ("L", "I") and tiles and tiles[0].codec_name != "raw"
+    return tiles[0].args[1] if named else 0
 
 
 def read_label(path: str, classes: ClassMap, upright: bool = False) -> np.ndarray:

@@ -5,7 +5,6 @@ they are taken away says which picture it belongs to. `train/images/a.jpg` and `
 (`train`, `a`). Pictures with the same words are of one kind; two kinds with places in common may be images and masks.
 """
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fastseg.data.decode import READING_ERRORS, opened
-from fastseg.data.pairs import IMAGE_SUFFIXES, SPLIT_NAMES, data_folders, is_companion
+from fastseg.data.pairs import IMAGE_SUFFIXES, SPLIT_NAMES, is_companion, walk
 from fastseg.errors import UsageError
 from fastseg.texts import is_plain, shown
 
@@ -88,10 +87,9 @@ class Sides:
 def files_below(root: Path, suffixes: Iterable[str]) -> list[Path]:
     """Files of these suffixes in a folder and those in it, relative to it, in order; none that is hidden or a run's."""
     wanted, found = set(suffixes), []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        here = Path(folder).relative_to(root)
-        deep = len(here.parts) >= MAX_DEPTH
-        folders[:] = [] if deep else [f for f in data_folders(folder, folders) if is_plain(f)]
+    for folder, folders, names in walk(root):
+        here = folder.relative_to(root)
+        folders[:] = [f for f in folders if is_plain(f)] if len(here.parts) < MAX_DEPTH else []
         for name in names:
             if Path(name).suffix.lower() in wanted and not is_companion(name) and is_plain(name):
                 found.append(here / name)

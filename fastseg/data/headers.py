@@ -5,6 +5,7 @@ before the first step, resizing to the same size is skipped, and files which DAL
 their values (palette or 16-bit labels) go through the reference tier.
 """
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ _DALI_INDEX_LABELS, _DALI_COLOR_LABELS = {"L"}, {"RGB"}
 # the CPU (nvJPEG's pixels differ a little, as its choice says). GIF, AVIF, TGA, PCX, SGI, QOI and DDS it does not read
 # at all. JPEG 2000 is equal too, but a GPU has another decoder for it, which nobody has compared.
 _DALI_KINDS = {"PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP", "PPM"}
-_LOSSLESS = {"PNG", "BMP", "TIFF", "GIF", "PPM"}
+# Formats of labels: those that keep values, but for what TIFF holds in the way of others. Of WebP see `_keeps_values`;
+# AVIF and JPEG 2000 do not say whether they are lossless.
+_LOSSLESS = {"PNG", "BMP", "TIFF", "GIF", "PPM", "TGA", "PCX", "SGI", "QOI"}
+_LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24"}
 _JPEG = {"JPEG", "MPO"}  # the second is several JPEGs in a file, of which the first counts
 
 
@@ -55,7 +59,7 @@ def _look(path: str, is_label: bool, upright: bool) -> tuple[tuple[int, int], st
         size, turn = (file.height, file.width), orientation(file)
         if upright and turn >= 5:
             size = size[::-1]
-        lossy = _lossy(file) if is_label else None
+        lossy = _lossy(file, path) if is_label else None
         return size, raw_mode(file), turn > 1, lossy, kind
 
 
@@ -71,9 +75,28 @@ def _kind(file: Image.Image) -> str:
     return f"BMP;{raw}" if raw.startswith("BGR;") else kind
 
 
-def _lossy(file: Image.Image) -> str | None:
+def _keeps_values(file: Image.Image, path: str) -> bool:
+    """Whether a file's format is lossless; of WebP, whose two kinds Pillow does not tell apart, by its first picture.
+
+    See RFC 9649, section 2: chunks of four letters, a size, and as many bytes, made even.
+    """
+    if file.format == "TIFF":
+        return file.info.get("compression") not in _LOSSY_TIFF
+    if file.format != "WEBP":
+        return file.format in _LOSSLESS
+    with open(path, "rb") as chunks:
+        chunks.seek(12)  # RIFF, a size, WEBP
+        while len(head := chunks.read(8)) == 8:
+            if head[:4] in (b"VP8 ", b"VP8L"):
+                return head[:4] == b"VP8L"
+            size = int.from_bytes(head[4:], "little")
+            chunks.seek(size + size % 2, os.SEEK_CUR)
+    return False  # frames of a film
+
+
+def _lossy(file: Image.Image, path: str) -> str | None:
     """What is wrong with a label by its signature, whatever its name: compression that changes values."""
-    if file.format in _LOSSLESS and file.info.get("compression") != "jpeg":
+    if _keeps_values(file, path):
         return None
     values = np.unique(np.array(file.convert("L"))).tolist()
     seen = f"it holds {len(values)} grey values: {', '.join(map(str, values[:6]))}{', ...' * (len(values) > 6)}"

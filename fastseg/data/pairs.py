@@ -6,7 +6,7 @@ data in two layouts gives the same samples.
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -132,6 +132,20 @@ def data_folders(folder: str | Path, names: Iterable[str]) -> list[str]:
         and name not in made
         and not all(os.path.isfile(os.path.join(folder, name, file)) for file in ("config.toml", "log.jsonl"))
     )
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """`os.walk` through folders that may hold data and links to such, but not back into one that it is in already."""
+    inside = {str(root): {os.path.realpath(root)}}
+    for folder, folders, names in os.walk(root, followlinks=True):
+        above, kept = inside.pop(folder), []
+        for name in data_folders(folder, folders):
+            path = os.path.join(folder, name)
+            if (real := os.path.realpath(path)) not in above:
+                inside[path] = above | {real}
+                kept.append(name)
+        folders[:] = kept
+        yield Path(folder), folders, names
 
 
 def entries(folder: str | Path) -> list[os.DirEntry[str]]:

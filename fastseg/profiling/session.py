@@ -11,7 +11,7 @@ import torch
 
 from fastseg import runs
 from fastseg.config import Config
-from fastseg.errors import FastsegError, UsageError
+from fastseg.errors import EndedError, FastsegError, StoppedError, UsageError
 from fastseg.profiling.layout import LayoutAudit
 from fastseg.profiling.summary import summarise
 from fastseg.profiling.timeline import PREFIX, STEP, from_chrome, from_nsys
@@ -128,14 +128,21 @@ class Session:
 
 
 def record(config: Config, folder: Path, warmup: int, steps: int) -> None:
-    """Train so many steps and write what was seen of them into `folder`; the run itself leaves nothing behind."""
+    """Train so many steps and write what was seen of them into `folder`; the run itself leaves nothing behind.
+
+    Raises:
+        EndedError: a signal came. FastsegError: as `fastseg.training.train`.
+    """
     from fastseg.distributed import choose_device
     from fastseg.training import train
 
     device, _ = choose_device(config.runtime.device)
     run = folder / "run"
     with Session(folder, warmup, steps, device=device) as session:
-        train(config, run, after_step=session)
+        try:
+            train(config, run, after_step=session)
+        except StoppedError as error:  # it names a folder that goes away
+            raise EndedError(error.number) from None
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -74,7 +74,8 @@ class Saver:
         run.writer.join()
         self.log.event("stopped", step, time=now(), signal=name)
         run.world.barrier()  # a process that ends early would take the one that writes with it
-        raise StoppedError(f"{name}: {saved}; go on with: fastseg train --resume --run {pasted(self.folder)}")
+        cure = f"go on with: fastseg train --resume --run {pasted(self.folder)}"
+        raise StoppedError(f"{name}: {saved}; {cure}", number)
 
 
 def write_report(folder: Path) -> None:

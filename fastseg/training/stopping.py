@@ -1,26 +1,23 @@
 """Ending a run early without losing anything: signals that ask for it, agreed on by all processes after the same step.
 
-SIGTERM, SIGINT, SIGHUP (the terminal closes) and SIGUSR1 (what clusters send before they take a node away) only set a
-flag; what was ignored before, as `nohup` has it, stays ignored. Between steps the
-processes tell one another theirs through a group of its own, on the CPU, and look at the answer one step later, so that
-nobody waits for a GPU: all stop after the same step and save. A second signal ends at once.
+Signals only set a flag; what was ignored before, as `nohup` has it, stays ignored. Between steps the processes tell one
+another theirs through a group of its own, on the CPU, and look at the answer one step later, so that nobody waits for a
+GPU: all stop after the same step and save. A second signal ends at once; so does the first one of a single process that
+has not taken a step, since there is nothing to save and the first step may take minutes to come.
 """
 
 import os
 import signal
-import stat
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from fastseg.distributed import World
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-# Ctrl-C reaches a worker twice, from the terminal and from its launcher; SIGHUP any process, from its shell too.
-ONE_AND_THE_SAME = 2.0
+from fastseg.signals import ONE_AND_THE_SAME, SIGNALS, let_go_of_a_closed_terminal
 
 
 class Requests:
@@ -34,7 +31,8 @@ class Requests:
         self.world = world
         self.signal: int = 0
         self._at = 0.0
-        self._before: dict[int, object] = {}
+        self._stepped = False
+        self._before: dict[int, Any] = {}
         self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
 
     def __enter__(self) -> "Requests":
@@ -46,13 +44,14 @@ class Requests:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            _let_go_of_a_closed_terminal()
-        if self.signal and time.monotonic() - self._at > ONE_AND_THE_SAME:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            let_go_of_a_closed_terminal()
+        nothing_to_save = self.world.size == 1 and not self._stepped
+        if nothing_to_save or (self.signal and time.monotonic() - self._at > ONE_AND_THE_SAME):
+            signal.signal(number, self._before[number])
             os.kill(os.getpid(), number)
         elif not self.signal:
             self.signal, self._at = number, time.monotonic()
@@ -62,6 +61,7 @@ class Requests:
 
         With several processes both are those of the step before. To be called by all of them, after each step.
         """
+        self._stepped = True
         mine = torch.tensor([self.signal, int(save)], dtype=torch.int32)
         if self.world.size == 1:
             return self.signal, save
@@ -80,11 +80,3 @@ class Requests:
             work.wait()
         number, save = requests.tolist()
         return number, bool(save)
-
-
-def _let_go_of_a_closed_terminal() -> None:
-    """Write what would go there to nobody: an error of the first line would end the run before it saves."""
-    for file in (1, 2):
-        if stat.S_ISCHR(os.fstat(file).st_mode) and not os.isatty(file):
-            with open(os.devnull, "w") as nobody:
-                os.dup2(nobody.fileno(), file)

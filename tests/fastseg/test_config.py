@@ -361,3 +361,11 @@ def test_values_may_be_numpys_and_paths():
     for wrong in (np.float32(0.5), (1,), ("a", "b"), np.array([1.5, 2]), np.array([1, 2, 3])):
         with pytest.raises(UsageError, match=r"^--set: data\.size"):
             override(Config(), {"data.size": wrong})
+
+
+def test_a_size_that_nothing_could_train_on_is_refused():
+    assert parse_size("16384x16384") == Size(16384, 16384)
+    with pytest.raises(
+        UsageError, match=r"data\.size: 99999x99999: at most 16384 pixels a side; of larger images take"
+    ):
+        override(Config(), {"data.size": "99999x99999"}, "train")

@@ -145,13 +145,24 @@ def test_the_score_of_each_image():
 def test_samples_of_images_are_scored_as_if_they_were_the_split():
     rng = np.random.default_rng(1)
     counts = rng.integers(0, 50, (9, 3, 3))
-    weights = resampled(9)
-    assert (weights.sum(1) == 9).all()
-    assert np.array_equal(weights, resampled(9))  # the same ones for whatever is compared
-    samples = bootstrap(counts, weights)
+    weights = np.random.default_rng(0).multinomial(9, np.full(9, 1 / 9), size=2000)
+    assert np.array_equal(weights, np.concatenate(list(resampled(9))))  # the same ones for whatever is compared
+    (samples,) = bootstrap(counts)
     for row in (0, 1, 77):
         chosen = np.repeat(np.arange(9), weights[row])
         assert samples[row] == pytest.approx(Scores(counts[chosen].sum(0)).miou)
+
+
+@pytest.mark.parametrize("drawn", [1, 9 * 7, 9 * 2000])
+def test_samples_are_drawn_a_few_at_a_time_and_stay_the_same(monkeypatch, drawn):
+    counts = np.random.default_rng(1).integers(0, 50, (9, 3, 3))
+    whole = np.random.default_rng(0).multinomial(9, np.full(9, 1 / 9), size=2000)
+    wanted = miou_of((whole @ counts.reshape(9, 9)).reshape(-1, 3, 3))
+    monkeypatch.setattr(metrics, "DRAWN", drawn)
+    parts = list(resampled(9))
+    assert max(part.size for part in parts) <= max(9, drawn)
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert np.array_equal(bootstrap(counts, 2 * counts), [wanted, wanted])
 
 
 def test_the_interval_holds_95_per_cent_of_the_samples():
@@ -159,8 +170,8 @@ def test_the_interval_holds_95_per_cent_of_the_samples():
     assert interval(0.5, np.linspace(0, 1, 1001)) == pytest.approx((0.5, 0.025, 0.975))
     right, wrong = [[10, 0], [0, 10]], [[0, 10], [10, 0]]
     same = np.array([right] * 8)
-    assert interval(1.0, bootstrap(same, resampled(8))) == (1.0, 1.0, 1.0)
-    spread = interval(0.0, bootstrap(np.array([right] * 4 + [wrong] * 4), resampled(8)))
+    assert interval(1.0, bootstrap(same)[0]) == (1.0, 1.0, 1.0)
+    spread = interval(0.0, bootstrap(np.array([right] * 4 + [wrong] * 4))[0])
     assert 0 < spread.low < 1 / 3 < spread.high < 1
 
 

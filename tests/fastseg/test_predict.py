@@ -225,6 +225,20 @@ def test_results_are_no_inputs(trained, street, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path):
+    (tmp_path / "here" / "a").mkdir(parents=True)
+    (tmp_path / "there").mkdir()
+    for name in ("here/a/x.png", "there/y.png"):
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name)
+    (tmp_path / "here" / "linked").symlink_to(tmp_path / "there")
+    (tmp_path / "here" / "a" / "up").symlink_to(tmp_path / "here")
+    (tmp_path / "there" / "back").symlink_to("../here/a")
+    (tmp_path / "here" / "itself").symlink_to("itself")
+    names = ["a/x", "linked/back/x", "linked/y"]
+    assert [job.name for job in find_images([str(tmp_path / "here")])] == names
+    assert [str(path.with_suffix("")) for path in files_below(tmp_path / "here", [".png"])] == names
+
+
 @pytest.mark.parametrize("layout", ["segnet", "original", "kaggle", "fastai"])
 def test_of_a_data_set_the_images_alone_are_taken(layout, tmp_path, capsys):
     folder = tmp_path / "in" / "set"

@@ -479,5 +479,45 @@ def test_ctrl_c_is_130_in_every_command(tmp_path):
     process = fastseg("data", "synth", tmp_path / "many", "--train", 99999)
     time.sleep(3)
     process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)  # of an impatient hand: the same
+    code, _, err = end(process)
+    assert (code, err.splitlines()) == (130, ["fastseg: interrupted"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_removes_what_is_unfinished_and_says_so(tmp_path, number):
+    process = fastseg("data", "synth", tmp_path / "many", "--train", 99999)
+    while not list(tmp_path.glob(".many.partial-*/train/*")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(number)
+    code, _, err = end(process)
+    assert (code, err.splitlines()) == (128 + number, [f"fastseg: {number.name}: ended"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_before_several_processes_train_is_told_in_one_line(street, tmp_path):
+    command = ["train", "--data", street, "--recipe", "fast", *sets(), "--device", "cpu", "--nproc", 2]
+    process = fastseg(*command, "--run", tmp_path / "run", start_new_session=True)
+    while len(workers(process.pid)) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher, and to its workers
+    code, _, err = end(process)
+    (says,) = (line for line in err.splitlines() if line.startswith("fastseg: "))
+    assert code == 130
+    assert re.match("fastseg: (interrupted|SIGINT: ended without saving)", says)
+
+
+def test_a_profile_that_is_ended_names_no_folder_that_is_gone(street, tmp_path):
+    command = ["profile", "--data", street, "--recipe", "fast", *sets(), "--device", "cpu", "--steps", 9999]
+    process = fastseg(*command, cwd=tmp_path)
+    while not [event for run in tmp_path.glob("runs/*/run") for event in events(run, "train")]:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
     code, _, err = end(process)
     assert (code, err.splitlines()[-1]) == (130, "fastseg: interrupted")
+    assert list((tmp_path / "runs").iterdir()) == []

@@ -1,7 +1,10 @@
 """The log's views: what a terminal and TensorBoard show of an event."""
 
+import json
+
 import pytest
 from PIL import Image
+from rich.cells import cell_len
 from rich.console import Console
 
 from fastseg.config import Config
@@ -95,3 +98,43 @@ def test_the_class_table_compares_with_the_commonest_class_and_names_the_absent(
     assert "the commonest class everywhere gives mIoU 37.5 %" in text  # IoU 75 / 100 for it, 0 for the other
     assert "left out of means: c" in text
     assert "25.0 %" in text
+
+
+@pytest.mark.parametrize("name", ["Sky", "lane [solid] " + "x" * 60, "\N{CJK UNIFIED IDEOGRAPH-9053}" * 30])
+def test_names_give_way_on_a_narrow_terminal_and_figures_do_not(name):
+    keys = ("iou", "accuracy", "precision", "dice", "boundary_f1")
+    row = {key: 0.1 + place / 1000 for place, key in enumerate(keys)} | {"name": name, "pixels": 123456789}
+    means = {"miou": 0.201, "mean_accuracy": 0.202, "boundary_f1": 0.203, "global_accuracy": 0.3, "fw_iou": 0.4}
+    scores = means | {"absent": [], "classes": [row, row | {"name": "b", "iou": None, "pixels": 7}]}
+    for width in (20, 40, 60, 71, 80, 81, 100, 130):
+        console = Console(width=width, soft_wrap=True, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console.print(class_table(scores, "best.pt on val"))
+        table = console.export_text().partition("global accuracy")[0]
+        for figure in (
+            "10.0 %",
+            "10.1 %",
+            "10.2 %",
+            "10.3 %",
+            "10.4 %",
+            "123,456,789",
+            "20.1 %",
+            "20.3 %",
+            "123,456,796",
+        ):
+            assert figure in table, width
+        lines = [line for line in table.splitlines() if line.strip() != name]  # which stands alone where it must
+        assert max(map(cell_len, lines)) <= width
+
+
+@pytest.mark.parametrize("columns", [20, 60, 200])
+def test_counts_of_classes_fit_a_narrow_terminal(call, street, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, _ = call("data", "stats", street)
+    assert code == 0
+    lines = out.splitlines()[1:]
+    assert max(map(cell_len, lines)) <= columns
+    classes = json.loads(call("data", "stats", street, "--json")[1])["classes"]
+    for row in classes:
+        assert row["name"][:8] in out
+        for figure in (f"{row['pixels']:,}", f"{row['image_pixels']:,}", f"{row['frequency']:.5f}"):
+            assert any(figure in line for line in lines)

@@ -185,6 +185,45 @@ def test_a_file_appears_whole(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_two_processes_that_write_a_file_at_once_share_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    with runs.whole(path) as mine:
+        mine.write_text("mine")
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with runs.whole(path) as others:
+            others.write_text("others")
+        assert path.read_text() == "others"
+    assert path.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+HALF = """
+import os, sys, time
+from pathlib import Path
+from fastseg import runs
+with runs.whole(Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    path = tmp_path / ("long" * 60 + ".html")  # 245 bytes: with a word more no file system takes it
+    with subprocess.Popen([sys.executable, "-c", HALF, path], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "in\n"
+        (half,) = tmp_path.iterdir()
+        assert half.match(runs.PARTIAL)
+        runs.cut_back(tmp_path, 0)
+        assert half.exists()
+        other.kill()
+    runs.write_text(tmp_path / "next.txt", "")  # this process has swept the folder before
+    assert half.exists()
+    runs._sweep.cache_clear()
+    runs.write_text(tmp_path / "next.txt", "")
+    assert not half.exists()
+
+
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
 def test_a_file_that_was_not_finished_leaves_nothing(tmp_path, failure):
     def half(path):

@@ -565,6 +565,19 @@ def test_a_signal_between_two_log_lines_loses_no_loss(street, tmp_path):
     ]
 
 
+def test_a_signal_before_the_first_step_does_not_wait_for_it(street, tmp_path, monkeypatch):
+    config, run = tiny(street, train__epochs=1), tmp_path / "run"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with monkeypatch.context() as patch:
+        patch.setattr("fastseg.training.loop.warm_up", lambda run: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, run)
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+    assert [event["event"] for event in runs.read_log(run)] == ["start"]
+    train(runs.reopen(run, lambda old: old)[0], run, resume=True)
+    assert events(run, "end")
+
+
 def signalled(number: int, at: int):
     """`Step.step` that gets a signal in step `at`, counted from 0, and a second one at once: they count as one."""
     calls, real = iter(range(100)), Step.step

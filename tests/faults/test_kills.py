@@ -111,7 +111,7 @@ def test_training_goes_on_after_a_kill(street, tmp_path):
         steps = [event["step"] for event in runs.read_log(run)]
         last = runs.last_checkpoint(run)
         saved = f"a checkpoint of step {read(last)['progress']['step']}" if last.is_file() else "no checkpoint"
-        half = "".join(f", half of {path.name[1:-8]}" for path in run.rglob(runs.PARTIAL))
+        half = "".join(f", half of {path.name[1:].rsplit('.', 2)[0]}" for path in run.rglob(runs.PARTIAL))
         return f"step {max(steps)}, {saved}{half}" if steps else f"no log{half}"
 
     kill_at_moments("training", tmp_path, words, again, found, same_run)

@@ -1,6 +1,7 @@
 """Faults of label files: the right classes, or one line with the file, in all tiers and before the first step."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -71,6 +72,68 @@ def test_labels_of_less_than_8_bits(copy_of, read_by, call, row, street, write_p
         np.testing.assert_array_equal(read_by(folder, loader)[1], read_by(same, loader)[1])
     assert errors_of_check(call, folder) == []
     row(f"{bits}-bit grey label PNG (Pillow and DALI stretch it to 0 to 255)", "reads the ids as they are", "-")
+
+
+def save_as_pgm(path, pixels, head: str) -> None:
+    """By hand: Pillow writes no other range than 0 to 255. P2 is in digits, P5 in bytes."""
+    height, width = pixels.shape
+    words = f"{head[:2]} {width} {height} {head[2:]}\n".encode()
+    digits = "\n".join(" ".join(map(str, line)) for line in pixels.tolist()).encode()
+    wide = pixels.astype(">u2") if int(head[2:]) > 255 else pixels.astype(np.uint8)
+    path.write_bytes(words + (digits if head.startswith("P2") else wide.tobytes()))
+
+
+LOSSLESS = {
+    "tif": [{}, *({"compression": how} for how in ("tiff_lzw", "tiff_adobe_deflate", "packbits"))],
+    "bmp": [{}],
+    "gif": [{"optimize": False}],
+    "webp": [{"lossless": True, "exact": True}],
+    "tga": [{}, {"compression": "tga_rle"}],
+    "pcx": [{}],
+    "sgi": [{}],
+    "qoi": [{}],
+    "pgm": ["P5 255", "P5 11", "P5 12", "P5 200", "P5 1000", "P5 65535", "P2 255", "P2 11", "P2 1000"],
+}
+
+
+@pytest.mark.parametrize("suffix", LOSSLESS)
+def test_labels_in_other_lossless_formats(copy_of, read_by, call, row, street, suffix):
+    folder, labels = copy_of("other")
+    for number, path in enumerate(labels):
+        how, pixels = LOSSLESS[suffix][number % len(LOSSLESS[suffix])], values(path)
+        if isinstance(how, str):
+            save_as_pgm(path.with_suffix(".pgm"), pixels, how)
+        else:
+            picture = Image.fromarray(pixels)
+            (picture.convert("RGB") if suffix in ("webp", "qoi") else picture).save(
+                path.with_suffix(f".{suffix}"), **how
+            )
+        path.unlink()
+    for loader in LOADERS:
+        for a, b in zip(read_by(folder, loader), read_by(street, loader), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert errors_of_check(call, folder) == []
+    if suffix == "pgm":
+        row(
+            "labels as TIFF, BMP, GIF, lossless WebP, TGA, PCX, SGI, QOI or PGM (whose largest value may be 11)",
+            "reads the ids as they are, in all tiers",
+        )
+
+
+def test_labels_in_formats_that_keep_no_values(copy_of, call, row):
+    folder, labels = copy_of("lossy")
+    ways = [("jp2", {}), ("webp", {"quality": 90}), ("avif", {}), ("tif", {"compression": "jpeg"}), ("jpg", {})]
+    for path, (suffix, how) in zip(labels, ways, strict=False):
+        Image.fromarray(values(path)).convert("RGB").save(path.with_suffix(f".{suffix}"), **how)
+        path.unlink()
+    found = errors_of_check(call, folder)
+    assert len(found) == len(ways)
+    assert all("need not keep values as they are" in line and line.endswith("; save labels as PNG") for line in found)
+    row(
+        "labels as lossy WebP, JPEG 2000, AVIF, or TIFF with JPEG inside",
+        re.sub("[0-9]+ grey values: [^)]*", "N grey values: ...", next(line for line in found if ".webp" in line)),
+        "save labels as PNG",
+    )
 
 
 def test_jpeg_labels(copy_of, call, row):

@@ -406,6 +406,18 @@ def test_a_run_folder_has_one_writer(call, street, row):
     )
 
 
+def test_a_folder_of_results_has_one_writer(call, street, row):
+    assert call("train", "--data", street, *TINY, "--run", "r")[0] == 0
+    words = ["predict", "r/checkpoints/best.pt", next((street / "val").iterdir()), "--out", "out"]
+    with runs.sole_writer(Path("out"), "--out"):
+        says = said(call, *words, "--overwrite", code=2)
+        assert f"--out out is being written by process {os.getpid()} on {socket.gethostname()}: " in says
+        assert [path.name for path in Path("out").iterdir()] == [runs.WRITER]
+    assert call(*words)[0] == 0
+    says = re.sub("process .* on .*:", "process N on HOST:", says)
+    row("two `predict` into one folder", says, "another --out; two `report` of a run each write all of its page")
+
+
 # Sizes
 
 
@@ -434,6 +446,9 @@ def test_sizes_that_fit_nowhere(call, copy_of, row):
     says = said(call, "train", "--data", folder, "--batch", "4", "--global-batch", "8", code=2)
     assert says == "train: train.batch = 4 and train.global_batch = 8: give one of them, the other is 0"
     row("a batch per device and one of all devices", says, "--batch or --global-batch")
+    says = said(call, "train", "--data", "nowhere", "--size", "99999x99999", code=2)
+    assert says.endswith("data.size: 99999x99999: at most 16384 pixels a side; of larger images take windows or tiles")
+    row("`--size 99999x99999`", says, "augment.crop, train.scale, or `predict --tile`")
 
 
 # Options
