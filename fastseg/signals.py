@@ -37,8 +37,8 @@ def raised() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in () if _first else ours.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        for mine, handler in () if _first else ours.items():
+            signal.signal(mine, handler)  # type: ignore[arg-type]
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

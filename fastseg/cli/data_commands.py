@@ -166,7 +166,7 @@ def stats(path: str, split_name: str, split_scheme: str, weighting: str, seed: i
     click.echo(f"{counts.images} images of {split_name}, {counts.void_pixels:,} void pixels, weights {weighting}")
     figures = [
         (
-            row["name"],
+            str(row["name"]),
             f"{row['pixels']:,}",
             f"{row['image_pixels']:,}",
             f"{row['frequency']:.5f}",

@@ -132,8 +132,9 @@ def _values_of(file: Image.Image) -> np.ndarray:
 def _largest(file: Image.Image) -> int:
     """The value that an open PGM calls white where Pillow stretches all of them for it, else 0."""
     tiles = getattr(file, "tile", None)
-    named = file.format == "PPM" and file.mode in ("L", "I") and tiles and tiles[0].codec_name != "raw"
-    return tiles[0].args[1] if named else 0
+    if file.format != "PPM" or file.mode not in ("L", "I") or not tiles or tiles[0].codec_name == "raw":
+        return 0
+    return tiles[0].args[1]
 
 
 def read_label(path: str, classes: ClassMap, upright: bool = False) -> np.ndarray:
