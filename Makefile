@@ -24,8 +24,9 @@ PROCESSES := tests/fastseg/test_processes.py
 # that of the first.
 test: .venv/done ## run every test that this machine can run
 	@mkdir -p build; export FASTSEG_TEST_CORES=2/2; \
-	($(BIN)/python -m pytest tests/faults && $(BIN)/python -m pytest $(PROCESSES) \
-		&& TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels) > build/second.txt 2>&1 & second=$$!; \
+	($(BIN)/python -m pytest tests/faults; faults=$$?; $(BIN)/python -m pytest $(PROCESSES); processes=$$?; \
+		TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels; exit $$((faults | processes | $$?))) \
+		> build/second.txt 2>&1 & second=$$!; \
 	FASTSEG_TEST_CORES=1/2 $(BIN)/python -m pytest --ignore tests/faults --ignore $(PROCESSES); first=$$?; \
 	wait $$second; second=$$?; cat build/second.txt; exit $$((first | second))
 

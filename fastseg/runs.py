@@ -191,9 +191,12 @@ def sole_writer(folder: Path, option: str) -> Iterator[None]:
                 raise
             click.echo(f"{folder}: its file system keeps no locks; see to it that nothing else writes there", err=True)
         else:
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
             held.callback(path.unlink, missing_ok=True)
+            try:
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+            except OSError as error:  # the system names no file where a disk is full
+                error.filename = str(path)
+                raise
         yield
 
 
