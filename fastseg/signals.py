@@ -11,7 +11,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -22,8 +22,8 @@ _first: tuple[int, float] | None = None  # the first one's number, and when it c
 
 
 @contextlib.contextmanager
-def raised() -> Iterator[None]:
-    """In here signals raise KeyboardInterrupt, but for those that are ignored or somebody else's.
+def raised(*, but: Collection[int] = ()) -> Iterator[None]:
+    """In here signals raise KeyboardInterrupt, but for those that are ignored or somebody else's, and for `but`.
 
     Once one has come its handlers stay: another must not cut the end of the interpreter short with a traceback.
     """
@@ -31,7 +31,8 @@ def raised() -> Iterator[None]:
     # Python allows handlers in the main thread alone; elsewhere signals stay whose they are.
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            if (before := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler):
+            before = signal.getsignal(number)
+            if number not in but and before in (signal.SIG_DFL, signal.default_int_handler):
                 ours[number] = before
                 signal.signal(number, _raise)
     try:

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import traceback
+from signal import SIGTERM
 from typing import Any
 
 import click
@@ -20,7 +21,7 @@ from fastseg.cli.profile_command import profile
 from fastseg.cli.repro_command import repro
 from fastseg.cli.train_commands import evaluate, report, train
 from fastseg.errors import EndedError, FastsegError, LostError, StoppedError, UsageError, first_line
-from fastseg.workers import alone, decide, decided, die_with_launcher, end_launcher, is_worker, this_worker
+from fastseg.workers import Worker, alone, decide, decided, die_with_launcher, end_launcher, is_worker, this_worker
 
 PERMISSIONS = "change the permissions of the file or its folder, or give another"
 
@@ -55,7 +56,8 @@ class Group(click.Group):
         die_with_launcher()
         if (code := decided()) is not None:  # started again, although the run has ended
             ctx.exit(code)
-        ctx.with_resource(signals.raised())
+        # A launcher ends its processes by SIGTERM where one has died, to start all again: that is no end to tell of.
+        ctx.with_resource(signals.raised(but=[SIGTERM] if known_worker() else []))
         try:
             return super().invoke(ctx)
         except FastsegError as error:
@@ -84,12 +86,17 @@ class Group(click.Group):
             ctx.exit(1)
 
 
+def known_worker() -> Worker | None:
+    """This process's place among several; None also where a launcher's variables cannot be, which is told elsewhere."""
+    try:
+        return this_worker()
+    except UsageError:
+        return None
+
+
 def report_error(error: FastsegError) -> None:
     """Print an error; among several processes with the rank, once, and so that the others end too."""
-    try:
-        mine = this_worker()
-    except UsageError:  # which is the error, or was met with one that came before
-        mine = None
+    mine = known_worker()
     if mine is None:
         click.echo(f"fastseg: {error}", err=True)
     elif isinstance(error, LostError):
