@@ -131,14 +131,13 @@ class Augment(_Checked):
         "change brightness, contrast and saturation by up to this share each way, and hue by as much of 36 degrees; "
         "0: none",
         least=0,
+        most=1,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.crop[0] > 0) != (self.crop[1] > 0):
             raise ValueError(f"crop = {self.crop}: two positive numbers, or 0x0 for whole images")
-        if self.colour > 1:
-            raise ValueError(f"colour = {self.colour!r}: 1 or less")
 
     def max_shift(self, size: Size) -> tuple[int, int]:
         """The largest shift (rows, columns) in pixels at this input size."""

@@ -21,9 +21,11 @@ from fastseg.config import Runtime
 from fastseg.environment import Threads, share_threads
 from fastseg.errors import FastsegError, LostError, UsageError, first_line
 from fastseg.memory import keep_freed
+from fastseg.texts import brief
 from fastseg.workers import Worker, slurm_meeting_point, this_worker
 
 TF32_CAPABILITY = (8, 0)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Seconds for all that still live to notice a failure that one of them has noticed.
 ROLL_CALL = 5.0
 
@@ -158,6 +160,26 @@ def choose_device(requested: str) -> tuple[str, str]:
     return ("cuda", "a GPU is here") if usable else ("cpu", "no NVIDIA GPU is here")
 
 
+def device_of(device: str | torch.device) -> torch.device:
+    """A device as users of Python name it: "auto", or a CPU or GPU as torch takes them.
+
+    Raises:
+        UsageError: it is not there, or nobody's name.
+    """
+    if device == "auto":
+        return torch.device(choose_device("auto")[0])
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {brief(device)}: auto, cpu, cuda or cuda:0")
+    choose_device(found.type)
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {device}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+    return found
+
+
 class Precision(NamedTuple):
     """Of convolutions and activations: their dtype, its name ("tf32" is float32 in all but convolutions), and why."""
 
@@ -191,8 +213,22 @@ def choose_dtype(requested: str, device: str) -> Precision:
         why = f"the best of compute capability {major}.{minor}"
     if requested != "auto":
         best, why = requested, "as asked"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[best]
+    dtype = DTYPES[best]
     return Precision(dtype, str(dtype).removeprefix("torch."), why)
+
+
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """What `choose_dtype` calls one of torch's dtypes; a name stays as it is.
+
+    Raises:
+        UsageError: a dtype that no network computes in.
+    """
+    if dtype in ("auto", "tf32", *DTYPES):
+        return str(dtype)
+    found = next((name for name, each in DTYPES.items() if each == dtype), None)
+    if found is None:
+        raise UsageError(f"dtype {brief(dtype)}: auto, bf16, fp16 or fp32, or torch's of these")
+    return found
 
 
 def join(runtime: Runtime) -> tuple[World, str]:

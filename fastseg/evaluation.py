@@ -33,7 +33,7 @@ from fastseg.pipelines.fit import covered
 from fastseg.pipelines.source import Spec, choose_loader, evaluation_batches
 from fastseg.runs import checkpoint_of, whole
 from fastseg.specs import make_spec, open_data
-from fastseg.texts import user_path
+from fastseg.texts import shown, user_path
 from fastseg.tiles import Picture, Tiling, blended, tiling_of
 
 # The network always sees batches of this shape, the last one padded: convolution kernels, and with them the last bits,
@@ -352,7 +352,7 @@ def _evaluate(
         evaluated = Mirrored(model) if tta == "mirror" else model
         found = score(evaluated, spec, world, at=at, fused=model.fused, boundaries=True, tiling=tiling)
     if not found.confusions.any():
-        raise FastsegError(all_void(dataset.root, split, len(spec.pairs), dataset.classes))
+        raise FastsegError(f"{shown(dataset.root)}: {all_void(split, len(spec.pairs), dataset.classes)}")
     scheme, _ = choose_split(dataset, config.data.split_scheme)
     told = protocol(config, spec, split, scheme, len(seen), kernels, at, tta, tiling)
     told |= {"network": trained.model.network, "init": config.model.init}

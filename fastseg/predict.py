@@ -1,15 +1,11 @@
 """A trained network on images of any kind and size: `fastseg.load`, and what `fastseg predict` writes."""
 
-import glob
-import itertools
-import os
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-import click
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,18 +15,18 @@ from fastseg import checkpoint as checkpoints
 from fastseg import config as configs
 from fastseg.config import Size
 from fastseg.data.decode import decode_image, orientation, rgb_of, turned
-from fastseg.data.layouts import find
-from fastseg.data.pairs import Dataset, data_folders, entries, is_companion, is_image, walk
 from fastseg.data.tiff import TiffRows, is_large
-from fastseg.distributed import choose_device, choose_dtype
-from fastseg.errors import FastsegError, UsageError
+from fastseg.distributed import choose_dtype, device_of, dtype_name
+from fastseg.environment import cores
+from fastseg.errors import FastsegError
+from fastseg.inputs import Job
 from fastseg.kernels import launch
 from fastseg.pipelines.fit import covered, fitted
 from fastseg.pipelines.resize import resize_image
 from fastseg.pipelines.source import normalise
 from fastseg.results import note_results, refuse_overwriting, strip_of, targets, write_counts, writing
 from fastseg.runs import checkpoint_of, sole_writer
-from fastseg.texts import brief, shown, user_path
+from fastseg.texts import user_path
 from fastseg.tiles import Picture, blended, tiling_of
 
 BATCH = 8  # images, or tiles, that the network sees at once
@@ -170,40 +166,6 @@ class Predictor:
         return [scores.argmax(0).to(torch.uint8).cpu().numpy() for scores in self.enlarged(images)]
 
 
-def device_of(device: str | torch.device) -> torch.device:
-    """A device as users name it: "auto", or what torch takes.
-
-    Raises:
-        UsageError: it is not there, or nobody's name.
-    """
-    if device == "auto":
-        return torch.device(choose_device("auto")[0])
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise UsageError(f"device {brief(device)}: auto, cpu, cuda or cuda:0") from None
-    if found.type not in ("cpu", "cuda"):
-        raise UsageError(f"device {brief(device)}: auto, cpu, cuda or cuda:0")
-    choose_device(found.type)
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device {device}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
-    return found
-
-
-def dtype_name(dtype: str | torch.dtype) -> str:
-    """The name that `--dtype` has for one of torch's dtypes; a name stays as it is.
-
-    Raises:
-        UsageError: a dtype that no network computes in.
-    """
-    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-    if dtype in ("auto", "tf32", *names.values()):
-        return str(dtype)
-    if not isinstance(dtype, torch.dtype) or dtype not in names:
-        raise UsageError(f"dtype {brief(dtype)}: auto, bf16, fp16 or fp32, or torch's of these")
-    return names[dtype]
-
-
 def pixels_of(image: str | Path | Image.Image | np.ndarray | torch.Tensor, upright: bool = False) -> np.ndarray:
     """uint8[H, W, 3] of what `Predictor` takes; files and PIL images upright, where that is asked for."""
     if isinstance(image, str | Path):
@@ -252,85 +214,6 @@ def load(
     path = checkpoint_of(user_path(path))
     how: dict[str, Any] = {"device": device, "dtype": dtype, "tile": tile, "tile_overlap": tile_overlap}
     return Predictor(checkpoints.read(path), source=path, network=network, **how)
-
-
-class Job(NamedTuple):
-    """An image file, and what its results are called: a relative path without suffix."""
-
-    path: Path
-    name: str
-
-
-def find_images(inputs: Sequence[str]) -> list[Job]:
-    """Files, all images below folders, and files of globs, in order; see `images_below` for what counts as one.
-
-    Raises:
-        UsageError: an input that gives none, or two files whose results would have the same name.
-    """
-    jobs: list[Job] = []
-    for text in map(os.path.expanduser, inputs):
-        path = Path(text)
-        if path.is_dir():
-            found = [Job(p, str(p.relative_to(path).with_suffix(""))) for p in images_below(path)]
-        elif path.exists():
-            found = [Job(path, path.stem)]
-        else:
-            matched = [Path(p) for p in sorted(glob.glob(text, recursive=True)) if Path(p).is_file()]
-            found = [Job(p, p.stem) for p in matched if not _is_result(p, text)]
-        if not found:
-            raise UsageError(f"predict: {text}: no image there; give files, folders or globs in quotes")
-        jobs += found
-    names: dict[str, Path] = {}
-    for job in jobs:
-        if job.name in names:
-            raise UsageError(
-                f"predict: {names[job.name]} and {job.path} would both become {job.name}.png: predict them apart"
-            )
-        names[job.name] = job.path
-    return jobs
-
-
-def images_below(root: Path) -> list[Path]:
-    """The images in a folder and in those below, in order: of a data set what it pairs with labels, and no labels.
-
-    Companions of data, runs, and what `predict` has written are left out.
-
-    Raises:
-        UsageError: a dataset.toml that is no description, so that nobody knows which files are labels.
-    """
-    found: list[Path] = []
-    for here, folders, names in walk(root):
-        try:
-            dataset = find(here)
-        except FastsegError:
-            if (here / "dataset.toml").is_file():
-                raise
-            found += [here / name for name in names if is_image(name) and not is_companion(name)]
-            continue
-        folders.clear()
-        found += _unlabelled(dataset)
-    return sorted(path for path in found if path.is_file())
-
-
-def _unlabelled(dataset: Dataset) -> list[Path]:
-    """The images of a data set, those without a label too; and a word that its labels are none of them."""
-    labels = {Path(pair.label) for pair in dataset.pool}
-    holders = {Path(pair.image).parent for pair in dataset.pool}
-    found = [folder / e.name for folder in holders for e in entries(folder) if is_image(e.name)]
-    images = [path for path in found if path not in labels]
-    where = shown(dataset.root)
-    click.echo(f"{where}: a data set ({dataset.layout} layout): its {len(images)} images, and no labels", err=True)
-    return images
-
-
-def _is_result(path: Path, pattern: str) -> bool:
-    """Whether a file lies in what fastseg made, or in a companion of data, in folders that the pattern leaves open."""
-    folder = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
-    for part in path.relative_to(folder).parts[:-1]:
-        if not data_folders(folder, [part]):
-            return True
-        folder /= part
-    return False
 
 
 # An image, and how many pixels of each class it has, or what is wrong with it.
@@ -383,7 +266,7 @@ def _resized(model: Predictor, jobs: Sequence[Job], out: Path, kinds: Sequence[s
         return _counted(strip, model)
 
     batches = [jobs[i : i + BATCH] for i in range(0, len(jobs), BATCH)]
-    with ThreadPoolExecutor(min(BATCH, 2 * (os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(min(BATCH, 2 * cores())) as pool:
 
         def begin(batch: Sequence[Job]) -> list[tuple[Job, Future]]:
             return [(job, pool.submit(decode_image, str(job.path), model.upright)) for job in batch]

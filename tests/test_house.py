@@ -39,14 +39,14 @@ TRAINER: dict[str, set[str] | frozenset[str]] = {
     **dict.fromkeys(
         ("choice", "errors", "texts", "environment", "workers", "ranges", "config", "runs", "signals"), frozenset()
     ),
-    **dict.fromkeys(("boundary", "metrics", "figures", "launcher", "memory"), frozenset()),
+    **dict.fromkeys(("boundary", "metrics", "figures", "inputs", "launcher", "memory"), frozenset()),
     **dict.fromkeys(("model", "overlays", "runlog", "tiles"), frozenset()),
     "network": {"model"},
     "specs": {"network"},
     "distributed": {"memory"},
     "report": {"figures"},
     "checkpoint": {"model", "network"},
-    "predict": {"checkpoint", "results", "tiles"},
+    "predict": {"checkpoint", "inputs", "results", "tiles"},
     "results": {"overlays"},
     "export": {"checkpoint", "model", "network"},
     "evaluation": {"boundary", "checkpoint", "network", "specs", "metrics", "tiles"},

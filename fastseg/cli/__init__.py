@@ -21,7 +21,7 @@ from fastseg.cli.profile_command import profile
 from fastseg.cli.repro_command import repro
 from fastseg.cli.train_commands import evaluate, report, train
 from fastseg.errors import EndedError, FastsegError, LostError, StoppedError, UsageError, first_line
-from fastseg.workers import Worker, alone, decide, decided, die_with_launcher, end_launcher, is_worker, this_worker
+from fastseg.workers import Worker, alone, decide, decided, die_with_launcher, end_launcher, this_worker
 
 PERMISSIONS = "change the permissions of the file or its folder, or give another"
 
@@ -80,7 +80,7 @@ class Group(click.Group):
             report_error(FastsegError(f"{where}{error.strerror or error}" + (f"; {cure}" if cure else "")))
             ctx.exit(1)
         except Exception as error:
-            if not is_worker() or isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort)):
+            if known_worker() is None or isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort)):
                 raise
             report_error(FastsegError(f"{first_line(error)}\n{traceback.format_exc()}"))
             ctx.exit(1)

@@ -117,9 +117,9 @@ def bench(
             click.echo(planning.show(found))
         return
     if plot_path:
+        if what not in ("stream", "scaling", "accuracy"):
+            raise UsageError(f"--plot {plot_path}: bench {what} has no curves; stream, scaling and accuracy have")
         new_file(plot_path, "--plot", CURVES)
-    if plot_path and what not in ("stream", "scaling", "accuracy"):
-        raise UsageError(f"--plot {plot_path}: bench {what} has no curves; stream, scaling and accuracy have")
     if gpus or nproc:
         from fastseg.distributed import check_gpus
 

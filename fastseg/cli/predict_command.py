@@ -61,7 +61,8 @@ def predict(
     from rich.console import Console
     from rich.progress import track
 
-    from fastseg.predict import find_images, load
+    from fastseg.inputs import find_images
+    from fastseg.predict import load
     from fastseg.predict import predict as run
     from fastseg.results import KINDS
 

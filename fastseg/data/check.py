@@ -261,8 +261,8 @@ def _void(dataset: Dataset, splits: Splits, pixels: dict[str, np.ndarray], unkno
     for split in ("train", "val"):
         counts = pixels.get(split, np.zeros(1))
         if counts.any() and not np.delete(counts, ignored).any():
-            told = all_void(dataset.root, split, len(splits[split]), dataset.classes)
-            found.append(Problem(str(dataset.root), told.partition(": ")[2], f"void {split}"))
+            told = all_void(split, len(splits[split]), dataset.classes)
+            found.append(Problem(str(dataset.root), told, f"void {split}"))
     return found
 
 

@@ -17,7 +17,6 @@ from fastseg.data.classes import UNKNOWN, VOID, ClassMap
 from fastseg.data.decode import decode_label
 from fastseg.data.layouts import Pair
 from fastseg.errors import FastsegError, UsageError
-from fastseg.texts import shown
 
 WEIGHTINGS = ("median-frequency", "sqrt-median-frequency", "none")
 REMEMBERED = 100  # files of a kind that are kept at most; the counts of several processes' shares are as many
@@ -121,11 +120,11 @@ def _recall(path: Path, images: int, num_classes: int) -> Counts | None:
     return Counts(images, np.array(kept["pixels"]), np.array(kept["image_pixels"]), kept["void_pixels"])
 
 
-def all_void(root: Path, split: str, images: int, classes: ClassMap) -> str:
+def all_void(split: str, images: int, classes: ClassMap) -> str:
     """What to say of a split whose labels have no pixel of any class: there is nothing to learn from or to score."""
     return (
-        f"{shown(root)}: all pixels of the {images} labels of {split} are void, so that none has a class to learn or "
-        f"to score: a class map that fits them is wanted (this one is {classes.allowed}), or other labels"
+        f"all pixels of the {images} labels of {split} are void, so that none has a class to learn or to score: "
+        f"a class map that fits them is wanted (this one is {classes.allowed}), or other labels"
     )
 
 

@@ -14,6 +14,7 @@ from fastseg import network as networks
 from fastseg.choice import Choice
 from fastseg.config import Config, Train
 from fastseg.data.duplicates import validated_too
+from fastseg.data.pairs import Dataset
 from fastseg.data.split import choose as choose_split
 from fastseg.data.split import contents
 from fastseg.data.stats import Counts, all_void, class_weights, count_once, has_classes
@@ -24,6 +25,7 @@ from fastseg.network import Network
 from fastseg.pipelines.growing import GrowingSource, plan_phases
 from fastseg.pipelines.source import DECODED_AHEAD, Spec, choose_loader, decoded_at_once
 from fastseg.specs import make_plan, make_spec, open_data
+from fastseg.texts import shown
 from fastseg.training.capture import Passes
 from fastseg.training.gradients import sum_gradients
 from fastseg.training.optim import Average, make_optimizer
@@ -84,14 +86,7 @@ def _assemble(
     capture = choose_capture(config, device)
     with startup.part("classes"):
         counts = count_together(spec, world)
-        labelled = {
-            "train": counts.pixels.any(),
-            "val": has_classes(val_spec.pairs, spec.classes, unknown=spec.unknown),
-        }
-        for split, its in (("train", spec), ("val", val_spec)):
-            if not labelled[split]:
-                raise FastsegError(all_void(dataset.root, split, len(its.pairs), spec.classes))
-
+        refuse_void(dataset, spec, val_spec, counts)
     with startup.part("network"):
         first = checkpoints.first_weights(config.model.init) if state is None else None
         model, taken = _network(config, spec, first, fused=kernels == "fused", new=state is None)
@@ -238,6 +233,16 @@ def joined(*parts: dict[str, list[str]]) -> dict[str, list[str]]:
     """Several of what `trained_on` gives as one, each image once."""
     rows = dict.fromkeys(row for part in parts for row in zip(part["stems"], part["contents"], strict=True))
     return {"stems": [stem for stem, _ in rows], "contents": [content for _, content in rows]}
+
+
+def refuse_void(dataset: Dataset, spec: Spec, val_spec: Spec, counts: Counts) -> None:
+    """Raise FastsegError where no label to train on, or none to validate on, has a pixel of any class."""
+    void = None if counts.pixels.any() else "train"
+    if void is None and not has_classes(val_spec.pairs, spec.classes, unknown=spec.unknown):
+        void = "val"
+    if void:
+        images = len((spec if void == "train" else val_spec).pairs)
+        raise FastsegError(f"{shown(dataset.root)}: {all_void(void, images, spec.classes)}")
 
 
 def count_together(spec: Spec, world: World) -> Counts:

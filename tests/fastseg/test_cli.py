@@ -149,7 +149,7 @@ def test_data_stats_prints_weights_whose_median_class_weighs_1(call):
         (["train", "--find-lr", "lr.jpg"], 2, "--find-lr lr.jpg: a name that ends in .svg says what to write"),
         (["eval", "x.pt", "--csv", "x.txt"], 2, "--csv x.txt: a name that ends in .csv says what to write"),
         (["data", "preview", ".", "--out", "x.svg"], 2, "--out x.svg: a name that ends in .png or .jpg or"),
-        (["bench", "--plot", "x.png"], 2, "--plot x.png: a name that ends in .svg says what to write"),
+        (["bench", "stream", "--plot", "x.png"], 2, "--plot x.png: a name that ends in .svg says what to write"),
         (["bench", "accuracy", "--cap", "0"], 2, "0.0 is not in the range x>0"),
         (["bench", "accuracy", "--target", "30"], 2, "30: write shares with commas between them"),
         (["train", "--resume"], 2, "--resume needs --run; unfinished runs: none in runs/"),

@@ -22,7 +22,7 @@ from fastseg.data.synth import write
 from fastseg.distributed import World
 from fastseg.errors import FastsegError, UsageError
 from fastseg.evaluation import score
-from fastseg.predict import find_images
+from fastseg.inputs import find_images
 from fastseg.results import KINDS, targets
 from fastseg.specs import make_spec, open_data
 from fastseg.training import train

@@ -44,27 +44,17 @@ def make_void(folder: Path, split: str) -> None:
 # Labels
 
 
-def test_training_labels_that_are_all_void_end_before_the_first_step(call, copy_of, row):
+@pytest.mark.parametrize(("split", "what"), [("train", "training"), ("val", "validation")])
+def test_labels_that_are_all_void_end_a_run_before_the_first_step(call, copy_of, row, split, what):
     folder, _ = copy_of("void")
-    make_void(folder, "train")
+    make_void(folder, split)
     line = said(call, "train", "--data", folder, *TINY, "--run", "r", code=1)
     assert not Path("r").exists()
     assert said(call, "train", "--data", folder, *TINY, "--dry-run", code=1) == line
     code, out, _ = call("data", "check", folder)
     assert code == 1
     assert f"error: {line}" in out
-    row("all training labels are void", line, "another class map (`void`, `index`), or other labels")
-
-
-def test_validation_labels_that_are_all_void_end_before_the_first_step(call, copy_of, row):
-    folder, _ = copy_of("void")
-    make_void(folder, "val")
-    line = said(call, "train", "--data", folder, *TINY, "--run", "r", code=1)
-    assert not Path("r").exists()
-    code, out, _ = call("data", "check", folder)
-    assert code == 1
-    assert f"error: {line}" in out
-    row("all validation labels are void", line, "another class map, or other labels")
+    row(f"all {what} labels are void", line, "another class map (`void`, `index`), or other labels")
 
 
 def test_one_pixel_of_a_class_is_enough_to_validate_on_and_none_is_not(call, copy_of, row):
